@@ -1,0 +1,1 @@
+"""Where the roles run: pools and groups of replicas, placement, launch. The only package that imports Ray."""

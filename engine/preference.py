@@ -1,0 +1,48 @@
+"""From a scorer's pair logits to win probabilities, win rates and baselines. numpy only, float64.
+
+Knows nothing of tables, models or losses. K is the number of answers to one prompt;
+`logits[i, j] > 0` says that answer i, shown first, beats answer j. The diagonal is 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+
+
+def sigmoid(x: Matrix) -> Matrix:
+    """Logistic function without overflow at either end."""
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
+def pairwise_win_probabilities(logits: Matrix) -> Matrix:
+    """P[i, j] = sigmoid of the symmetrised pair logit (M_ij - M_ji) / 2; P + P^T = 1 exactly on the diagonal.
+
+    SPPO section 5 (arXiv 2405.00675) takes sigma(s(y_i, y_j)) from one order; PairRM is not
+    antisymmetric, so both orders are averaged. Keeps intransitive preferences as they are.
+    """
+    return sigmoid((logits - logits.T) / 2)
+
+
+def bradley_terry_win_probabilities(logits: Matrix) -> Matrix:
+    """P[i, j] = sigmoid(s_i - s_j) with s_i = mean_j (M_ij - M_ji), as SPPO's released scripts do.
+
+    The mean runs over all K, the zero diagonal included, and adds both orders without halving, so a
+    transitive preference comes out at twice its logit and an intransitive one is flattened.
+    """
+    scores = (logits - logits.T).mean(axis=1)
+    return sigmoid(scores[:, None] - scores[None, :])
+
+
+def win_rates(win_prob: Matrix) -> Vector:
+    """[K] P_hat(y_i beats the policy) = mean_j P[i, j], the answer itself counted at 1/2 (SPPO section 4.2)."""
+    return win_prob.mean(axis=1)
+
+
+def log_partition(rates: Vector, eta: float) -> float:
+    """log Z = log mean_k exp(eta * P_hat(y_k)), over the answers of one prompt (SPPO equation 4.5)."""
+    scaled = eta * np.asarray(rates, dtype=np.float64)
+    return float(np.logaddexp.reduce(scaled) - np.log(len(scaled)))

@@ -1,0 +1,105 @@
+"""The tables that roles exchange, declared once, in dataflow order.
+
+Each stage adds columns and never renames one. The same Arrow table travels between roles and
+lies on disk. Reading this file is reading the dataflow:
+
+    PROMPTS -> COMPLETIONS -> SCORED -> ROWS -> REFERENCED
+
+K is the number of answers sampled per prompt, n the number of them that train (2 for a pair).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from engine.errors import SchemaError
+
+VERSION = 1
+"""Written into each table's metadata; raised when a column changes its meaning."""
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+IDS = pa.list_(pa.int32())
+REALS = pa.list_(pa.float64())
+
+
+def _schema(name: str, *fields: tuple[str, pa.DataType]) -> pa.Schema:
+    metadata = {"kumite_table": name, "kumite_schema_version": str(VERSION)}
+    return pa.schema([pa.field(column, kind) for column, kind in fields], metadata=metadata)
+
+
+def _extend(base: pa.Schema, name: str, *fields: tuple[str, pa.DataType]) -> pa.Schema:
+    return _schema(name, *((f.name, f.type) for f in base), *fields)
+
+
+PROMPTS = _schema(
+    "prompts",
+    ("prompt_id", pa.string()),  # content hash, with an occurrence number for duplicates
+    ("messages", MESSAGES),  # the conversation up to the answer
+    ("prompt_text", pa.string()),  # the chat template's rendering, exactly what the policy reads
+    ("prompt_token_ids", IDS),
+)
+
+COMPLETIONS = _extend(
+    PROMPTS,
+    "completions",
+    ("answers", pa.list_(pa.string())),  # [K]
+    ("answer_token_ids", pa.list_(IDS)),  # [K][tokens], EOS only where the answer stopped by itself
+    ("answer_logps", REALS),  # [K] nats, summed over tokens, at temperature 1 whatever was sampled with
+    ("finish_reasons", pa.list_(pa.string())),  # [K] "stop" | "length"
+    ("seeds", pa.list_(pa.int64())),  # [K]
+    ("weights", pa.string()),  # digest of the policy that answered
+)
+
+SCORED = _extend(
+    COMPLETIONS,
+    "scored",
+    ("pair_logits", pa.list_(REALS)),  # [K][K], M[i][j] > 0: answer i, shown first, beats answer j
+    ("num_truncated", pa.int32()),  # comparisons in which the scorer could not read a text to its end
+    ("scorer", pa.string()),  # id of the scorer
+)
+
+ROWS = _schema(
+    "rows",
+    ("prompt_id", pa.string()),
+    ("prompt_token_ids", IDS),
+    ("answer_index", IDS),  # [n] which of the K answers these are
+    ("answer_token_ids", pa.list_(IDS)),  # [n][tokens]
+    ("win_rate", REALS),  # [n] in [0, 1]: estimated P(answer beats the policy | prompt)
+    ("baseline", pa.float64()),  # log-partition divided by eta, in units of a win rate; 1/2 for "half"
+    ("weights", pa.string()),  # digest of the policy that answered, which is also the reference
+)
+
+REFERENCED = _extend(ROWS, "referenced", ("reference_logps", REALS))  # [n] nats, summed over tokens
+
+TABLES = {s.metadata[b"kumite_table"].decode(): s for s in (PROMPTS, COMPLETIONS, SCORED, ROWS, REFERENCED)}
+
+
+def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """Return `table` with exactly the columns of `schema`, in its order and types.
+
+    `where` names producer and shard for the message. Raises SchemaError naming the missing, the
+    unexpected and the expected columns, a column whose type does not fit, or one that holds nulls.
+    """
+    missing = [name for name in schema.names if name not in table.column_names]
+    unexpected = [name for name in table.column_names if name not in schema.names]
+    if missing or unexpected:
+        raise SchemaError(
+            f"{where}: missing columns {missing}, unexpected columns {unexpected}; expected {schema.names}"
+        )
+    try:
+        table = table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise SchemaError(f"{where}: {error}; expected {schema}") from error
+    holes = [name for name in schema.names if table[name].null_count]
+    if holes:
+        raise SchemaError(f"{where}: columns {holes} hold nulls; every row needs a value")
+    return table.replace_schema_metadata(schema.metadata)
+
+
+def append(table: pa.Table, schema: pa.Schema, where: str, **columns: list) -> pa.Table:
+    """Add a stage's new `columns` to `table` and conform the result to `schema`."""
+    for name, values in columns.items():
+        if name not in schema.names:
+            raise SchemaError(f"{where}: unexpected column {name!r}; expected {schema.names}")
+        table = table.append_column(schema.field(name), pa.array(values, schema.field(name).type))
+    return conform(table, schema, where)
