@@ -38,6 +38,8 @@ class ModelConfig(Section):
     """File with a Jinja chat template; null: the model's own; "none": the last user message as it is."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
+    num_parameters: PositiveFloat | None = None
+    """For the plan, where the model is not on this machine; null: counted from its files."""
     attn_implementation: str | None = None
     """The learner's attention in transformers' words (sdpa, flash_attention_2, eager); null: its choice."""
 
@@ -235,6 +237,22 @@ class EvaluationConfig(Section):
     """Who decides; null: the training scorer, which flatters the policy that it trained."""
 
 
+class StatedCluster(Section):
+    """A cluster to plan for that is not connected, for --dry-run."""
+
+    nodes: PositiveInt = 1
+    cpus: PositiveInt
+    """Per node."""
+    gpus: Count = 0
+    """Per node."""
+    gpu_gib: Annotated[float, Field(ge=0.0)] = 0.0
+    """Memory of one GPU."""
+    memory_gib: PositiveFloat
+    """Host memory of one node."""
+    disk_gib: PositiveFloat
+    """Free on the storage of `output`."""
+
+
 class ClusterConfig(Section):
     """Where the roles run."""
 
@@ -252,6 +270,8 @@ class ClusterConfig(Section):
     """For the learner's work between two metrics."""
     max_retries: Count = 3
     """How often a shard, or the learner group, is tried again after its replica died."""
+    stated: StatedCluster | None = None
+    """What --dry-run plans for; null: the cluster or machine at hand."""
 
 
 class TrackingConfig(Section):
@@ -283,6 +303,16 @@ class RunConfig(Section):
     evaluation: EvaluationConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def evaluator(self) -> ScorerConfig | None:
+        """The scorer that compares policies on held-out prompts; None without an evaluation."""
+        return (self.evaluation.scorer or self.scorer) if self.evaluation else None
+
+    @property
+    def audits(self) -> bool:
+        """Whether a second opinion on the training scorer's verdicts is to be had."""
+        return self.evaluation is not None and self.evaluation.scorer is not None
 
     @model_validator(mode="after")
     def _one_source_per_iteration(self) -> RunConfig:

@@ -3,7 +3,9 @@
 Each stage adds columns and never renames one. The same Arrow table travels between roles and
 lies on disk. Reading this file is reading the dataflow:
 
-    PROMPTS -> COMPLETIONS -> SCORED -> ROWS -> REFERENCED
+    PROMPTS -> COMPLETIONS -> SCORED -> ROWS -> REFERENCED          what trains
+                              SCORED -> AUDITED                     the scorer against the evaluator
+    PROMPTS -> COMPLETIONS -> JUDGED                                held-out prompts
 
 K is the number of answers sampled per prompt, n the number of them that train (2 for a pair).
 """
@@ -71,7 +73,20 @@ ROWS = _schema(
 
 REFERENCED = _extend(ROWS, "referenced", ("reference_logps", REALS))  # [n] nats, summed over tokens
 
-TABLES = {s.metadata[b"kumite_table"].decode(): s for s in (PROMPTS, COMPLETIONS, SCORED, ROWS, REFERENCED)}
+AUDITED = _schema(
+    "audited",
+    ("prompt_id", pa.string()),
+    ("agreements", pa.float64()),  # answer pairs on which scorer and evaluator agree, ties of the scorer at 1/2
+    ("comparable", pa.int32()),  # answer pairs between which the evaluator sees a difference
+)
+
+JUDGED = _extend(
+    COMPLETIONS,
+    "judged",
+    ("win_vs_start", pa.float64()),  # in [0, 1], over all answer pairs of the prompt, ties at 1/2
+    ("win_vs_previous", pa.float64()),
+    ("evaluator", pa.string()),
+)
 
 
 def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:

@@ -1,0 +1,202 @@
+"""Deterministic stand-ins for the roles, small enough to think through, strict about what they are given.
+
+The fake policy draws an answer's letters independently from softmax(logits), eight numbers in a
+safetensors file. It is a real policy with real log-probabilities and a real gradient, so the loop, the
+store and the algorithms are exercised in earnest; only models and engines are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import load_file, save_file
+
+from engine.algorithm import Algorithm, Batch
+from engine.config import LearnerConfig, SamplingConfig
+from engine.errors import NonFiniteError, WeightsError
+from engine.probe import compare_probe
+from engine.schema import COMPLETIONS, PROMPTS, REFERENCED, ROWS, append, conform
+from engine.seeds import derive_seed
+from engine.weights import verify_weights
+
+LETTERS = "abcdefgh"
+END = len(LETTERS)
+"""Token id that ends an answer."""
+
+
+def utility(messages: list[dict[str, str]], answers: list[str]) -> list[float]:
+    """A rule for the fake policy: every letter "a" is worth one nat."""
+    return [float(answer.count("a")) for answer in answers]
+
+
+def make_fake_policy(folder: Path, logits: list[float] | None = None) -> Path:
+    """Write a fake policy's weights; without `logits` all letters are equally likely."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.array(logits if logits is not None else [0.0] * len(LETTERS))
+    save_file({"logits": values}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "fake", "vocab_size": END + 1}))
+    return folder
+
+
+def letter_logps(folder: Path) -> np.ndarray:
+    """[8] log-probabilities of the letters under the policy in `folder`."""
+    logits = load_file(folder / "model.safetensors")["logits"]
+    return logits - np.logaddexp.reduce(logits)
+
+
+class FakeChat:
+    """Reads the last message as bytes."""
+
+    digest = "fake"
+    vocabulary = tuple(range(len(LETTERS)))
+
+    def render(self, messages: list[dict[str, str]]) -> tuple[str, list[int]]:
+        text = messages[-1]["content"]
+        return text, list(text.encode())
+
+
+class FakeGenerator:
+    """Answers with up to six letters; an answer ends by itself unless it runs into max_new_tokens."""
+
+    def __init__(self, sampling: SamplingConfig, seed: int):
+        self._sampling, self._seed = sampling, seed
+        self._digest, self._logps = "", np.zeros(0)
+
+    def load(
+        self, folder: str, digest: str, prompts: list[list[int]], answers: list[list[int]], learner: list[list[float]]
+    ) -> float:
+        verify_weights(Path(folder), digest)
+        self._digest, self._logps = digest, letter_logps(Path(folder))
+        ours = [[float(self._logps[token]) for token in answer] for answer in answers]
+        return compare_probe(learner, ours, 1e-9, replica="fake generator")
+
+    def generate(
+        self,
+        prompts: pa.Table,
+        iteration: int,
+        num_samples: int | None = None,
+        temperature: float | None = None,
+        purpose: str = "sample",
+    ) -> pa.Table:
+        prompts = conform(prompts, PROMPTS, "fake generator")
+        if not self._digest:
+            raise WeightsError("the fake generator was asked to generate before it was given weights")
+        k = num_samples or self._sampling.num_samples
+        seeds = [
+            [derive_seed(self._seed, purpose, iteration, prompt, i) for i in range(k)]
+            for prompt in prompts["prompt_id"].to_pylist()
+        ]
+        ids = [[self._answer(seed) for seed in row] for row in seeds]
+        letters = [[[i for i in answer if i != END] for answer in row] for row in ids]
+        return append(
+            prompts,
+            COMPLETIONS,
+            "fake generator",
+            answers=[["".join(LETTERS[i] for i in answer) for answer in row] for row in letters],
+            answer_token_ids=ids,
+            answer_logps=[[float(self._logps[answer].sum()) for answer in row] for row in letters],
+            finish_reasons=[["stop" if answer[-1:] == [END] else "length" for answer in row] for row in ids],
+            seeds=seeds,
+            weights=[self._digest] * prompts.num_rows,
+        )
+
+    def sleep(self) -> None:
+        self._digest, self._logps = "", np.zeros(0)
+
+    def _answer(self, seed: int) -> list[int]:
+        draw = np.random.default_rng(seed)
+        length = int(draw.integers(0, 7))
+        letters = draw.choice(len(LETTERS), size=length, p=np.exp(self._logps)).tolist()
+        return (letters + [END])[: self._sampling.max_new_tokens]
+
+
+class FakeLearner:
+    """Gradient steps on the eight logits with the real algorithm's loss, one rank or several equal ones."""
+
+    def __init__(self, config: LearnerConfig, algorithm: Algorithm, seed: int):
+        self._config, self._algorithm, self._seed = config, algorithm, seed
+        self._folder, self._logits = Path(), np.zeros(0)
+        self._rows: list[dict[str, Any]] = []
+        self._step = self._num_steps = 0
+
+    def rendezvous(self) -> tuple[str, int]:
+        return "localhost", 0
+
+    def join(self, host: str, port: int) -> None:
+        pass
+
+    def open(self, folder: str) -> None:
+        self._folder, self._logits = Path(folder), load_file(Path(folder) / "model.safetensors")["logits"].copy()
+        self._step = 0
+
+    def probe(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
+        logps = self._logits - np.logaddexp.reduce(self._logits)
+        return [[float(logps[token]) for token in answer] for answer in answers]
+
+    def reference(self, rows: pa.Table) -> list[list[float]]:
+        rows = conform(rows, ROWS, "fake learner")
+        return [self._logps(row["answer_token_ids"])[0].tolist() for row in rows.to_pylist()]
+
+    def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, int]:
+        rows = [row for shard in shards for row in conform(shard, REFERENCED, "fake learner").to_pylist()]
+        rows.sort(key=lambda row: derive_seed(self._seed, "order", iteration, row["prompt_id"]))
+        self._rows, self._step = rows, 0
+        self._num_steps = -(-len(rows) // self._config.batch_size)
+        return {"num_steps": self._num_steps, "num_rows": len(rows)}
+
+    def advance(self, until: int) -> list[dict[str, float]]:
+        return [self._update() for _ in range(self._step, until)]
+
+    def save_checkpoint(self, folder: str, step: int) -> None:
+        self.advance(step)
+        save_file({"logits": self._logits}, Path(folder) / "state.safetensors")
+        (Path(folder) / "step.json").write_text(json.dumps(self._step))
+
+    def load_checkpoint(self, folder: str) -> None:
+        self._logits = load_file(Path(folder) / "state.safetensors")["logits"].copy()
+        self._step = json.loads((Path(folder) / "step.json").read_text())
+
+    def save_weights(
+        self, folder: str, step: int, prompts: list[list[int]], answers: list[list[int]]
+    ) -> list[list[float]]:
+        self.advance(step)
+        shutil.copy(self._folder / "config.json", folder)
+        save_file({"logits": self._logits}, Path(folder) / "model.safetensors")
+        return self.probe(prompts, answers)
+
+    def sleep(self) -> None:
+        self._logits, self._rows = np.zeros(0), []
+
+    def _logps(self, answers: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """[n] summed log-probabilities, and [n, 8] their gradient with respect to the logits."""
+        logps = self._logits - np.logaddexp.reduce(self._logits)
+        counts = np.array([np.bincount(answer, minlength=END + 1)[:END] for answer in answers], dtype=np.float64)
+        return counts @ logps, counts - counts.sum(axis=1, keepdims=True) * np.exp(logps)
+
+    def _update(self) -> dict[str, float]:
+        """One step of normalised gradient descent on the mean loss of the next batch."""
+        import torch
+
+        size = self._config.batch_size
+        rows = self._rows[self._step * size : (self._step + 1) * size]
+        values, slopes = zip(*(self._logps(row["answer_token_ids"]) for row in rows), strict=True)
+        logps = torch.tensor(np.array(values), requires_grad=True)
+        batch = Batch(
+            logps=logps,
+            reference_logps=torch.tensor([row["reference_logps"] for row in rows], dtype=torch.float64),
+            win_rate=torch.tensor([row["win_rate"] for row in rows], dtype=torch.float64),
+            baseline=torch.tensor([[row["baseline"]] for row in rows], dtype=torch.float64),
+        )
+        loss = self._algorithm.loss(batch).mean()
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"step {self._step + 1}: the loss is {loss.item()}; no update was made")
+        loss.backward()
+        gradient = np.einsum("bn,bnv->v", logps.grad.numpy(), np.array(slopes))
+        self._logits -= self._config.optimizer.lr * gradient / max(float(np.linalg.norm(gradient)), 1e-12)
+        self._step += 1
+        return {"step": self._step, "loss": loss.item(), "learning_rate": self._config.optimizer.lr}

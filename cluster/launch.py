@@ -1,0 +1,94 @@
+"""From a config to running pools: which class plays each role, where it runs, with how much patience.
+
+The only place that knows all roles at once. Each role gets its own sections of the config, never the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from actors import fakes
+from actors.generator import Generator
+from actors.learner import Learner
+from actors.scorers import build_scorer
+from cluster.placement import Placement
+from cluster.plan import needs
+from cluster.pool import Group, Limits, Pool, Spawn
+from cluster.replica import Factory, LocalReplica, RayReplica, Replica
+from cluster.roles import ClusterRoles
+from cluster.session import ray_session
+from engine.config import RunConfig
+from engine.probe import ProbeBatch
+
+Note = Callable[[str], None]
+
+
+@contextmanager
+def launched(config: RunConfig, probe: ProbeBatch, note: Note) -> Iterator[ClusterRoles]:
+    """Connect, reserve, build the pools (replicas start with their first call), and end it all afterwards."""
+    turns = config.cluster.placement == "turns"
+    if config.cluster.backend == "local":
+        roles = ClusterRoles(_pools(config, _local_spawn, note), turns=turns, probe=probe, note=note)
+        try:
+            yield roles
+        finally:
+            roles.close()
+        return
+    with ray_session(config.cluster):
+        placement = Placement(needs(config), turns, config.cluster.start_deadline_s)
+        spawn = partial(_ray_spawn, placement, config.cluster.start_deadline_s)
+        roles = ClusterRoles(_pools(config, spawn, note), turns=turns, probe=probe, note=note, placement=placement)
+        try:
+            yield roles
+        finally:
+            roles.close()
+
+
+def _pools(config: RunConfig, spawn: Callable[[str, Callable[[int], Factory]], Spawn], note: Note) -> dict:
+    cluster, pools = config.cluster, {}
+    limits = Limits(cluster.shard_deadline_s, cluster.max_retries, note)
+    sections = {"generator": config.generator, "scorer": config.scorer, "evaluator": config.evaluator}
+    for role, section in sections.items():
+        if section is not None:
+            factory = _generator(config) if role == "generator" else partial(build_scorer, section)
+            pools[role] = Pool(role, spawn(role, lambda index, made=factory: made), section.num_replicas, limits)
+    ranks = partial(_learner, config)
+    patience = Limits(cluster.step_deadline_s, cluster.max_retries, note)
+    pools["learner"] = Group("learner", spawn("learner", ranks), config.learner.num_ranks, patience)
+    return pools
+
+
+def _generator(config: RunConfig) -> Factory:
+    if config.generator.kind == "fake":
+        return partial(fakes.FakeGenerator, config.sampling, config.seed)
+    return partial(Generator, config.generator, config.model, config.sampling, config.seed)
+
+
+def _learner(config: RunConfig, rank: int) -> Factory:
+    if config.learner.kind == "fake":
+        return partial(fakes.FakeLearner, config.learner, config.algorithm, config.seed)
+    return partial(
+        Learner, config.learner, config.model, config.algorithm, rank, config.learner.num_ranks, config.seed
+    )
+
+
+def _local_spawn(role: str, factory: Callable[[int], Factory]) -> Spawn:
+    def spawn(index: int) -> Replica:
+        return LocalReplica(f"{role} {index}", factory(index))
+
+    return spawn
+
+
+def _ray_spawn(placement: Placement, deadline_s: float, role: str, factory: Callable[[int], Factory]) -> Spawn:
+    def spawn(index: int) -> Replica:
+        replica = RayReplica(f"{role} {index}", factory(index), placement.options(role, index))
+        try:
+            replica.await_start(deadline_s)
+        except BaseException:
+            replica.kill()
+            raise
+        return replica
+
+    return spawn

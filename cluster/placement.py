@@ -1,0 +1,103 @@
+"""Which role gets which share of the cluster, and a clear word when it does not fit.
+
+Side by side, each role holds its own bundles. In turns, all roles share one set of bundles: with up to
+one GPU per replica each actor holds a fraction and frees its memory by sleeping; with more, actors end
+and start again, because Ray has no fractions of several GPUs. Knows nothing of what roles do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from engine.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one role asks for."""
+
+    num_replicas: int
+    cpus: float
+    gpus: float
+    strategy: str = "SPREAD"
+    """SPREAD replicas that work alone; PACK ranks that talk to each other."""
+
+    def total(self) -> dict[str, float]:
+        return {"CPU": self.num_replicas * self.cpus, "GPU": self.num_replicas * self.gpus}
+
+
+def share(needs: Mapping[str, Need]) -> Need:
+    """The bundles that serve every role in turn."""
+    return Need(
+        num_replicas=max(n.num_replicas for n in needs.values()),
+        cpus=max(n.cpus for n in needs.values()),
+        gpus=max(n.gpus for n in needs.values()),
+        strategy="PACK",
+    )
+
+
+def shortages(needs: Mapping[str, Need], turns: bool, available: Mapping[str, float]) -> list[str]:
+    """One sentence for each resource of which the roles want more than the cluster has."""
+    wanted = [share(needs)] if turns else list(needs.values())
+    lines = []
+    for resource in ("CPU", "GPU"):
+        total = math.fsum(need.total()[resource] for need in wanted)
+        if total > available.get(resource, 0.0) + 1e-9:
+            parts = ", ".join(f"{role} {n.total()[resource]:g}" for role, n in needs.items() if n.total()[resource])
+            lines.append(f"{total:g} {resource}s wanted ({parts}), {available.get(resource, 0.0):g} there")
+    return lines
+
+
+class Placement:
+    """The reserved bundles of a run on a connected Ray cluster."""
+
+    def __init__(self, needs: Mapping[str, Need], turns: bool, deadline_s: float):
+        """Reserve, or raise PlanError naming what is missing."""
+        self._needs, self._turns = needs, turns
+        if short := shortages(needs, turns, ray.cluster_resources()):
+            raise PlanError("the roles do not fit the cluster:\n" + "\n".join(f"  - {s}" for s in short) + ADVICE)
+        groups = {"shared": share(needs)} if turns else needs
+        self._groups = {name: self._reserve(name, need, deadline_s) for name, need in groups.items()}
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether a resting role stays as a sleeping actor (True) or ends (False)."""
+        return all(need.gpus <= 1 for need in self._needs.values())
+
+    def options(self, role: str, index: int) -> dict[str, Any]:
+        """Ray's options for replica `index` of a role."""
+        group = self._groups["shared" if self._turns else role]
+        need = self._needs[role]
+        divisor = len(self._needs) if self._turns and self.sleeps else 1
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+        return {"num_cpus": need.cpus / divisor, "num_gpus": need.gpus / divisor, "scheduling_strategy": strategy}
+
+    def release(self) -> None:
+        for group in self._groups.values():
+            remove_placement_group(group)
+
+    def _reserve(self, name: str, need: Need, deadline_s: float) -> PlacementGroup:
+        wanted = {"CPU": need.cpus, "GPU": need.gpus}
+        bundle = {resource: amount for resource, amount in wanted.items() if amount} or {"CPU": TOUCH}
+        group = placement_group([bundle] * need.num_replicas, strategy=need.strategy, name=f"kumite-{name}")
+        if not group.wait(timeout_seconds=deadline_s):
+            remove_placement_group(group)
+            raise PlanError(
+                f"{name}: {need.num_replicas} bundles of {bundle} were not placed within {deadline_s:g} s; the cluster "
+                f"has {ray.available_resources()} free now. Something else may hold it, or no single node fits a bundle"
+            )
+        return group
+
+
+TOUCH = 0.001
+"""Ray wants a bundle to hold something; roles that ask for nothing hold this much of a CPU."""
+
+ADVICE = "\nLower num_replicas, cpus or gpus, add nodes, or let roles take turns: cluster.placement=turns"
+"""The ways out."""

@@ -1,0 +1,41 @@
+"""The connection to Ray: an existing cluster, a submitted job's own, or a private one on this machine.
+
+Token authentication is always asked for. Ends only what it started.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from engine.config import ClusterConfig
+from engine.errors import PlanError
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[None]:
+    """Connect for the length of a run; a private cluster ends with it."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Engines that outlive their actor would keep its memory: let Ray end the actor's whole process group.
+    os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False)
+        else:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise PlanError(
+            f"cannot connect to Ray at {address or 'this machine'}: {error}. With a cluster, check cluster.address or "
+            f"RAY_ADDRESS, and that RAY_AUTH_MODE=token and the token are the same on both sides"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

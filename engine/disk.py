@@ -1,0 +1,110 @@
+"""The one layer through which durable files are written.
+
+A file appears whole or not at all: temporary name, write, fsync, rename, fsync of the folder. Every
+primitive passes `before(operation, path)`, so a test can fail or kill at each of them in turn. Knows
+nothing of runs, shards or manifests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import StoreError
+
+TEMPORARY = ".tmp"
+"""Suffix of names that no reader looks at and every opening driver removes."""
+
+
+def _nothing(operation: str, path: Path) -> None:
+    pass
+
+
+class Disk:
+    """Durable writes below one folder. `before` is called with (operation, path) ahead of each primitive."""
+
+    def __init__(self, before: Callable[[str, Path], None] = _nothing):
+        self._before = before
+
+    def write(self, path: Path, data: bytes) -> str:
+        """Put `data` at `path`, durably and all at once; return its sha256 in hex."""
+        part = path.with_name(path.name + TEMPORARY)
+        with self._named_errors(path, len(data)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._before("write", part)
+            with part.open("wb") as file:
+                file.write(data)
+                self._before("fsync", part)
+                file.flush()
+                os.fsync(file.fileno())
+            self._rename(part, path)
+        return hashlib.sha256(data).hexdigest()
+
+    def append(self, path: Path, line: str) -> None:
+        """Add one line to a log, durably. A crash leaves at most one torn line, at the very end."""
+        data = line.encode() + b"\n"
+        with self._named_errors(path, len(data)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._before("append", path)
+            with path.open("ab") as file:
+                file.write(data)
+                self._before("fsync", path)
+                file.flush()
+                os.fsync(file.fileno())
+            self.sync_folder(path.parent)
+
+    def publish(self, part: Path, path: Path) -> None:
+        """Make the finished folder `part` visible as `path`: fsync every file and folder in it, then rename."""
+        with self._named_errors(path, None):
+            for file in sorted(part.rglob("*")):
+                self._before("fsync", file)
+                sync(file)
+            self.sync_folder(part)
+            self._rename(part, path)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file or a folder that nothing names any more; a missing one is fine."""
+        self._before("remove", path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def sync_folder(self, folder: Path) -> None:
+        self._before("fsync_folder", folder)
+        sync(folder)
+
+    def _rename(self, part: Path, path: Path) -> None:
+        self._before("rename", path)
+        part.replace(path)
+        self.sync_folder(path.parent)
+
+    @contextmanager
+    def _named_errors(self, path: Path, size: int | None) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            amount = "" if size is None else f" ({size:,} bytes)"
+            raise StoreError(
+                f"cannot write {path}{amount}: {error.strerror or error}. What was committed before is intact; "
+                f"mend the disk and run the same command again"
+            ) from error
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder by name."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content in hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
