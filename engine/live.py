@@ -1,7 +1,7 @@
 """Progress on the screen: one table that redraws itself on a terminal, a few plain lines in a log.
 
 Shows what the board holds and computes nothing that is kept. Knows nothing of files or of roles. Every
-text passes `printable`: notes may carry words of models, and those may carry terminal commands.
+text is made printable: notes may carry words of models, and those may carry terminal commands.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from engine.board import Board, Progress
 from engine.ledger import StageAccount
+from engine.text import printable
 
 SECONDS_BETWEEN_LINES = 5.0
 """In a log, the least time between two lines about an unfinished stage."""
@@ -27,9 +28,9 @@ SHOWN_AMOUNTS = ("tokens", "pairs", "rows")
 SHOWN_METRICS = ("loss", "rewards/margins")
 
 
-def printable(text: str) -> str:
-    """Return `text` on one line, with control, format and other unprintable characters written out (\\x1b)."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+def one_line(text: str) -> str:
+    """Return `text` as one harmless line."""
+    return printable(text, newlines="show")
 
 
 def duration(seconds: float) -> str:
@@ -91,7 +92,7 @@ class LiveView:
         """Nothing to do: the table redraws itself."""
 
     def note(self, text: str) -> None:
-        self._live.console.print(Text(printable(text)))
+        self._live.console.print(Text(one_line(text)))
 
     def close(self) -> None:
         self._live.stop()
@@ -116,7 +117,7 @@ class PlainView:
         self.note(f"[{self._board.title}] " + "  ".join(part for part in parts if part))
 
     def note(self, text: str) -> None:
-        self._console.out(printable(text), highlight=False)
+        self._console.out(one_line(text), highlight=False)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -133,7 +134,7 @@ def table(title: str, rows: list[Row]) -> Table:
     for row in rows:
         bar = ProgressBar(total=row.total or 1, completed=min(row.done, row.total) if row.total else 0, width=20)
         cells = (row.count, row.rate, row.busy, row.eta, row.state)
-        result.add_row(Text(printable(row.stage)), bar, *(Text(printable(cell)) for cell in cells))
+        result.add_row(Text(one_line(row.stage)), bar, *(Text(one_line(cell)) for cell in cells))
     return result
 
 

@@ -20,6 +20,7 @@ from engine.errors import ConfigError, StoreError
 
 Kind = Literal["step", "iteration", "stage", "note"]
 Record = dict[str, Any]
+FILE_NAME = "metrics.jsonl"
 RESERVED = frozenset({"time", "kind", "iteration", "step", "stage", "text", "nonfinite"})
 """Keys of a line that no metric may take."""
 

@@ -16,11 +16,10 @@ from rich.console import Console
 
 from engine.board import Board
 from engine.live import LiveView, PlainView, View, duration
-from engine.metrics_file import MetricsFile, TensorBoard, read_metrics
+from engine.metrics_file import FILE_NAME, MetricsFile, TensorBoard, read_metrics
 
 __all__ = ["Monitor", "read_metrics"]
 
-FILE_NAME = "metrics.jsonl"
 LEARNER_STAGE = "learn"
 
 
