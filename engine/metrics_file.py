@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -137,9 +138,11 @@ class TensorBoard:
 
     def _write(self, global_step: int, metrics: Mapping[str, float], purge: bool) -> None:
         if self._writer is None:
-            from tensorboardX import SummaryWriter
+            from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
-            self._writer = SummaryWriter(str(self._folder), purge_step=global_step if purge else None)
+            suffix = f".{time.time_ns()}"  # file names count seconds: a fast restart would overwrite the last file
+            purge_step = global_step if purge else None
+            self._writer = SummaryWriter(str(self._folder), purge_step=purge_step, filename_suffix=suffix)
         for name, value in metrics.items():
             if math.isfinite(value):  # tensorboardX would print a warning for each of the others
                 self._writer.add_scalar(name, value, global_step)

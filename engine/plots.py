@@ -23,10 +23,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's palette, which people with any colour vision tell apart."""
 MAX_POINTS = 600
 """Per curve; longer ones show means of equal stretches."""
+FEW_POINTS = 20
+"""Curves of fewer points get dots; of a single point nothing else would be seen."""
 MAX_TIMED = 12
 """Iterations in the figure of stage times, the last ones."""
 
-Curve = tuple[list[int], list[float]]
+Steps = list[tuple[int, Record]]
 
 
 def available() -> bool:
@@ -35,8 +37,8 @@ def available() -> bool:
 
 def training_curves(records: list[Record]) -> str | None:
     """Loss, reward margin and log-ratios over optimizer steps counted through all iterations."""
-    steps, ends = _global_steps([record for record in records if record["kind"] == "step"])
-    names = {name for _, record in steps for name, value in record.items() if isinstance(value, float)}
+    iterations = _global_steps([record for record in records if record["kind"] == "step"])
+    names = {name for steps in iterations for _, record in steps for name in record if record[name] is not None}
     ratios = sorted(name for name in names if name.startswith("log_ratio"))
     panels = {
         "loss": ["loss"],
@@ -50,9 +52,12 @@ def training_curves(records: list[Record]) -> str | None:
     figure = _figure(9.0, 2.6)
     for axes, (title, wanted) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, colour in zip(wanted, COLOURS, strict=False):
-            axes.plot(*_curve(steps, name), color=colour, linewidth=1.2, label=name)
-        for end in ends[:-1]:
-            axes.axvline(end + 0.5, color="#999999", linewidth=0.8, linestyle=":")
+            for steps in iterations:
+                x, y = _curve(steps, name, MAX_POINTS // len(iterations))
+                axes.plot(x, y, color=colour, linewidth=1.2, marker="." if len(x) < FEW_POINTS else "")
+            axes.lines[-1].set_label(name)
+        for steps in iterations[1:]:
+            axes.axvline(steps[0][0] - 0.5, color="#999999", linewidth=0.8, linestyle=":")
         _label(axes, title, "optimizer step", "")
         if len(wanted) > 1:
             axes.legend(fontsize=7, frameon=False)
@@ -117,23 +122,21 @@ def _errorbar(axes: Axes, points: list[tuple[int, WinRate]], label: str, colour:
     axes.errorbar(x, y, yerr=[below, above], color=colour, marker="o", markersize=4, capsize=3, label=label)
 
 
-def _global_steps(records: list[Record]) -> tuple[list[tuple[int, Record]], list[int]]:
-    """Records in order under their step counted through all iterations, and the last such step of each."""
+def _global_steps(records: list[Record]) -> list[Steps]:
+    """Per iteration its records, under their steps counted through all iterations."""
     by_iteration: dict[int, dict[int, Record]] = defaultdict(dict)
     for record in records:
         by_iteration[record["iteration"]][record["step"]] = record
-    steps: list[tuple[int, Record]] = []
-    ends: list[int] = []
-    for iteration in sorted(by_iteration):
-        before = ends[-1] if ends else 0
-        steps += [(before + step, by_iteration[iteration][step]) for step in sorted(by_iteration[iteration])]
-        ends.append(before + max(by_iteration[iteration]))
-    return steps, ends
+    result, before = [], 0
+    for _, steps in sorted(by_iteration.items()):
+        result.append([(before + step, record) for step, record in sorted(steps.items())])
+        before += max(steps)
+    return result
 
 
-def _curve(steps: list[tuple[int, Record]], name: str) -> Curve:
+def _curve(steps: Steps, name: str, max_points: int) -> tuple[list[int], list[float]]:
     points = [(step, record[name]) for step, record in steps if record.get(name) is not None]
-    size = -(-len(points) // MAX_POINTS)
+    size = max(1, -(-len(points) // max(1, max_points)))
     stretches = [points[n : n + size] for n in range(0, len(points), size)]
     return [stretch[-1][0] for stretch in stretches], [sum(y for _, y in s) / len(s) for s in stretches]
 

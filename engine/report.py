@@ -42,9 +42,6 @@ __all__ = ["IterationSummary", "Sample", "Summary", "WinRate", "complete", "prin
 NUM_SAMPLES = 8
 NUM_NOTES = 100
 """Notes shown, the last ones."""
-TERMINAL_COLUMNS = (
-    "iteration", "win_rate_start", "win_rate_previous", "mean_length", "agreement", "num_rows", "loss_last", "wall_seconds"
-)  # fmt: skip
 
 
 def write_report(run_folder: Path, summary: Summary) -> Path:
@@ -72,13 +69,13 @@ def write_report(run_folder: Path, summary: Summary) -> Path:
 
 
 def print_table(console: Console, summary: Summary) -> None:
-    """Print the columns of the table of iterations that fit a terminal and hold anything.
+    """Print the table of iterations: of the columns that fit a terminal those that hold anything.
 
     Figures that only metrics.jsonl knows are in it after `complete(summary, read_metrics(path))`.
     """
     table = Table(title=Text(printable(f"{summary.name}: {summary.status}", newlines="show")), title_justify="left")
-    known = [column for column in COLUMNS if any(column.value(i) is not None for i in summary.iterations)]
-    columns = [column for column in known if column.name in TERMINAL_COLUMNS]
+    brief = [column for column in COLUMNS if column.brief]
+    columns = [column for column in brief if any(column.value(i) is not None for i in summary.iterations)]
     for column in columns:
         longest_word = max(map(len, column.heading.split()))
         table.add_column(Text(column.heading), justify="right", min_width=longest_word)

@@ -112,6 +112,8 @@ class Column:
     heading: str
     value: Callable[[IterationSummary], Any]
     show: Callable[[Any], str]
+    brief: bool = False
+    """Among the few columns that a terminal has room for."""
 
     def text(self, iteration: IterationSummary) -> str:
         value = self.value(iteration)
@@ -135,19 +137,19 @@ def _seconds(value: float) -> str:
 
 
 COLUMNS = (
-    Column("iteration", "iteration", lambda i: i.iteration, str),
-    Column("win_rate_start", "wins against start", lambda i: i.win_rate_start, win_rate),
-    Column("win_rate_previous", "wins against previous", lambda i: i.win_rate_previous, win_rate),
-    Column("mean_length", "mean length", lambda i: i.mean_length, "{:.1f}".format),
-    Column("agreement", "scorer agrees with oracle", lambda i: i.agreement, percent),
+    Column("iteration", "iteration", lambda i: i.iteration, str, brief=True),
+    Column("win_rate_start", "wins against start", lambda i: i.win_rate_start, win_rate, brief=True),
+    Column("win_rate_previous", "wins against previous", lambda i: i.win_rate_previous, win_rate, brief=True),
+    Column("mean_length", "mean length", lambda i: i.mean_length, "{:.1f}".format, brief=True),
+    Column("agreement", "scorer agrees with oracle", lambda i: i.agreement, percent, brief=True),
     Column("num_prompts", "prompts", lambda i: i.num_prompts, _count),
-    Column("num_rows", "pairs trained", lambda i: i.num_rows, _count),
+    Column("num_rows", "pairs trained", lambda i: i.num_rows, _count, brief=True),
     Column("num_ties", "ties", lambda i: i.num_ties, _count),
     Column("num_truncated", "truncated", lambda i: i.num_truncated, _count),
     Column("num_steps", "steps", lambda i: i.num_steps, _count),
     Column("loss_first", "first loss", lambda i: i.loss_first, "{:.4g}".format),
-    Column("loss_last", "last loss", lambda i: i.loss_last, "{:.4g}".format),
-    Column("wall_seconds", "wall time", lambda i: i.wall, _seconds),
+    Column("loss_last", "last loss", lambda i: i.loss_last, "{:.4g}".format, brief=True),
+    Column("wall_seconds", "wall time", lambda i: i.wall, _seconds, brief=True),
 )
 
 
@@ -164,9 +166,11 @@ def _busy(stage: str) -> Callable[[IterationSummary], float | None]:
 def complete(summary: Summary, records: list[Record]) -> Summary:
     """Fill what `summary` leaves open from the lines of metrics.jsonl, iterations it does not list included."""
     known = {iteration.iteration: iteration for iteration in summary.iterations}
-    seen = {record["iteration"] for record in records if record["iteration"] is not None}
-    numbers = sorted(known.keys() | seen)
-    filled = (_fill(known.get(n, IterationSummary(n)), [r for r in records if r["iteration"] == n]) for n in numbers)
+    lines: dict[int, list[Record]] = {number: [] for number in known}
+    for record in records:
+        if record["iteration"] is not None:
+            lines.setdefault(record["iteration"], []).append(record)
+    filled = (_fill(known.get(number, IterationSummary(number)), lines[number]) for number in sorted(lines))
     return replace(summary, iterations=tuple(filled))
 
 
