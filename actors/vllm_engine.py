@@ -1,0 +1,188 @@
+"""vLLM behind five verbs: sample, score, reload, sleep, close. Nothing else imports vllm for generation.
+
+Written against vLLM 0.32, whose weight and sleep calls change between minor versions; the contract test
+in tests/actors/test_generator.py names each call that is used here. Knows no tables, digests or seeds.
+Importing this module is cheap: vLLM (7 s) is imported when an engine is built.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.config import GeneratorConfig, ModelConfig, SamplingConfig
+from engine.errors import ConfigError, RoleError
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
+
+ENVIRONMENT = {
+    # The engine core lives in this process: killing the process leaves no orphan, and seeds are reproducible.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Only with tensor parallelism on CPU: pinned workers of two engines would land on the same cores.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+"""Set before vLLM is imported unless the user set them (the first one always)."""
+
+RESERVED_ARGS = frozenset(
+    {"model", "tokenizer", "skip_tokenizer_init", "dtype", "seed", "runner", "logprobs_mode", "generation_config"}
+    | {"max_model_len", "enable_sleep_mode", "trust_remote_code", "tensor_parallel_size"}
+)
+"""Arguments of vllm.LLM that Kumite decides, because other sections of the config or its tables depend on them."""
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One prompt to answer `num_samples` times; sample i draws with seed + i."""
+
+    prompt_token_ids: list[int]
+    num_samples: int
+    seed: int
+    temperature: float
+    """0: greedy, with num_samples 1."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished answer as vLLM gave it."""
+
+    text: str
+    """Without special tokens."""
+    token_ids: list[int]
+    """As generated, including the end-of-sequence token where the model gave one."""
+    logp: float
+    """Nats, summed over `token_ids`, under the model's own distribution (temperature 1, nothing cut off)."""
+    finish_reason: str | None
+
+
+def check_engine_args(config: GeneratorConfig) -> None:
+    """Raise ConfigError for entries of generator.engine_args that Kumite itself decides."""
+    clashes = sorted(RESERVED_ARGS & config.engine_args.keys())
+    if clashes:
+        raise ConfigError([f"generator.engine_args.{name}: decided by other keys; remove it" for name in clashes])
+
+
+class VLLMEngine:
+    """One in-process vllm.LLM with a policy loaded from a folder."""
+
+    def __init__(
+        self, folder: str, config: GeneratorConfig, model: ModelConfig, sampling: SamplingConfig, seed: int
+    ) -> None:
+        """Start vLLM from `folder`; raises RoleError with vLLM's own words if it can not."""
+        self.sampling = sampling
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        import vllm
+        from vllm.platforms import current_platform
+
+        self.can_sleep = current_platform.is_cuda_alike() and current_platform.is_sleep_mode_available()
+        arguments = self._arguments(config, model, sampling, seed, on_cpu=current_platform.is_cpu())
+        try:
+            self.llm = vllm.LLM(folder, **arguments)
+        except Exception as error:
+            raise RoleError(
+                f"generator: vLLM {vllm.__version__} could not start from {folder} with {arguments}: {error}"
+            ) from error
+
+    def _arguments(
+        self, config: GeneratorConfig, model: ModelConfig, sampling: SamplingConfig, seed: int, *, on_cpu: bool
+    ) -> dict[str, Any]:
+        arguments = {
+            "skip_tokenizer_init": False,
+            "dtype": model.dtype,
+            "seed": seed,
+            "trust_remote_code": model.trust_remote_code,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "max_model_len": sampling.max_prompt_tokens + sampling.max_new_tokens,
+            "logprobs_mode": "raw_logprobs",
+            "enable_sleep_mode": self.can_sleep,
+            "use_tqdm_on_load": False,
+        }
+        if on_cpu:
+            # Compiling costs minutes there; an explicit cache size also spares the warm-up pass.
+            arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+            # A seeded request whose prompt is read in chunks kills the engine: vLLM rewinds its random
+            # generator by an offset that CPU generators do not have (gpu_model_runner.py, _bookkeeping_sync).
+            arguments["enable_chunked_prefill"] = False
+        else:
+            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        return arguments | config.engine_args
+
+    def sample(self, requests: list[SampleRequest]) -> list[list[Answer]]:
+        """Return the answers to each request, in the order of requests and of samples."""
+        return [
+            [
+                Answer(o.text, list(o.token_ids), o.cumulative_logprob, o.finish_reason)
+                for o in sorted(output.outputs, key=lambda o: o.index)
+            ]
+            for output in self._run(
+                [request.prompt_token_ids for request in requests], [self._parameters(request) for request in requests]
+            )
+        ]
+
+    def _parameters(self, request: SampleRequest) -> Any:
+        from vllm import SamplingParams
+
+        greedy = request.temperature == 0.0
+        return SamplingParams(
+            n=request.num_samples,
+            temperature=request.temperature,
+            top_p=1.0 if greedy else self.sampling.top_p,
+            top_k=0 if greedy else self.sampling.top_k,
+            max_tokens=self.sampling.max_new_tokens,
+            seed=request.seed,
+            logprobs=0,  # of the sampled tokens only
+            flat_logprobs=True,
+        )
+
+    def score(self, sequences: list[list[int]]) -> list[list[float]]:
+        """Return log p(token | all before it), in nats, of each sequence's tokens from the second on."""
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        return [
+            [
+                entry[token].logprob
+                for token, entry in zip(sequence[1:], list(output.prompt_logprobs or [])[1:], strict=True)
+            ]
+            for sequence, output in zip(sequences, self._run(sequences, [parameters] * len(sequences)), strict=True)
+        ]
+
+    def _run(self, token_ids: list[list[int]], parameters: list[Any]) -> list[RequestOutput]:
+        from vllm import TokensPrompt
+
+        if not token_ids:
+            return []
+        prompts = [TokensPrompt(prompt_token_ids=ids) for ids in token_ids]
+        return self.llm.generate(prompts, parameters, use_tqdm=False)
+
+    def reload(self, folder: str) -> None:
+        """Replace the weights in place by those of `folder`, which holds the same tensors; also wakes."""
+        # Wake in two parts: the key-value cache comes back only after the new weights have their room.
+        if self.can_sleep:
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if self.can_sleep:
+            self.llm.wake_up(tags=["kv_cache"])
+        # Cached keys and values of the old weights would silently answer for the new ones.
+        if not self.llm.reset_prefix_cache():
+            raise RoleError("generator: vLLM did not reset its prefix cache; requests are still running")
+
+    def sleep(self) -> None:
+        """Give back GPU memory, weights included; only where `can_sleep`, and only `reload` wakes it."""
+        # Level 2 drops the weights instead of copying them to host memory, which the learner may need.
+        self.llm.sleep(level=2)
+
+    def close(self) -> None:
+        """Stop the engine and free its memory; another engine can be built in this process."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
