@@ -27,8 +27,8 @@ from engine.yaml12 import Entry
 __all__ = ["config_digest", "describe", "diff", "dump", "load"]
 
 COMMAND_LINE = "command line"
-MAX_FILES = 32
-"""Files that one configuration may be put together from."""
+MAX_GENERATIONS = 8
+"""How many files may stand above one another through `defaults:`."""
 
 WITHOUT_EFFECT = {
     "run": {"name", "output", "cluster", "tracking"},
@@ -54,7 +54,7 @@ def load(
     keys with each other are made once the keys by themselves are right.
     """
     problems: list[str] = []
-    tree = yaml12.entry(base or {}, "the recipe")
+    tree = yaml12.entry(base or {}, "the recipe" if base else COMMAND_LINE)
     if path is not None:
         try:
             tree = _merge(tree, _read(File(path), ()), schema.root())
@@ -108,8 +108,8 @@ def _read(path: File, above: tuple[File, ...]) -> Entry:
     here = path.resolve()
     if here in above:
         raise ConfigError([f"{path}: `defaults:` go in a circle: {' -> '.join(p.name for p in (*above, here))}"])
-    if len(above) >= MAX_FILES:
-        raise ConfigError([f"{path}: more than {MAX_FILES} files under `defaults:`"])
+    if len(above) >= MAX_GENERATIONS:
+        raise ConfigError([f"{path}: `defaults:` go more than {MAX_GENERATIONS} files deep"])
     found = yaml12.parse(_text(path), str(path))
     if found.value is None:
         return Entry({}, str(path))
@@ -155,10 +155,12 @@ def _merge(under: Entry, over: Entry, node: Node) -> Entry:
 
 
 def _chooses_another(under: Entry, over: Entry, node: Node) -> bool:
+    """Whether `over` turns the section into another variant than `under` says it is."""
     tag = schema.tag_of(node)
     if tag is None or tag not in over.value:
         return False
-    return bool(over.plain()[tag] != under.plain().get(tag, schema.default_tag(node)))
+    before = under.plain().get(tag, schema.default_tag(node))
+    return before is not None and over.value[tag].plain() != before
 
 
 def _parse_overrides(tokens: Sequence[str], problems: list[str]) -> list[tuple[list[str], Entry]]:
@@ -282,7 +284,10 @@ def _line(path: Path, item: Any, tree: Entry, data: dict[str, Any]) -> str:
         return f"{name + ': ' if name else ''}{item['ctx']['error']} ({where})"
     tag = schema.tag_of(node)
     if tag and isinstance(item["input"], dict):
-        return _wrong((*path, tag), item["input"].get(tag), {"enum": schema.choices(node)}, tree.location((*path, tag)))
+        allowed, where = {"enum": schema.choices(node)}, tree.location((*path, tag))
+        if tag not in item["input"]:
+            return f"{name}.{tag}: missing; expected {schema.in_words(allowed)} ({where})"
+        return _wrong((*path, tag), item["input"][tag], allowed, where)
     return _wrong(path, item["input"], node, where)
 
 

@@ -194,7 +194,8 @@ def advice(path: Path) -> str:
     dotted, name = ".".join(map(str, path)), str(path[-1])
     known = list(keys())
     if kinds := [key.variant for key in known if key.path == dotted and key.variant]:
-        return f"it belongs to another kind of {path[0]}: {', '.join(dict.fromkeys(kinds))}"
+        place = ".".join(map(str, path[:-1]))
+        return f"it belongs to another kind of {place}: {', '.join(dict.fromkeys(kinds))}"
     if any(key.path == name for key in known) and "." in name:
         return "dots work on the command line; in a file write nested sections"
     if name in ELSEWHERE:
