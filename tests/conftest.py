@@ -1,0 +1,31 @@
+"""What all tests share: one thread per process, no network for models, and the folder of public data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports torch: tests share few cores, and a sum's order follows the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def public_data() -> Path:
+    """Folder of public instructions, answers and leaderboards; tests that need it skip where there is none."""
+    folder = os.environ.get("KUMITE_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("KUMITE_TEST_DATA does not name the folder of public test data")
+    return Path(folder)
