@@ -112,7 +112,7 @@ class FakeGenerator:
         draw = np.random.default_rng(seed)
         length = int(draw.integers(0, 7))
         letters = draw.choice(len(LETTERS), size=length, p=np.exp(self._logps)).tolist()
-        return (letters + [END])[: self._sampling.max_new_tokens]
+        return [*letters, END][: self._sampling.max_new_tokens]
 
 
 class FakeLearner:

@@ -67,7 +67,7 @@ class Job:
         from cluster.launch import launched
 
         with launched(config, probe, self._note) as roles:
-            policy = self.store.adopt(model, lambda: roles.open_learner(str(model)))
+            policy = self.store.adopt(model, roles.open_learner)
             SelfPlay(config, config.algorithm, roles, self.store, self._monitor, probe).run(policy)
         self.store.mark("finished")
         self._status = "finished"

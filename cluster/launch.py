@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from actors import fakes
-from actors.generator import Generator
 from actors.learner import Learner
 from actors.scorers import build_scorer
+
+from actors import fakes
+from actors.generator import Generator
 from cluster.placement import Placement
 from cluster.plan import needs
 from cluster.pool import Group, Limits, Pool, Spawn
@@ -69,9 +70,7 @@ def _generator(config: RunConfig) -> Factory:
 def _learner(config: RunConfig, rank: int) -> Factory:
     if config.learner.kind == "fake":
         return partial(fakes.FakeLearner, config.learner, config.algorithm, config.seed)
-    return partial(
-        Learner, config.learner, config.model, config.algorithm, rank, config.learner.num_ranks, config.seed
-    )
+    return partial(Learner, config.learner, config.model, config.algorithm, rank, config.learner.num_ranks, config.seed)
 
 
 def _local_spawn(role: str, factory: Callable[[int], Factory]) -> Spawn:

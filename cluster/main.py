@@ -31,8 +31,8 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None) 
     """
     console = Console()
     arguments, overrides = _parser(description).parse_known_args(argv)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # rules by dotted path are looked up from where the command is given
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # rules by dotted path are looked up from where the command is given
     try:
         config = config_file.load(arguments.config, overrides, base)
         plan = make_plan(config)

@@ -167,7 +167,9 @@ def _memory_lines(
             if needs(config)[role].gpus and size > stated.gpu_gib * GIB:
                 problems.append(f"{role}: {_size(size)} per replica, one GPU has {stated.gpu_gib:g} GiB")
         used = each["learner"] / GIB
-        text += f"; a GPU has {stated.gpu_gib:g} GiB, so the learner has {stated.gpu_gib - used:.0f} GiB for activations"
+        text += (
+            f"; a GPU has {stated.gpu_gib:g} GiB, so the learner has {stated.gpu_gib - used:.0f} GiB for activations"
+        )
     return [f"memory     {parameters / 1e9:.4g} B parameters; per replica, for weights and states: {text}"]
 
 

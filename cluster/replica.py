@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -54,31 +55,34 @@ class LocalReplica:
 class Host:
     """What runs inside the Ray actor: it holds the role and reports where it lives."""
 
-    def __init__(self, name: str, factory: Factory, folder: str):
-        if os.path.isdir(folder) and folder not in sys.path:  # noqa: PTH112 - runs before any import of ours
+    def __init__(self, name: str, folder: str):
+        if Path(folder).is_dir() and folder not in sys.path:
             sys.path.insert(0, folder)  # rules by dotted path come from the driver's folder
-        self._name, self._role = name, factory()
+        self._name, self._role = name, None
+
+    def build(self, factory: Factory) -> tuple[str, int]:
+        """Build the role; return (node id, process id). No part of __init__, whose errors Ray takes for deaths."""
+        self._role = factory()
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def call(self, method: str, args: tuple[Any, ...]) -> Any:
         return _call(self._name, self._role, method, args)
-
-    def identity(self) -> tuple[str, int]:
-        """(node id, process id)"""
-        return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 class RayReplica:
     """A role inside a Ray actor that never restarts by itself: a fresh one must be told its weights first."""
 
     def __init__(self, name: str, factory: Factory, options: dict[str, Any]):
+        """`options` are Ray's own for actors."""
         self._name = name
-        self._actor = ray.remote(Host).options(max_restarts=0, **options).remote(name, factory, os.getcwd())
+        self._actor = ray.remote(Host).options(max_restarts=0, **options).remote(name, os.getcwd())
+        self._built = self._actor.build.remote(factory)
         self.node_id: str | None = None
         self.pid: int | None = None
 
     def await_start(self, deadline_s: float) -> None:
-        """Wait until the actor runs, and learn where. Raises DeadlineError or ReplicaDied."""
-        self.node_id, self.pid = self._get(self._actor.identity.remote(), deadline_s, "start")
+        """Wait until the role is built, and learn where. Raises RoleError, DeadlineError or ReplicaDied."""
+        self.node_id, self.pid = self._get(self._built, deadline_s, "start")
 
     def call(self, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
         return self._get(self._actor.call.remote(method, args), deadline_s, method)

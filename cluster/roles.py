@@ -50,10 +50,11 @@ class ClusterRoles:
                 getattr(self, f"_prepare_{role}")(policy)
                 self._ready[role] = policy.digest
 
-    def open_learner(self, folder: str) -> list[list[float]]:
+    def open_learner(self, folder: str, digest: str) -> list[list[float]]:
         """Open the start model in the learner and return its log-probabilities on the probe batch."""
         learner = self._pools["learner"]
         learner.tell("open", folder)
+        self._ready["learner"] = digest
         return learner.ask("probe", self._probe.prompt_token_ids, self._probe.answer_token_ids)[0]
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The connection to Ray: an existing cluster, a submitted job's own, or a private one on this machine.
 
-Token authentication is always asked for. Ends only what it started.
+Token authentication is on for the private one (Ray's own default) and asked for elsewhere, unless the
+environment says RAY_AUTH_MODE=disabled. Ends only what it started.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Engines that outlive their actor would keep its memory: let Ray end the actor's whole process group.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     address = config.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
             ray.init(address=address, log_to_driver=False)
+            _require_authentication(address)
         else:
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -39,3 +40,13 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_authentication(address: str) -> None:
+    """Anyone who reaches a cluster without it can run code on it, so that has to be chosen by name."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() not in ("token", "disabled"):
+        ray.shutdown()
+        raise PlanError(
+            f"the Ray cluster at {address} works without token authentication. Start it with RAY_AUTH_MODE=token, "
+            f"or set RAY_AUTH_MODE=disabled here if its network is closed"
+        )

@@ -18,19 +18,25 @@ from engine.config import RunConfig
 from engine.errors import DataError
 from engine.monitor import Monitor
 from engine.probe import ProbeBatch
+from engine.results import iteration_metrics
 from engine.roles import Roles
 from engine.schema import COMPLETIONS, REFERENCED
 from engine.stages import heldout_stages, training_stages
 from engine.store import Policy, RunStore
 from engine.stream import Stage, Stream
-from engine.results import iteration_metrics
 
 
 class SelfPlay:
     """One run of `config.iterations` iterations over the prompts that the store holds."""
 
     def __init__(
-        self, config: RunConfig, algorithm: Algorithm, roles: Roles, store: RunStore, monitor: Monitor, probe: ProbeBatch
+        self,
+        config: RunConfig,
+        algorithm: Algorithm,
+        roles: Roles,
+        store: RunStore,
+        monitor: Monitor,
+        probe: ProbeBatch,
     ):
         self._config, self._algorithm, self._roles = config, algorithm, roles
         self._store, self._monitor = store, monitor

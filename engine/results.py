@@ -104,7 +104,9 @@ def _counts(store: RunStore, algorithm: Algorithm, t: int) -> dict[str, int]:
 
 
 def _win_rate(store: RunStore, version: int, against: str) -> WinRate | None:
-    rates = [rate for table in store.tables(version, "judged", JUDGED) for rate in table[f"win_vs_{against}"].to_pylist()]
+    rates = [
+        rate for table in store.tables(version, "judged", JUDGED) for rate in table[f"win_vs_{against}"].to_pylist()
+    ]
     if not rates:
         return None
     interval = evaluation.bootstrap(np.array(rates))

@@ -29,7 +29,9 @@ def training_stages(algorithm: Algorithm, policy: Policy, iteration: int, audit:
     return [*stages, _audited()] if audit else stages
 
 
-def heldout_stages(config: EvaluationConfig, policy: Policy, earlier: Callable[[pa.Table, int], pa.Table]) -> list[Stage]:
+def heldout_stages(
+    config: EvaluationConfig, policy: Policy, earlier: Callable[[pa.Table, int], pa.Table]
+) -> list[Stage]:
     """heldout -> answers -> judged, for one version of the policy; version 0 has nobody to be compared with.
 
     `earlier(answers, version)` returns another version's answers to the same held-out shard.

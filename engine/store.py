@@ -114,12 +114,15 @@ class RunStore:
 
     # Weights
 
-    def adopt(self, folder: Path, probe: Callable[[], list[list[float]]]) -> Policy:
-        """Make the start model version 0. It stays where it is; refused if it is not what the run began with."""
-        record = self._index.get(("weights", 0))
-        if record is None:
+    def adopt(self, folder: Path, probe: Callable[[str, str], list[list[float]]]) -> Policy:
+        """Make the start model version 0. It stays where it is; refused if it is not what the run began with.
+
+        `probe(folder, digest)` is asked, once per run, for the learner's log-probabilities of it.
+        """
+        if ("weights", 0) not in self._index:
             digest = weights_digest(folder)
-            record = self._add(kind="weights", version=0, folder=str(folder.resolve()), digest=digest, probe=probe())
+            path = str(folder.resolve())
+            self._add(kind="weights", version=0, folder=path, digest=digest, probe=probe(path, digest))
         policy = self.policy(0)
         assert policy is not None  # just recorded
         return policy
