@@ -7,7 +7,6 @@ Importing this module is cheap: vLLM (7 s) is imported when an engine is built.
 
 from __future__ import annotations
 
-import gc
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -184,5 +183,4 @@ class VLLMEngine:
 
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        cleanup_dist_env_and_memory()  # also collects the engine's reference cycles

@@ -1,0 +1,358 @@
+"""The learner: one rank of a DeepSpeed group that knows reference log-probabilities and updates weights.
+
+All ranks call the same methods in the same order. Everything of an iteration is a function of the
+policy folder, the rows and the config: `open` always starts from the folder with a fresh optimizer,
+nothing is carried over in memory. The reference is the policy before its first update, so a second
+model is never held. Knows nothing of Ray, run folders or other roles.
+
+    join -> open -> reference* -> begin -> [load_checkpoint] -> advance* -> save_weights -> open -> ...
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from actors.deepspeed_config import deepspeed_config, make_optimizer
+from actors.policy import PolicyModule, collate, load_policy
+from actors.policy_folder import gather_weights, write_policy
+from actors.process_group import device, free_address, join_group
+from actors.step_totals import GradientWatch, StepTotals
+from engine.algorithm import Algorithm, Batch
+from engine.batches import MicroBatch, Step, count_steps, deal, fingerprint, micro_batches, training_order
+from engine.config import LearnerConfig, ModelConfig
+from engine.errors import DataError, NonFiniteError, RoleError, StoreError
+from engine.schedule import lr_at
+from engine.schema import REFERENCED, ROWS, conform
+from engine.seeds import derive_seed
+
+CHECKPOINT = "learner"
+"""DeepSpeed's tag: the subfolder of a checkpoint folder."""
+
+
+class Learner:
+    """One rank; constructing it is cheap."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        model: ModelConfig,
+        algorithm: Algorithm,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+    ):
+        self.config = config
+        self.model = model
+        self.algorithm = algorithm
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self._engine: Any = None
+        self._source = Path()
+        self._forget_rows()
+
+    # ---- the group ----
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Rank 0: host and port where the group meets; pass them to every rank's `join`."""
+        return free_address()
+
+    def join(self, host: str, port: int, timeout_s: float = 1800.0) -> None:
+        """Meet the other ranks; returns when all are there. timeout_s bounds each later exchange too."""
+        threads = max(1, int(self.config.cpus))
+        join_group(host, port, self.rank, self.world_size, threads, timeout_s)
+
+    def close(self) -> None:
+        """Free the memory and leave the group for good."""
+        self.release()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    # ---- the policy ----
+
+    def open(self, policy_folder: str) -> None:
+        """Build a fresh engine and optimizer from a model folder; frees the previous ones first.
+
+        Raises ModelError where the folder cannot be used.
+        """
+        import deepspeed
+
+        self.release()
+        policy = load_policy(self.model, policy_folder, self.config.logits_chunk, self.config.gradient_checkpointing)
+        self._engine, *_ = deepspeed.initialize(
+            model=policy,
+            optimizer=make_optimizer(self.config.optimizer, policy.parameters()),
+            config=deepspeed_config(self.config, self.model, self.world_size),
+            dist_init_required=False,
+        )
+        self._watch = GradientWatch(policy)
+        self._source = Path(policy_folder)
+
+    def release(self) -> None:
+        """Free the engine's memory; the rank stays in its group."""
+        self._forget_rows()
+        if self._engine is None:
+            return
+        self._engine.destroy()
+        self._engine = None
+        self._watch = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def reference(self, rows: pa.Table) -> list[list[float]]:
+        """[rows][n] log-probabilities of ONE shard's answers (engine.schema.ROWS) under the opened policy.
+
+        In nats, summed over tokens; every rank returns the whole list. Computed in the micro-batches in
+        which the shard will train, so that the log-ratio before the first update is exactly 0.
+        Raises NonFiniteError naming the prompts whose log-probabilities are not finite.
+        """
+        self._require_engine()
+        rows = conform(rows, ROWS, "learner reference")
+        counts = [len(answers) for answers in rows["answer_token_ids"].to_pylist()]
+        values = torch.zeros(sum(counts), dtype=torch.float64, device=device())
+        with torch.no_grad():
+            for ranks in deal(micro_batches([rows.num_rows], self.config.micro_batch_size), self.world_size):
+                own = ranks[self.rank]
+                logps = self._engine(**collate(_rows_of(rows, own), device()))
+                start, stop = sum(counts[: own.start]), sum(counts[: own.stop])
+                values[start:stop] = logps[: stop - start]
+        dist.all_reduce(values)  # every answer was computed by one rank and is 0 on the others
+        split = [part.tolist() for part in values.split(counts)] if counts else []
+        _require_finite_references(rows, split)
+        return split
+
+    def probe(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
+        """Log-probability of every token of a few answers, in nats, under the opened policy.
+
+        All ranks compute all of them, one answer at a time, and return the same lists.
+        """
+        self._require_engine()
+        found = []
+        for prompt, answer in zip(prompt_token_ids, answer_token_ids, strict=True):
+            row = {"prompt_id": "probe", "prompt_token_ids": prompt, "answer_token_ids": [answer]}
+            with torch.no_grad():
+                values = self._engine(**collate([row], device()), per_token=True)[0].tolist()
+            found.append(values[len(prompt) - 1 : len(prompt) - 1 + len(answer)])
+        return found
+
+    # ---- training ----
+
+    def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, Any]:
+        """Take the iteration's rows, one table (engine.schema.REFERENCED) per shard in their fixed order.
+
+        Returns num_rows, num_answers, num_steps (to be run) and scheduled_steps (that the learning
+        rate is laid out for). Raises DataError where no shard holds a row.
+        """
+        self._require_engine()
+        tables = [conform(shard, REFERENCED, f"learner shard {i}") for i, shard in enumerate(shards)]
+        sizes = [table.num_rows for table in tables]
+        if not sum(sizes):
+            raise DataError(
+                f"iteration {iteration}: none of {len(sizes)} shards holds a training row; see the counts of "
+                "ties and exclusions, and raise sampling.num_samples or sampling.temperature"
+            )
+        config, schedule = self.config, self.config.schedule
+        self._shards = tables
+        self._order = training_order(
+            sizes,
+            micro_batch_size=config.micro_batch_size,
+            batch_size=config.batch_size,
+            num_ranks=self.world_size,
+            epochs=schedule.stop_after_epochs,
+            seed=derive_seed(self.seed, "order", iteration),
+        )
+        per_step = config.batch_size // config.micro_batch_size
+        pieces = micro_batches(sizes, config.micro_batch_size)
+        self._scheduled = count_steps(len(pieces), per_step, schedule.scheduler_total_epochs)
+        self._done = 0
+        return {
+            "num_rows": sum(sizes),
+            "num_answers": sum(len(answers) for t in tables for answers in t["answer_index"].to_pylist()),
+            "num_steps": len(self._order),
+            "scheduled_steps": self._scheduled,
+        }
+
+    def advance(self, num_steps: int) -> list[dict[str, float]]:
+        """Run up to `num_steps` optimizer steps; [] when all are done. One dict of metrics per step.
+
+        The metrics are the group's and the same on every rank: loss (mean over the step's rows),
+        grad_norm (before clipping), learning_rate, epoch, step (from 1), rewards/chosen, /rejected,
+        /margins, /accuracies, logps/chosen, logps/rejected, log_ratio/max_abs, num_tokens.
+        Raises NonFiniteError on every rank, before the weights change; `open` is needed then.
+        """
+        self._require_rows()
+        return [self._train_step(step) for step in self._order[self._done : self._done + num_steps]]
+
+    def _train_step(self, step: Step) -> dict[str, float]:
+        rate = self._learning_rate()
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        totals = StepTotals(len(step.passes), self.rank, self.world_size, device())
+        for index, ranks in enumerate(step.passes):
+            self._engine.set_gradient_accumulation_boundary(index == len(step.passes) - 1)
+            self._train_micro_batch(ranks[self.rank], step.num_rows, totals, index)
+        totals.reduce()
+        self._require_finite(step, totals)
+        grad_norm = self._update_weights()
+        self._done += 1
+        return {
+            "step": self._done,
+            "epoch": step.epoch,
+            "learning_rate": rate,
+            "grad_norm": grad_norm,
+            **totals.metrics(step.num_rows),
+        }
+
+    def _train_micro_batch(self, own: MicroBatch, step_rows: int, totals: StepTotals, index: int) -> None:
+        """Forward and backward; the engine averages gradients over ranks and is told not to divide further.
+
+        So a row's loss counts world_size / step_rows here, and the sum over passes and ranks, divided by
+        world_size, is the exact mean over the step's rows however they are spread.
+        """
+        rows = _rows_of(self._shards[own.shard], own)
+        batch = collate(rows, device())
+        logps = self._engine(**batch)
+        # An empty micro-batch runs through the graph as well, with gradient 0.
+        loss = self._row_losses(rows, logps, totals) * (self.world_size / step_rows) if rows else logps.sum() * 0.0
+        self._engine.backward(loss, scale_wrt_gas=False)
+        finite = loss.detach().isfinite()
+        totals.mark(index, finite, self._watch.take(default=torch.ones_like(finite)))
+        if rows:
+            totals.add_tokens(int(batch["attention_mask"].sum()))
+
+    def _row_losses(self, rows: list[dict], logps: Tensor, totals: StepTotals) -> Tensor:
+        """Sum of the rows' losses; row by row, since rows may differ in their number of answers."""
+        losses = []
+        for row, row_logps in zip(rows, logps.split([len(row["answer_index"]) for row in rows]), strict=True):
+            batch = Batch(
+                logps=row_logps[None],
+                reference_logps=row_logps.new_tensor([row["reference_logps"]]),
+                win_rate=row_logps.new_tensor([row["win_rate"]]),
+                baseline=row_logps.new_tensor([[row["baseline"]]]),
+            )
+            losses.append(self.algorithm.loss(batch))
+            totals.add_row(batch, losses[-1], self.algorithm.reward_scale())
+        return torch.cat(losses).sum()
+
+    def _update_weights(self) -> float:
+        """Clip and step; returns the gradient's global norm before clipping."""
+        norm = None
+        if not self._engine.zero_optimization() and not self._engine.bfloat16_enabled():
+            # Without ZeRO and in float32 DeepSpeed clips but does not tell the norm.
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm() if norm is None else norm)
+        if not math.isfinite(norm) or not self._engine.was_step_applied():
+            step = self._done + 1
+            self._forget_rows()
+            raise NonFiniteError(
+                f"learner step {step}: the norm of the summed gradient is {norm} although each micro-batch's "
+                "gradient is finite; lower algorithm.eta or use model.dtype = float32. The step does not count"
+            )
+        return norm
+
+    def _learning_rate(self) -> float:
+        schedule = self.config.schedule
+        return lr_at(
+            self._done,
+            peak=self.config.optimizer.lr,
+            total_steps=self._scheduled,
+            warmup_ratio=schedule.warmup_ratio,
+            kind=schedule.kind,
+        )
+
+    # ---- files ----
+
+    def save_checkpoint(self, folder: str) -> None:
+        """Write weights, optimizer and step counter to a folder that all ranks see. Called by all ranks."""
+        self._require_rows()
+        state = {"kumite_step": self._done, "kumite_order": fingerprint(self._order)}
+        self._engine.save_checkpoint(folder, tag=CHECKPOINT, client_state=state)
+
+    def load_checkpoint(self, folder: str) -> int:
+        """Continue where save_checkpoint stopped; returns the number of finished steps. After `begin`.
+
+        The same rows in the same order follow; on CPUs the weights come out bit-equal to those of an
+        unbroken run. Raises StoreError where the checkpoint is missing or belongs to other rows.
+        """
+        self._require_rows()
+        path, state = self._engine.load_checkpoint(folder, tag=CHECKPOINT)
+        if path is None or state.get("kumite_order") != fingerprint(self._order):
+            raise StoreError(
+                f"{folder} holds no learner checkpoint of these rows in this order; remove it to train from the start"
+            )
+        self._done = state["kumite_step"]
+        return self._done
+
+    def save_weights(self, folder: str) -> None:
+        """Write the policy as a complete model folder (rank 0 writes, all ranks call).
+
+        safetensors in model.dtype, with the config, the tokenizer and the chat template of the folder
+        that was opened. Returns on every rank once the files are there.
+        """
+        self._require_engine()
+        dtype = getattr(torch, self.model.dtype)
+        policy: PolicyModule = self._engine.module
+        state = gather_weights(policy, keep=self.rank == 0, dtype=dtype)
+        if self.rank == 0:
+            write_policy(policy, state, dtype, self._source, Path(folder))
+        dist.barrier()
+
+    # ---- checks ----
+
+    def _forget_rows(self) -> None:
+        self._shards: list[pa.Table] = []
+        self._order: list[Step] = []
+        self._scheduled = 0
+        self._done = 0
+
+    def _require_engine(self) -> None:
+        if self._engine is None:
+            raise RoleError("the learner holds no policy; call open(folder) first")
+
+    def _require_rows(self) -> None:
+        self._require_engine()
+        if not self._order:
+            raise RoleError(
+                "the learner has no rows; call begin(shards, iteration) first, after an error open() as well"
+            )
+
+    def _require_finite(self, step: Step, totals: StepTotals) -> None:
+        culprits = totals.culprits()
+        if not culprits:
+            return
+        found = []
+        for index, rank, kind in culprits:
+            piece = step.passes[index][rank]
+            ids = [row["prompt_id"] for row in _rows_of(self._shards[piece.shard], piece)]
+            found.append(f"{kind} of prompts {ids} (shard {piece.shard})")
+        number = self._done + 1
+        self._forget_rows()
+        raise NonFiniteError(
+            f"learner step {number}: not finite: {'; '.join(found)}. The weights are those before this step. "
+            "Look at these rows' win_rate and reference_logps; with finite rows lower the learning rate"
+        )
+
+
+def _rows_of(table: pa.Table, piece: MicroBatch) -> list[dict]:
+    return table.slice(piece.start, piece.num_rows).to_pylist()
+
+
+def _require_finite_references(rows: pa.Table, logps: list[list[float]]) -> None:
+    ids = rows["prompt_id"].to_pylist()
+    bad = [name for name, values in zip(ids, logps, strict=True) if not all(map(math.isfinite, values))]
+    if bad:
+        raise NonFiniteError(
+            f"reference log-probabilities of prompts {bad} are not finite: the opened weights give NaN or infinity; "
+            "go back to the last policy folder whose log-probabilities are finite"
+        )

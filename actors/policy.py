@@ -1,0 +1,178 @@
+"""The policy as the learner sees it: token ids in, log-probabilities of answers out.
+
+Loads any causal language model of transformers from a folder with safetensors weights. Reads the ids
+that the generator made, as they are: nothing is tokenized again, no BOS or EOS is added. Knows nothing
+of DeepSpeed, ranks or losses.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.config import ModelConfig
+from engine.errors import DataError, ModelError
+from engine.logprobs import IGNORE, answer_token_logprobs, summed_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+"""Nats per token by which our log-probabilities may differ from those of the model's own logits."""
+
+
+class ChunkedHead(nn.Module):
+    """The language-model head, applied to some positions at a time.
+
+    Holds the head's weight as its own parameter, so that ZeRO-3 gathers it once for all chunks of a
+    pass. Through the model's own head it would be gathered once per chunk, by each rank as often as
+    it has chunks: slow, and a deadlock as soon as two ranks differ in the number of their tokens.
+    """
+
+    def __init__(self, linear: nn.Linear, chunk: int, softcap: float | None):
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.chunk = chunk
+        self.softcap = softcap
+
+    def forward(self, hidden: Tensor, labels: Tensor, per_token: bool) -> Tensor:
+        """hidden: [N, L, width]; labels: [N, L]; per_token: [N, L - 1] float32, else sums [N] float64."""
+        function = answer_token_logprobs if per_token else summed_logprobs
+        return function(hidden, labels, self._project, self.chunk, self.softcap)
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        return functional.linear(hidden, self.weight, self.bias)
+
+
+class PolicyModule(nn.Module):
+    """Wraps a causal language model; forward gives log-probabilities instead of logits."""
+
+    def __init__(self, model: PreTrainedModel, logits_chunk: int):
+        super().__init__()
+        self.model = model
+        linear = model.get_output_embeddings()
+        if not isinstance(linear, nn.Linear) or model.base_model is model:
+            raise ModelError(
+                f"{type(model).__name__}: expected a decoder with a linear language-model head, found "
+                f"{type(linear).__name__}; use a causal language model of transformers"
+            )
+        softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.head = ChunkedHead(linear, logits_chunk, softcap)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, per_token: bool = False) -> Tensor:
+        """[N] float64, nats summed over each answer; per_token: [N, L - 1] float32, entry t for token t + 1.
+
+        input_ids: [N, L], prompt and answer, padded on the right. attention_mask: [N, L], 1 on tokens.
+        labels: [N, L], the ids of the answer's tokens, IGNORE elsewhere.
+        """
+        output = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return self.head(output.last_hidden_state, labels, per_token)
+
+
+def collate(rows: list[dict], device: torch.device) -> dict[str, Tensor]:
+    """Arguments of PolicyModule.forward for all answers of `rows` (engine.schema.ROWS), in order.
+
+    No rows at all give one token without a label: a pass that computes nothing but takes part. Raises
+    DataError for a row without prompt tokens, since nothing would predict the answer's first token.
+    """
+    bad = [row["prompt_id"] for row in rows if not row["prompt_token_ids"]]
+    if bad:
+        raise DataError(f"prompts {bad} have no tokens; a prompt needs at least one, e.g. BOS from the chat template")
+    pairs = [(row["prompt_token_ids"], answer) for row in rows for answer in row["answer_token_ids"]] or [([0], [])]
+    length = max(2, *(len(prompt) + len(answer) for prompt, answer in pairs))
+    input_ids = torch.zeros(len(pairs), length, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, IGNORE)
+    for i, (prompt, answer) in enumerate(pairs):
+        stop = len(prompt) + len(answer)
+        input_ids[i, :stop] = torch.tensor([*prompt, *answer])
+        attention_mask[i, :stop] = 1
+        labels[i, len(prompt) : stop] = input_ids[i, len(prompt) : stop]
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def load_policy(
+    config: ModelConfig, folder: str | Path, logits_chunk: int, gradient_checkpointing: bool = False
+) -> PolicyModule:
+    """Load the policy in `folder` for training: config.dtype, no dropout, no cache, on the CPU.
+
+    Raises ModelError where the folder lacks safetensors or some of the weights, or where the
+    architecture turns hidden states into logits in a way that PolicyModule does not reproduce.
+    """
+    model = _load_model(config, Path(folder))
+    _switch_off_dropout(model)
+    policy = PolicyModule(model, logits_chunk)
+    check_logprobs(policy)
+    # Only now, because flash attention cannot run the check on the CPU.
+    if config.attn_implementation is not None:
+        model.set_attn_implementation(config.attn_implementation)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return policy.train()
+
+
+def _load_model(config: ModelConfig, folder: Path) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a folder; expected one with config.json and safetensors weights")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=getattr(torch, config.dtype),
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ModelError(f"cannot load the policy from {folder}: {error}") from error
+    if report["missing_keys"]:
+        raise ModelError(
+            f"{folder} lacks weights, which would stay random: {sorted(report['missing_keys'])}; "
+            "expected every parameter of the architecture in its safetensors files"
+        )
+    return model
+
+
+def _switch_off_dropout(model: PreTrainedModel) -> None:
+    """Dropout would make training and reference log-probabilities differ before the first update."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    for section in (model.config, model.config.get_text_config()):
+        for name, value in vars(section).items():
+            if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+                setattr(section, name, 0.0)
+
+
+@torch.no_grad()
+def check_logprobs(policy: PolicyModule) -> None:
+    """Raise ModelError unless our log-probabilities equal those of the model's own logits on some random ids.
+
+    They would not where a model scales or masks its logits behind the head (Cohere, Granite).
+    """
+    model = policy.model
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (1, 16), generator=generator).to(policy.head.weight.device)
+    labels = ids.clone()
+    labels[:, 0] = IGNORE
+    ours = policy(ids, torch.ones_like(ids), labels, per_token=True)
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    theirs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= TOLERANCE[policy.head.weight.dtype]:
+        raise ModelError(
+            f"{type(model).__name__} post-processes its logits in a way Kumite does not know: log-probabilities "
+            f"differ by {difference:.3g} nats per token; use another architecture or extend actors/policy.py"
+        )
