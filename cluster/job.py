@@ -68,7 +68,7 @@ class Job:
 
         with launched(config, probe, self._note) as roles:
             policy = self.store.adopt(model, roles.open_learner)
-            SelfPlay(config, config.algorithm, roles, self.store, self._monitor, probe).run(policy)
+            SelfPlay(config, roles, self.store, self._monitor, probe).run(policy)
         self.store.mark("finished")
         self._status = "finished"
 

@@ -75,7 +75,7 @@ class RayReplica:
     def __init__(self, name: str, factory: Factory, options: dict[str, Any]):
         """`options` are Ray's own for actors."""
         self._name = name
-        self._actor = ray.remote(Host).options(max_restarts=0, **options).remote(name, os.getcwd())
+        self._actor = ray.remote(Host).options(max_restarts=0, **options).remote(name, str(Path.cwd()))
         self._built = self._actor.build.remote(factory)
         self.node_id: str | None = None
         self.pid: int | None = None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from engine.algorithm import Algorithm
 from engine.config import RunConfig
 from engine.errors import DataError
 from engine.monitor import Monitor
@@ -29,16 +28,8 @@ from engine.stream import Stage, Stream
 class SelfPlay:
     """One run of `config.iterations` iterations over the prompts that the store holds."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        algorithm: Algorithm,
-        roles: Roles,
-        store: RunStore,
-        monitor: Monitor,
-        probe: ProbeBatch,
-    ):
-        self._config, self._algorithm, self._roles = config, algorithm, roles
+    def __init__(self, config: RunConfig, roles: Roles, store: RunStore, monitor: Monitor, probe: ProbeBatch):
+        self._config, self._algorithm, self._roles = config, config.algorithm, roles
         self._store, self._monitor = store, monitor
         self._probe = (probe.prompt_token_ids, probe.answer_token_ids)
 

@@ -29,13 +29,12 @@ def training_stages(algorithm: Algorithm, policy: Policy, iteration: int, audit:
     return [*stages, _audited()] if audit else stages
 
 
-def heldout_stages(
-    config: EvaluationConfig, policy: Policy, earlier: Callable[[pa.Table, int], pa.Table]
-) -> list[Stage]:
-    """heldout -> answers -> judged, for one version of the policy; version 0 has nobody to be compared with.
+Earlier = Callable[[pa.Table, int], pa.Table]
+"""(answers to a held-out shard, version) -> that version's answers to the same shard."""
 
-    `earlier(answers, version)` returns another version's answers to the same held-out shard.
-    """
+
+def heldout_stages(config: EvaluationConfig, policy: Policy, earlier: Earlier) -> list[Stage]:
+    """heldout -> answers -> judged, for one version of the policy; version 0 has nobody to be compared with."""
     stages = [_heldout_answers(config, policy)]
     return [*stages, _judged(policy.version, earlier)] if policy.version else stages
 
@@ -129,7 +128,7 @@ def _heldout_answers(config: EvaluationConfig, policy: Policy) -> Stage:
     )
 
 
-def _judged(version: int, earlier: Callable[[pa.Table, int], pa.Table]) -> Stage:
+def _judged(version: int, earlier: Earlier) -> Stage:
     def submit(pool: Pool, answers: pa.Table) -> Future[Answered]:
         return pool.submit("score", _side_by_side(answers, earlier(answers, 0), earlier(answers, version - 1)))
 
