@@ -128,26 +128,16 @@ def score_candidates(model: PairRM, prompts: Sequence[Candidates], batch_tokens:
     a single comparison does not fit, or a logit is not finite, RoleError names the prompts.
     """
     parts = model.inputs.encode(prompts)
-    comparisons = [c for number, part in enumerate(parts) for c in _all_orders(number, part)]
+    comparisons = [Comparison(number, *order) for number, part in enumerate(parts) for order in part.orders()]
     logits = [np.zeros((len(part.answers), len(part.answers))) for part in parts]
     model.eval()
     for batch, values in _forward_all(model, prompts, parts, comparisons, batch_tokens):
         for c, value in zip(batch, values, strict=True):
             logits[c.prompt][c.left, c.right] = value
-    cut = [sum(_is_cut(part, c) for c in _all_orders(0, part)) for part in parts]
     return [
-        PairScores(matrix[np.ix_(part.index, part.index)], count)
-        for matrix, part, count in zip(logits, parts, cut, strict=True)
+        PairScores(matrix[np.ix_(part.index, part.index)], part.num_cut())
+        for matrix, part in zip(logits, parts, strict=True)
     ]
-
-
-def _all_orders(prompt: int, part: Parts) -> list[Comparison]:
-    distinct = range(len(part.answers))
-    return [Comparison(prompt, left, right) for left in distinct for right in distinct if left != right]
-
-
-def _is_cut(part: Parts, c: Comparison) -> bool:
-    return part.source_cut or part.answer_cut[c.left] or part.answer_cut[c.right]
 
 
 def _forward_all(
@@ -167,10 +157,8 @@ def _forward_all(
         values = _forward(model, parts, batch)
         if values is None:
             if size == 1:
-                raise RoleError(
-                    f"PairRM ran out of memory on one comparison of {lengths[batch[0]]} tokens {_of(prompts, batch)}"
-                )
-            batch_tokens = size * lengths[batch[-1]] // 2
+                raise RoleError(f"PairRM ran out of memory on one comparison of {longest} tokens {_of(prompts, batch)}")
+            batch_tokens = size * longest // 2
             log.warning("PairRM ran out of memory; going on with batch_tokens = %d", batch_tokens)
             continue
         if not np.isfinite(values).all():
@@ -199,13 +187,18 @@ def _forward(model: PairRM, parts: list[Parts], batch: list[Comparison]) -> list
     return None
 
 
-def load_pairrm(path: str, base_path: str | None = None, room: Room | None = None) -> PairRM:
+def load_pairrm(
+    path: str | Path,
+    base_path: str | None = None,
+    source_max_tokens: int | None = None,
+    answer_max_tokens: int | None = None,
+) -> PairRM:
     """Load a checkpoint in float32 on the CPU from a folder or hub id.
 
     Layouts: (a) llm-blender/PairRM, whose config.json has only the ranker's settings, so that tokenizer and
     backbone config come from `base_path` or its `model_name`; (b) the same merged with the backbone's
-    config and tokenizer; (c) llm-blender/PairRM-hf. `room` null: the checkpoint's own. Raises ModelError
-    naming files, keys or tensors that are missing or do not fit.
+    config and tokenizer; (c) llm-blender/PairRM-hf. Room for texts: the checkpoint's own where null. Raises
+    ModelError naming files, keys or tensors that are missing or do not fit.
     """
     folder = _local_folder(path, weights=True)
     config = _read_json(folder / "config.json")
@@ -217,10 +210,14 @@ def load_pairrm(path: str, base_path: str | None = None, room: Room | None = Non
     backbone = config if "hidden_size" in config else _read_json(base / "config.json")
     tokenizer = _load_tokenizer(folder if _has_tokenizer(folder) else base)
     tensors = _read_tensors(folder)
+    room = Room(
+        source_max_tokens or config.get("source_maxlength") or Room.source,
+        answer_max_tokens or config.get("candidate_maxlength") or Room.answer,
+    )
     model = PairRM(
         _backbone_config(backbone, tensors, tokenizer, folder),
         tokenizer,
-        room or Room(config.get("source_maxlength") or Room.source, config.get("candidate_maxlength") or Room.answer),
+        room,
         num_tasks=config.get("n_tasks", 1),
         dropout=config.get("drop_out", 0.05),
     )
@@ -229,16 +226,16 @@ def load_pairrm(path: str, base_path: str | None = None, room: Room | None = Non
     return model.eval()
 
 
-def weights_file(path: str) -> Path:
+def weights_file(path: str | Path) -> Path:
     """The checkpoint's weights, downloaded where `path` is a hub id."""
     return _local_folder(path, weights=True) / WEIGHTS
 
 
-def _local_folder(path: str, weights: bool) -> Path:
+def _local_folder(path: str | Path, weights: bool) -> Path:
     """`path` itself, or the hub's snapshot of it: small files, and weights in safetensors if wanted."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        folder = _download(path, ["*.json", "spm.model", *([WEIGHTS] if weights else [])])
+        folder = _download(str(path), ["*.json", "spm.model", *([WEIGHTS] if weights else [])])
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json; expected a checkpoint in a layout of llm-blender/PairRM")
     if weights and not (folder / WEIGHTS).is_file():
