@@ -148,15 +148,22 @@ def _load_template(config: ModelConfig, tokenizer: Any) -> str | None:
     if config.chat_template == "none":
         return None
     if config.chat_template is not None:
-        try:
-            return Path(config.chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"model.chat_template = {config.chat_template!r}: cannot be read: {error}") from error
-    template = tokenizer.chat_template
+        return _read_template(config.chat_template)
+    template: Any = tokenizer.chat_template
     if isinstance(template, dict):  # several by name, e.g. one for tools
         template = template.get("default")
     if not template:
         raise ModelError(f"{config.path}: the tokenizer has no chat template; {_WAYS_OUT}")
+    return str(template)
+
+
+def _read_template(path: str) -> str:
+    try:
+        template = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"model.chat_template = {path!r}: cannot be read: {error}") from error
+    if not template.strip():  # transformers would use the model's own without a word
+        raise ModelError(f"model.chat_template = {path!r}: the file is empty; {_WAYS_OUT}")
     return template
 
 

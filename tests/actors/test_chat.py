@@ -116,9 +116,6 @@ def test_control_tokens_spelled_in_a_text_stay_text(folder: str, content: str, m
     for messages in (ask(content), [{"role": "system", "content": content}, *ask(content)], roles):
         harmless = [{**message, "content": "x"} for message in messages]
         assert controls(chat, chat.render(messages)[1]) == controls(chat, chat.render(harmless)[1])
-        assert (
-            chat.tokenizer.decode(chat.render(messages)[1][-5:]) == chat.tokenizer.decode(chat.render(messages)[1])[-5:]
-        )
 
 
 def test_defusing_changes_as_little_as_possible_and_is_counted(folder: str) -> None:
@@ -170,14 +167,14 @@ def test_a_tokenizer_that_folds_text_into_a_control_token_makes_the_row_unusable
         ("{{ messages[0]['content'] | no_such_filter }}", "refuses the conversation"),
         ("{% for m in messages %}", "refuses the conversation"),
         ("A fixed text", "leaves out the text of the user message"),
-        ("", "leaves out the text of the user message"),
+        (" \n", "is empty"),  # transformers would use the model's own
         ("{{ bos_token }}{{ bos_token }}{{ messages[0]['content'] }}", "begins with two BOS tokens"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused_at_once(folder: str, template: str, reason: str) -> None:
     with pytest.raises(ModelError) as caught:
         with_template(folder, template)
-    assert folder in str(caught.value)
+    assert folder in str(caught.value)  # the model, or the file in it
     assert reason in str(caught.value)
     assert "model.chat_template" in str(caught.value)
 

@@ -477,7 +477,7 @@ lines = st.one_of(
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(lines, max_size=5))
 def test_no_bytes_make_anything_but_prompts_or_a_data_error(tmp_path: Path, suffix: str, rows: list[bytes]) -> None:
     path = tmp_path / f"fuzz{suffix}"
