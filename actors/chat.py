@@ -2,7 +2,7 @@
 
 Each prompt is rendered once, here; generator, scorers and learner get its token ids and never
 tokenize a prompt again, so they cannot disagree. Text of a conversation is data: a control token
-spelled out in it is defused, and the number of control tokens of every rendering is checked.
+spelled out in it is defused, and the control tokens of every rendering are checked.
 Knows nothing of files of prompts, of weights or of engines.
 """
 
@@ -11,17 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from engine.config import ModelConfig
+from engine.conversations import Message
 from engine.errors import ModelError
-
-Message = dict[str, str]
 
 PROBE = "Kumite 123: zwölf Boxkämpfer, 日本語 и עברית.\n\n\tdef f(x): return x  # 🙂 don't"
 """Fixed text whose token ids are part of a tokenizer's identity."""
-HARMLESS = "Hello"
+HARMLESS = "A harmless question."
 """Content that spells no control token; the yardstick for all other contents."""
 
 
@@ -37,14 +38,16 @@ class Chat:
         self.tokenizer = _load_tokenizer(config)
         self.template = _load_template(config, self.tokenizer)
         """Jinja source, or None: the last user message as it is."""
-        self.control_ids, strings = _control_tokens(self.tokenizer, self.template or "")
-        self._control_string, self._separator = _defuser(strings)
-        self._num_control: dict[tuple[str, ...], int] = {}
+        special, spelled = _control_tokens(self.tokenizer, self.template or "")
+        self._separator = next(s for s in (" ", "\u200b", "_", "") if s not in "".join({**special, **spelled}))
+        self._special, self._any_control = _first_characters(special), _first_characters({**special, **spelled})
+        self._control_ids = _without_unknown({*special.values(), *spelled.values()}, self.tokenizer)
+        self._expected: dict[tuple[str, ...], list[int]] = {}
         self.num_defused = 0
         """Conversations so far whose text spelled a control token."""
         self._check_template()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the template and of how the tokenizer behaves: what must not change within a run."""
         return hashlib.sha256(json.dumps([self.template, _identity(self.tokenizer)]).encode("ascii")).hexdigest()
@@ -58,25 +61,25 @@ class Chat:
         a rule, but no EOS. Raises ModelError for a conversation that the template refuses, whose text
         it leaves out, or that would smuggle in a control token.
         """
-        safe = [{**message, "content": self.defuse(message["content"])} for message in messages]
+        safe = [self.defuse(message) for message in messages]
         text, token_ids = self._render(safe)
-        for before, after in zip(messages, safe, strict=True):
+        for message in safe if self.template else []:
             # Templates may trim a text; several drop the reasoning from earlier answers.
-            if self.template and after["role"] in ("system", "user") and after["content"].strip() not in text:
-                raise ModelError(f"the chat template leaves out the text of the {before['role']} message")
-        expected = self._expected_control(messages)
-        found = self._count_control(token_ids)
-        if found != expected:
-            raise ModelError(f"the text turns into control tokens ({found} in the prompt, {expected} expected)")
+            if message["role"] in ("system", "user") and message["content"].strip() not in text:
+                raise ModelError(f"the chat template leaves out the text of the {message['role']} message")
+        if self._controls(token_ids) != self._controls_expected(safe):
+            raise ModelError("the text itself turns into control tokens of this tokenizer")
         self.num_defused += safe != messages
         return text, token_ids
 
-    def defuse(self, content: str) -> str:
-        """Return `content` with every control token that it spells broken up behind its first character.
+    def defuse(self, message: Message) -> Message:
+        """Break up every control token that the content spells: `<|im_end|>` becomes `< |im_end|>`.
 
-        `<|im_end|>` becomes `< |im_end|>`. The separator is part of no control token, so none can arise.
+        The separator, behind the first character, is part of no control token, so none can arise anew.
+        Earlier answers keep the marks that the template itself knows, such as `<think>`.
         """
-        return self._control_string.sub(rf"\1{self._separator}", content)
+        pattern = self._special if message["role"] == "assistant" else self._any_control
+        return {**message, "content": pattern.sub(rf"\1{self._separator}", message["content"])}
 
     def _render(self, messages: list[Message]) -> tuple[str, list[int]]:
         if self.template is None:
@@ -96,16 +99,19 @@ class Chat:
             token_ids.pop()
         return token_ids
 
-    def _expected_control(self, messages: list[Message]) -> int:
-        """Control tokens in the same conversation with harmless contents; depends on the roles alone."""
+    def _controls_expected(self, messages: list[Message]) -> list[int]:
+        """Control tokens of the same conversation with harmless questions in place of the real ones."""
         roles = tuple(message["role"] for message in messages)
-        if roles not in self._num_control:
-            _, token_ids = self._render([{"role": role, "content": HARMLESS} for role in roles])
-            self._num_control[roles] = self._count_control(token_ids)
-        return self._num_control[roles]
+        if roles in self._expected:
+            return self._expected[roles]
+        harmless = [m if m["role"] == "assistant" else {**m, "content": HARMLESS} for m in messages]
+        expected = self._controls(self._render(harmless)[1])
+        if "assistant" not in roles:
+            self._expected[roles] = expected
+        return expected
 
-    def _count_control(self, token_ids: list[int]) -> int:
-        return sum(token_id in self.control_ids for token_id in token_ids)
+    def _controls(self, token_ids: list[int]) -> list[int]:
+        return [token_id for token_id in token_ids if token_id in self._control_ids]
 
     def _check_template(self) -> None:
         try:
@@ -142,40 +148,48 @@ def _load_template(config: ModelConfig, tokenizer: Any) -> str | None:
     if config.chat_template == "none":
         return None
     if config.chat_template is not None:
-        try:
-            return Path(config.chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"model.chat_template = {config.chat_template!r}: cannot be read: {error}") from error
-    template = tokenizer.chat_template
+        return _read_template(config.chat_template)
+    template: Any = tokenizer.chat_template
     if isinstance(template, dict):  # several by name, e.g. one for tools
         template = template.get("default")
     if not template:
         raise ModelError(f"{config.path}: the tokenizer has no chat template; {_WAYS_OUT}")
+    return str(template)
+
+
+def _read_template(path: str) -> str:
+    try:
+        template = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"model.chat_template = {path!r}: cannot be read: {error}") from error
+    if not template.strip():  # transformers would use the model's own without a word
+        raise ModelError(f"model.chat_template = {path!r}: the file is empty; {_WAYS_OUT}")
     return template
 
 
-def _control_tokens(tokenizer: Any, template: str) -> tuple[frozenset[int], list[str]]:
-    """Ids that only a template may produce, and the strings that spell them.
+def _control_tokens(tokenizer: Any, template: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Strings that only a template may turn into ids: the special tokens, and other marks of the template.
 
-    Special tokens, and those added tokens that the template spells (`<think>`, `<tool_call>`). Other
-    added tokens, such as runs of spaces or HTML tags in some vocabularies, are ordinary text. UNK is
-    no control token unless it doubles as one: rare characters turn into it by themselves.
+    Marks are added tokens that the template spells (`<think>`, `<tool_call>`). Further added tokens, such
+    as runs of spaces or HTML tags in some vocabularies, are ordinary text.
     """
-    added = tokenizer.added_tokens_decoder
-    special = {token_id: token.content for token_id, token in added.items() if token.special}
-    special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    spelled = {i: token.content for i, token in added.items() if token.content.strip() and token.content in template}
-    tokens = special | spelled
-    named = [value for name, value in tokenizer.special_tokens_map.items() if name != "unk_token"]
-    unk_only = {i for i, text in tokens.items() if text == tokenizer.unk_token and text not in named}
-    return frozenset(tokens.keys() - unk_only), sorted(set(tokens.values()))
+    added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+    special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    marks = {text: i for text, i in added.items() if text.strip() and text in template and text not in special}
+    return special, marks
 
 
-def _defuser(strings: list[str]) -> tuple[re.Pattern[str], str]:
-    """A pattern for the first character of each control string, overlapping ones included, and a separator."""
+def _without_unknown(control_ids: set[int], tokenizer: Any) -> frozenset[int]:
+    """Leave out UNK, into which rare characters turn by themselves, unless it doubles as BOS, EOS or PAD."""
+    doubles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return frozenset(control_ids - ({tokenizer.unk_token_id} - doubles))
+
+
+def _first_characters(strings: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for the first character of each of `strings` in a text, where they overlap too."""
     long = [re.escape(text) for text in strings if len(text) > 1]
-    pattern = re.compile(f"(?=(?:{'|'.join(long)}))(.)" if long else r"(?!)()", re.DOTALL)
-    return pattern, next(s for s in (" ", "\u200b", "_", "") if s not in "".join(strings))
+    return re.compile(f"(?=(?:{'|'.join(long)}))(.)" if long else r"(?!)()", re.DOTALL)
 
 
 def _identity(tokenizer: Any) -> dict[str, Any]:

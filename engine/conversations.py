@@ -66,7 +66,8 @@ def to_prompt(row: Row, column: str | None) -> Prompt | BadRow:
 
 
 def _conversation(row: dict[str, Any], column: str) -> tuple[list[Message], list[str]]:
-    value, notes = row[column], []
+    value = row[column]
+    notes: list[str] = []
     if isinstance(value, list):
         messages = _turns(value, column, notes)
     else:

@@ -136,7 +136,7 @@ def _jsonl_rows(source: str) -> Iterator[Row | BadRow]:
         raise DataError(f"{source}: damaged gzip file ({error})") from error
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+def _lines(file: gzip.GzipFile | IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
     """Numbered lines without a byte-order mark; None for one beyond MAX_ROW_BYTES, which is skipped over."""
     number = 0
     while line := file.readline(MAX_ROW_BYTES + 1):
@@ -259,7 +259,7 @@ def _readable(schema: pa.Schema, columns: Columns, source: str) -> list[str]:
 
 def _is_text(of: pa.DataType) -> bool:
     of = of.value_type if pa.types.is_dictionary(of) else of
-    return pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_string_view(of)
+    return any((pa.types.is_string(of), pa.types.is_large_string(of), pa.types.is_string_view(of)))
 
 
 def _batch_rows(where: str, batches: Iterable[pa.RecordBatch | pa.Table], names: list[str]) -> Iterator[Row]:
