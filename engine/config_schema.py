@@ -178,7 +178,7 @@ class Key:
     required: bool
 
 
-def keys(node: Node | None = None, prefix: str = "", variant: str | None = None) -> Iterator[Key]:
+def all_keys(node: Node | None = None, prefix: str = "", variant: str | None = None) -> Iterator[Key]:
     """Every key, sections before what they hold, of every variant."""
     node = root() if node is None else node
     tag = tag_of(node)
@@ -186,13 +186,13 @@ def keys(node: Node | None = None, prefix: str = "", variant: str | None = None)
         inside = part["properties"][tag]["const"] if tag else variant
         for name, below in part["properties"].items():
             yield Key(prefix + name, below, inside, name in part.get("required", []))
-            yield from keys(below, f"{prefix}{name}.", inside)
+            yield from all_keys(below, f"{prefix}{name}.", inside)
 
 
 def advice(path: Path) -> str:
     """What a person who wrote the unknown key `path` may have meant; empty if nothing comes near."""
     dotted, name = ".".join(map(str, path)), str(path[-1])
-    known = list(keys())
+    known = list(all_keys())
     if kinds := [key.variant for key in known if key.path == dotted and key.variant]:
         place = ".".join(map(str, path[:-1]))
         return f"it belongs to another kind of {place}: {', '.join(dict.fromkeys(kinds))}"
@@ -220,7 +220,7 @@ def _nearest(dotted: str, name: str, known: list[str]) -> list[str]:
 def describe() -> str:
     """Every key with its range, its default and what it means: the body of `--help`."""
     lines: list[str] = []
-    for key in keys():
+    for key in all_keys():
         kind = f"  [{key.variant}]" if key.variant else ""
         lines.append(f"{key.path}{kind}: {_summary(key)}")
         meaning = key.node.get("description") or next((s.get("description", "") for s in variants(key.node)), "")

@@ -122,6 +122,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """PyYAML leaves Unicode's line breaks bare in plain and single-quoted text, where readers fold them into spaces."""
+    folds = any(mark in text for mark in "\x85\u2028\u2029")
+    return dumper.represent_scalar(_TAG + "str", text, style='"' if folds else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 for _name, _pattern in _SCALARS.items():
     _Composer.add_implicit_resolver(_TAG + _name, _pattern, None)
     _Dumper.add_implicit_resolver(_TAG + _name, _pattern, None)
@@ -138,9 +145,7 @@ class _Reader:
     def read(self, node: yaml.Node, where: str, depth: int) -> Entry:
         self._left -= 1
         if depth > MAX_DEPTH or self._left < 0:
-            raise ConfigError(
-                [f"{self._at(node)}: aliases repeat too much, or the file holds over {MAX_VALUES} values"]
-            )
+            raise ConfigError([f"{self._at(node)}: over {MAX_VALUES} values, or aliases that contain themselves"])
         if node.tag not in _KNOWN_TAGS:
             self.problems.append(f"{self._at(node)}: the tag {node.tag!r} is not allowed; only plain values are")
             return Entry(None, where)

@@ -6,12 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before anything imports torch: tests share few cores, and a sum's order follows the number of threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# The same examples on every machine, and no verdict that depends on how busy it is.
+settings.register_profile("kumite", deadline=None, derandomize=True, database=None)
+settings.load_profile("kumite")
 
 ROOT = Path(__file__).parent.parent
 
