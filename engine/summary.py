@@ -5,6 +5,7 @@ Every field that a run may not have reached yet is optional. Knows nothing of fi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -75,10 +76,8 @@ class IterationSummary:
 
     def times(self) -> dict[str, tuple[float, float]]:
         """Per stage (busy, waiting) in seconds; each pair adds up to `wall`."""
-        names = [key.split("/")[1] for key in self.metrics if key.startswith("time/") and key.endswith("/busy")]
-        return {
-            name: (self.metrics[f"time/{name}/busy"], self.metrics.get(f"time/{name}/waiting", 0.0)) for name in names
-        }
+        busy = {key: value for key, value in self.metrics.items() if re.fullmatch(r"time/[^/]+/busy", key)}
+        return {key.split("/")[1]: (value, self.metrics.get(f"{key[:-4]}waiting", 0.0)) for key, value in busy.items()}
 
 
 @dataclass(frozen=True)
