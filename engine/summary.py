@@ -127,6 +127,11 @@ def win_rate(rate: WinRate) -> str:
     return f"{percent(rate.value)} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
+def fact(value: Any) -> str:
+    """A value of the configuration or the provenance; mappings as `torch 2.13, ray 2.60`."""
+    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+
+
 def _count(value: int) -> str:
     return f"{value:,}"
 
@@ -135,12 +140,14 @@ def _seconds(value: float) -> str:
     return f"{value:,.1f} s"
 
 
-COLUMNS = (
+RESULTS = (
     Column("iteration", "iteration", lambda i: i.iteration, str, brief=True),
     Column("win_rate_start", "wins against start", lambda i: i.win_rate_start, win_rate, brief=True),
     Column("win_rate_previous", "wins against previous", lambda i: i.win_rate_previous, win_rate, brief=True),
     Column("mean_length", "mean length", lambda i: i.mean_length, "{:.1f}".format, brief=True),
     Column("agreement", "scorer agrees with oracle", lambda i: i.agreement, percent, brief=True),
+)
+WORK = (
     Column("num_prompts", "prompts", lambda i: i.num_prompts, _count),
     Column("num_rows", "pairs trained", lambda i: i.num_rows, _count, brief=True),
     Column("num_ties", "ties", lambda i: i.num_ties, _count),
@@ -148,8 +155,14 @@ COLUMNS = (
     Column("num_steps", "steps", lambda i: i.num_steps, _count),
     Column("loss_first", "first loss", lambda i: i.loss_first, "{:.4g}".format),
     Column("loss_last", "last loss", lambda i: i.loss_last, "{:.4g}".format, brief=True),
-    Column("wall_seconds", "wall time", lambda i: i.wall, _seconds, brief=True),
 )
+WALL = (Column("wall_seconds", "wall time", lambda i: i.wall, _seconds, brief=True),)
+COLUMNS = RESULTS + WORK + WALL
+
+
+def tables(summary: Summary) -> list[tuple[Column, ...]]:
+    """The columns in three tables that a page has room for: results, the work that they took, and its time."""
+    return [RESULTS, RESULTS[:1] + WORK, RESULTS[:1] + WALL + stage_columns(summary)]
 
 
 def stage_columns(summary: Summary) -> tuple[Column, ...]:

@@ -128,7 +128,7 @@ def run(folder: Path, iterations: int = 2, steps: int = 5) -> Summary:
         judge="the oracle",
         start="sha256:00",
         config={"algorithm.eta": 1000.0},
-        provenance={"scorer": "pairrm sha256:77", "seed": 3},
+        provenance={"scorer": "pairrm sha256:77", "seed": 3, "versions": {"torch": "2.13.0", "ray": "2.60.0"}},
         iterations=tuple(iteration(t) for t in range(1, iterations + 1)),
         samples=(Sample("Which tea?", "Sencha,\nof course.", "None.", 0.75, 0.25),),
     )
@@ -151,6 +151,7 @@ def test_the_page_shows_results_samples_and_provenance(tmp_path: Path):
         "tearoom", "finished · 2 of", "the oracle", "60.0 % [55.0, 64.0]", "52.0 % [47.0, 57.0]", "41.5", "87.5 %",
         "1,600", "generate busy", "4.0 s", "Which tea?", "Sencha,\nof course.", "win rate 75.0 %", "algorithm.eta",
         "1000.0", "pairrm sha256:77", "sha256:00", "sha256:22", "0.2",
+        "torch 2.13.0, ray 2.60.0",
     ):  # fmt: skip
         assert words in page.text, words
     assert "Not there yet" not in page.text
