@@ -7,6 +7,7 @@ loses at most the line that it was writing. Knows nothing of what the numbers me
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -33,7 +34,7 @@ class MetricsFile:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(path)
-        self._file = path.open("a", encoding="ascii")
+        self._file = path.open("ab", buffering=0)
 
     def write(
         self,
@@ -57,11 +58,17 @@ class MetricsFile:
         record |= numbers | dict.fromkeys(nonfinite)
         if nonfinite:
             record["nonfinite"] = nonfinite
+        self._append((json.dumps(record, allow_nan=False) + "\n").encode("ascii"))
+
+    def _append(self, line: bytes) -> None:
+        """Write all of `line` or, on a full disk, nothing of it."""
+        size = self._file.tell()
         try:
-            self._file.write(json.dumps(record, allow_nan=False) + "\n")
-            self._file.flush()
+            if self._file.write(line) < len(line):
+                self._file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise StoreError(f"{self.path}: cannot write metrics: {error}") from error
+            raise StoreError(f"{self.path}: cannot write metrics: {error}; make room and start again") from error
 
     def close(self) -> None:
         self._file.close()

@@ -156,6 +156,9 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def _uri(figure: Figure) -> str:
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "kumite"}):  # else every drawing gets random names within the file
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

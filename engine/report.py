@@ -32,8 +32,10 @@ from engine.summary import (
     Summary,
     WinRate,
     complete,
+    fact,
     percent,
     stage_columns,
+    tables,
 )
 from engine.text import printable
 
@@ -95,7 +97,7 @@ def _figures(summary: Summary, records: list[Record]) -> list[Figure]:
         ),
         Figure(
             "Training curves",
-            "Training curves over optimizer steps; dotted: a new iteration begins, with a new reference.",
+            "Training curves over optimizer steps; dotted: a new iteration begins.",
             plots.training_curves(records),
         ),
         Figure(
@@ -130,21 +132,22 @@ def _cells(column: Column, iteration: IterationSummary | None) -> dict[str, Any]
 
 
 def _markdown(summary: Summary) -> str:
-    columns = COLUMNS + stage_columns(summary)
-    rows = [[column.text(iteration) for column in columns] for iteration in summary.iterations]
     judge = f" Win rates by {_inline(summary.judge)}." if summary.judge else ""
     parts = [
         f"# {_inline(summary.name)}",
         f"Status: {_inline(summary.status)}.{judge}",
         "## Iterations",
-        _table([column.heading for column in columns], rows),
+        *(
+            _table([column.heading for column in columns], [[c.text(i) for c in columns] for i in summary.iterations])
+            for columns in tables(summary)
+        ),
         f"Win rates with 95 % intervals; lengths in tokens; {MISSING}: not there yet.",
         "## Samples of the last iteration",
         "\n\n".join(map(_sample, summary.samples[:NUM_SAMPLES])) or "Not there yet.",
         "## Configuration",
-        _table(["key", "value"], [list(pair) for pair in summary.config.items()]),
+        _table(["key", "value"], [[key, fact(value)] for key, value in summary.config.items()]),
         "## Provenance",
-        _table(["what", "value"], [list(pair) for pair in summary.provenance.items()]),
+        _table(["what", "value"], [[key, fact(value)] for key, value in summary.provenance.items()]),
         _table(
             ["policy", "weights", "reference"],
             [["start", summary.start or MISSING, ""]]

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from engine.summary import COLUMNS, MISSING, Summary, percent, stage_columns
+from engine.summary import MISSING, Summary, fact, percent, tables
 from engine.text import printable
 
 
@@ -32,9 +32,10 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8885; --faint: #8882; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th { font-weight: 600; } .facts th, .facts td { text-align: left; overflow-wrap: anywhere; }
+.facts td:first-child, .facts th:first-child { overflow-wrap: normal; }
 .scroll { overflow-x: auto; } .scroll td { white-space: nowrap; }
 img { max-width: 100%; background: #fff; border-radius: .3rem; } figure { margin: 1.2rem 0; }
 figcaption, .faint { opacity: .75; font-size: .9rem; }
@@ -58,11 +59,13 @@ PAGE = """<!DOCTYPE html>
 {{ s.num_iterations }}{% endif %} iterations{% if s.judge %} · win rates by {{ s.judge|one_line }}{% endif %}</p>
 <h2>Iterations</h2>
 {% if s.iterations %}
+{% for columns in tables %}
 <div class="scroll"><table>
 <thead><tr>{% for c in columns %}<th scope="col">{{ c.heading|one_line }}</th>{% endfor %}</tr></thead>
 <tbody>{% for i in s.iterations %}
 <tr>{% for c in columns %}<td>{{ c.text(i)|one_line }}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div>
+{% endfor %}
 <p class="faint">Win rates with 95 % intervals; lengths in tokens; {{ missing }}: not there yet. Stages overlap,
 so their busy times may add up to more than the wall time.</p>
 {% else %}<p>Not there yet.</p>
@@ -88,7 +91,7 @@ so their busy times may add up to more than the wall time.</p>
 {% endfor %}
 {% macro facts(pairs) %}
 {% if pairs %}<table class="facts"><tbody>{% for key, value in pairs.items() %}
-<tr><th scope="row">{{ key|one_line }}</th><td>{{ value|one_line }}</td></tr>{% endfor %}
+<tr><th scope="row">{{ key|one_line }}</th><td>{{ value|fact|one_line }}</td></tr>{% endfor %}
 </tbody></table>{% else %}<p>Not there yet.</p>{% endif %}
 {% endmacro %}
 <h2>Configuration</h2>
@@ -118,6 +121,7 @@ def render(
     environment.filters |= {
         "one_line": lambda value: printable(str(value), newlines="show"),
         "visible": printable,
+        "fact": fact,
         "rate": lambda value: "" if value is None else f"win rate {percent(value)}",
     }
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
@@ -126,7 +130,7 @@ def render(
         s=summary,
         policy=policy,
         style=Markup(STYLE),  # ours, and its digest in the policy must be that of the very text
-        columns=COLUMNS + stage_columns(summary),
+        tables=tables(summary),
         samples=samples,
         figures=figures,
         notes=notes,

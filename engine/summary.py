@@ -5,6 +5,7 @@ Every field that a run may not have reached yet is optional. Knows nothing of fi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -75,10 +76,8 @@ class IterationSummary:
 
     def times(self) -> dict[str, tuple[float, float]]:
         """Per stage (busy, waiting) in seconds; each pair adds up to `wall`."""
-        names = [key.split("/")[1] for key in self.metrics if key.startswith("time/") and key.endswith("/busy")]
-        return {
-            name: (self.metrics[f"time/{name}/busy"], self.metrics.get(f"time/{name}/waiting", 0.0)) for name in names
-        }
+        busy = {key: value for key, value in self.metrics.items() if re.fullmatch(r"time/[^/]+/busy", key)}
+        return {key.split("/")[1]: (value, self.metrics.get(f"{key[:-4]}waiting", 0.0)) for key, value in busy.items()}
 
 
 @dataclass(frozen=True)
@@ -128,6 +127,11 @@ def win_rate(rate: WinRate) -> str:
     return f"{percent(rate.value)} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
+def fact(value: Any) -> str:
+    """A value of the configuration or the provenance; mappings as `torch 2.13, ray 2.60`."""
+    return ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+
+
 def _count(value: int) -> str:
     return f"{value:,}"
 
@@ -136,12 +140,14 @@ def _seconds(value: float) -> str:
     return f"{value:,.1f} s"
 
 
-COLUMNS = (
+RESULTS = (
     Column("iteration", "iteration", lambda i: i.iteration, str, brief=True),
     Column("win_rate_start", "wins against start", lambda i: i.win_rate_start, win_rate, brief=True),
     Column("win_rate_previous", "wins against previous", lambda i: i.win_rate_previous, win_rate, brief=True),
     Column("mean_length", "mean length", lambda i: i.mean_length, "{:.1f}".format, brief=True),
     Column("agreement", "scorer agrees with oracle", lambda i: i.agreement, percent, brief=True),
+)
+WORK = (
     Column("num_prompts", "prompts", lambda i: i.num_prompts, _count),
     Column("num_rows", "pairs trained", lambda i: i.num_rows, _count, brief=True),
     Column("num_ties", "ties", lambda i: i.num_ties, _count),
@@ -149,8 +155,14 @@ COLUMNS = (
     Column("num_steps", "steps", lambda i: i.num_steps, _count),
     Column("loss_first", "first loss", lambda i: i.loss_first, "{:.4g}".format),
     Column("loss_last", "last loss", lambda i: i.loss_last, "{:.4g}".format, brief=True),
-    Column("wall_seconds", "wall time", lambda i: i.wall, _seconds, brief=True),
 )
+WALL = (Column("wall_seconds", "wall time", lambda i: i.wall, _seconds, brief=True),)
+COLUMNS = RESULTS + WORK + WALL
+
+
+def tables(summary: Summary) -> list[tuple[Column, ...]]:
+    """The columns in three tables that a page has room for: results, the work that they took, and its time."""
+    return [RESULTS, RESULTS[:1] + WORK, RESULTS[:1] + WALL + stage_columns(summary)]
 
 
 def stage_columns(summary: Summary) -> tuple[Column, ...]:

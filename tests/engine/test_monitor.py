@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import resource
+import signal
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -116,6 +118,23 @@ def test_a_line_is_on_disk_as_soon_as_it_is_reported(tmp_path: Path):
     desk = Desk(tmp_path)
     desk.monitor.note("the driver may be killed right after this")
     assert "right after this" in desk.path.read_text()
+
+
+def test_a_full_disk_is_named_and_leaves_whole_lines(tmp_path: Path):
+    desk = Desk(tmp_path)
+    desk.monitor.note("first")
+    size = desk.path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))  # room for ten more bytes
+    try:
+        with pytest.raises(StoreError, match="make room"):
+            desk.monitor.note("second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    desk.monitor.note("third")
+    assert [record["text"] for record in read_metrics(desk.path)] == ["first", "third"]
 
 
 def test_steps_done_again_after_a_crash_are_read_once_and_the_last_counts(tmp_path: Path):
