@@ -1,0 +1,362 @@
+"""PairRM (arXiv 2306.02561): a DeBERTa-v3 that reads a prompt with two answers and says which is better.
+
+Our own batched module for the checkpoints of llm-blender/PairRM and llm-blender/PairRM-hf. Reads and
+writes safetensors only. Knows nothing of Arrow tables or of the config; actors/scorers.py does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from actors.pairrm_inputs import Candidates, Comparison, PaddedBatch, PairInputs, Parts, Room, add_markers
+from engine.errors import ModelError, RoleError
+
+if TYPE_CHECKING:
+    from transformers import DebertaV2Config, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "spm.model", "tokenizer_config.json")
+CONVERT = (
+    'convert it once, where you trust the file: python -c "import torch, safetensors.torch as s; '
+    "s.save_file({k: v.clone() for k, v in torch.load('pytorch_model.bin', weights_only=True).items()}, "
+    "'model.safetensors')\""
+)
+
+
+class PairRM(nn.Module):
+    """DeBERTa-v2 backbone and a head that gives each answer a score; a comparison's logit is left - right.
+
+    Parameter names are those of the public checkpoints. The head always computes in float32.
+    """
+
+    def __init__(
+        self,
+        config: DebertaV2Config,
+        tokenizer: PreTrainedTokenizerBase,
+        room: Room | None = None,
+        num_tasks: int = 1,
+        dropout: float = 0.05,
+    ):
+        from transformers import DebertaV2Model
+
+        super().__init__()
+        self.inputs = PairInputs(tokenizer, room)
+        self.num_tasks, self.dropout = num_tasks, dropout
+        self.pretrained_model = DebertaV2Model(config)
+        hidden = config.hidden_size
+        self.head_layer = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(2 * hidden, hidden),
+            nn.Tanh(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, num_tasks),
+        )
+        _check_positions(config, self.inputs)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_layer[1].weight.device
+
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        """Return [B] float32 logits, > 0 where the left answer is better."""
+        ids, mask, positions = (
+            torch.from_numpy(array).to(self.device)
+            for array in (batch.input_ids, batch.attention_mask, batch.positions)
+        )
+        # DebertaV2Model itself keeps the hidden states of every layer; only the last is read here.
+        embedded = self.pretrained_model.embeddings(input_ids=ids, mask=mask)
+        hidden = self.pretrained_model.encoder(embedded, mask, output_hidden_states=False).last_hidden_state
+        rows = torch.arange(len(ids), device=self.device)[:, None]
+        source, left, right = hidden[rows, positions].float().unbind(dim=1)
+        scores = [self.head_layer(torch.cat([source, answer], dim=-1)) for answer in (left, right)]
+        return (scores[0] - scores[1]).mean(dim=-1)
+
+    def compute_in(self, dtype: str) -> PairRM:
+        """Cast the backbone to "float32" or "bfloat16", in place."""
+        self.pretrained_model.to(getattr(torch, dtype))
+        return self
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that this module, `DebertaV2PairRM.from_pretrained` and llm_blender's loadranker read."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.inputs.tokenizer.save_pretrained(folder)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS, {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(self._config_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def _config_dict(self) -> dict[str, Any]:
+        return {
+            **self.pretrained_model.config.to_dict(),
+            **self.inputs.special_ids,
+            "architectures": ["DebertaV2PairRM"],
+            "n_tasks": self.num_tasks,
+            "drop_out": self.dropout,
+            "ranker_type": "pairranker",
+            "source_maxlength": self.inputs.room.source,
+            "candidate_maxlength": self.inputs.room.answer,
+        }
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Verdicts on one prompt's K answers."""
+
+    logits: NDArray[np.float64]
+    """[K, K], entry (i, j) > 0: answer i, shown first, beats answer j; 0 between equal answers."""
+    num_truncated: int
+    """Comparisons made (equal answers once) in which a text was cut."""
+
+
+def score_candidates(model: PairRM, prompts: Sequence[Candidates], batch_tokens: int) -> list[PairScores]:
+    """Compare the answers of each prompt in both orders; `batch_tokens` bounds a forward pass, padding included.
+
+    Comparisons of all prompts share batches of like length. Out of memory halves the budget and goes on; when
+    a single comparison does not fit, or a logit is not finite, RoleError names the prompts.
+    """
+    parts = model.inputs.encode(prompts)
+    comparisons = [c for number, part in enumerate(parts) for c in _all_orders(number, part)]
+    logits = [np.zeros((len(part.answers), len(part.answers))) for part in parts]
+    model.eval()
+    for batch, values in _forward_all(model, prompts, parts, comparisons, batch_tokens):
+        for c, value in zip(batch, values, strict=True):
+            logits[c.prompt][c.left, c.right] = value
+    cut = [sum(_is_cut(part, c) for c in _all_orders(0, part)) for part in parts]
+    return [
+        PairScores(matrix[np.ix_(part.index, part.index)], count)
+        for matrix, part, count in zip(logits, parts, cut, strict=True)
+    ]
+
+
+def _all_orders(prompt: int, part: Parts) -> list[Comparison]:
+    distinct = range(len(part.answers))
+    return [Comparison(prompt, left, right) for left in distinct for right in distinct if left != right]
+
+
+def _is_cut(part: Parts, c: Comparison) -> bool:
+    return part.source_cut or part.answer_cut[c.left] or part.answer_cut[c.right]
+
+
+def _forward_all(
+    model: PairRM,
+    prompts: Sequence[Candidates],
+    parts: list[Parts],
+    comparisons: list[Comparison],
+    batch_tokens: int,
+) -> Iterator[tuple[list[Comparison], list[float]]]:
+    """Yield batches with their logits, longest comparisons first, so that memory runs out early or never."""
+    lengths = {c: model.inputs.length(parts[c.prompt], c) for c in comparisons}
+    waiting = sorted(comparisons, key=lengths.__getitem__)
+    while waiting:
+        longest = lengths[waiting[-1]]
+        size = max(1, min(len(waiting), batch_tokens // longest))
+        batch = waiting[-size:]
+        values = _forward(model, parts, batch)
+        if values is None:
+            if size == 1:
+                raise RoleError(
+                    f"PairRM ran out of memory on one comparison of {lengths[batch[0]]} tokens {_of(prompts, batch)}"
+                )
+            batch_tokens = size * lengths[batch[-1]] // 2
+            log.warning("PairRM ran out of memory; going on with batch_tokens = %d", batch_tokens)
+            continue
+        if not np.isfinite(values).all():
+            raise RoleError(f"PairRM gave logits that are not finite {_of(prompts, batch)}; try dtype float32")
+        yield batch, values
+        del waiting[-size:]
+
+
+def _of(prompts: Sequence[Candidates], batch: Sequence[Comparison]) -> str:
+    return f"(prompt_ids {sorted({prompts[c.prompt].prompt_id for c in batch})})"
+
+
+@torch.inference_mode()
+def _forward(model: PairRM, parts: list[Parts], batch: list[Comparison]) -> list[float] | None:
+    """Logits of one batch, or None when memory ran out."""
+    try:
+        return model(model.inputs.pad(parts, batch)).tolist()
+    except torch.OutOfMemoryError:
+        pass
+    except RuntimeError as error:
+        # The CPU allocator has no exception class of its own.
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def load_pairrm(path: str, base_path: str | None = None, room: Room | None = None) -> PairRM:
+    """Load a checkpoint in float32 on the CPU from a folder or hub id.
+
+    Layouts: (a) llm-blender/PairRM, whose config.json has only the ranker's settings, so that tokenizer and
+    backbone config come from `base_path` or its `model_name`; (b) the same merged with the backbone's
+    config and tokenizer; (c) llm-blender/PairRM-hf. `room` null: the checkpoint's own. Raises ModelError
+    naming files, keys or tensors that are missing or do not fit.
+    """
+    folder = _local_folder(path, weights=True)
+    config = _read_json(folder / "config.json")
+    if "cand1_prefix_id" not in config and config.get("ranker_type") != "pairranker":
+        raise ModelError(f"{folder / 'config.json'} is no PairRM: neither cand1_prefix_id nor ranker_type 'pairranker'")
+    base = None
+    if "hidden_size" not in config or not _has_tokenizer(folder):
+        base = _base_folder(folder, config, base_path)
+    backbone = config if "hidden_size" in config else _read_json(base / "config.json")
+    tokenizer = _load_tokenizer(folder if _has_tokenizer(folder) else base)
+    tensors = _read_tensors(folder)
+    model = PairRM(
+        _backbone_config(backbone, tensors, tokenizer, folder),
+        tokenizer,
+        room or Room(config.get("source_maxlength") or Room.source, config.get("candidate_maxlength") or Room.answer),
+        num_tasks=config.get("n_tasks", 1),
+        dropout=config.get("drop_out", 0.05),
+    )
+    _check_special_ids(model.inputs, config, folder)
+    _assign(model, tensors, folder)
+    return model.eval()
+
+
+def weights_file(path: str) -> Path:
+    """The checkpoint's weights, downloaded where `path` is a hub id."""
+    return _local_folder(path, weights=True) / WEIGHTS
+
+
+def _local_folder(path: str, weights: bool) -> Path:
+    """`path` itself, or the hub's snapshot of it: small files, and weights in safetensors if wanted."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        folder = _download(path, ["*.json", "spm.model", *([WEIGHTS] if weights else [])])
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no config.json; expected a checkpoint in a layout of llm-blender/PairRM")
+    if weights and not (folder / WEIGHTS).is_file():
+        found = (
+            "only pytorch_model.bin, a pickle that could run code" if (folder / "pytorch_model.bin").is_file() else ""
+        )
+        raise ModelError(f"{folder} holds no {WEIGHTS}{found and ', ' + found}; {CONVERT}")
+    return folder
+
+
+def _download(path: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(f"{path!r} is no folder here and cannot be read from the hub: {error}") from error
+
+
+def _base_folder(folder: Path, config: dict, base_path: str | None) -> Path:
+    base = base_path or config.get("model_name")
+    if not base:
+        raise ModelError(f"{folder} lacks tokenizer or backbone config and names no base; set scorer.base_path")
+    try:
+        return _local_folder(base, weights=False)
+    except ModelError as error:
+        raise ModelError(f"{folder} needs the tokenizer and config of {base!r} (scorer.base_path): {error}") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}") from error
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+    add_markers(tokenizer)
+    return tokenizer
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ModelError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    # A constant that older transformers wrote out.
+    tensors.pop("pretrained_model.embeddings.position_ids", None)
+    return tensors
+
+
+def _backbone_config(
+    config: dict, tensors: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> DebertaV2Config:
+    """The backbone's config with as many embeddings as the checkpoint holds.
+
+    Where the ids of the markers follow from the tokenizer's length alone, another length means other ids:
+    the scores would be noise, hence the equality.
+    """
+    from transformers import DebertaV2Config
+
+    if config.get("model_type") != "deberta-v2":
+        raise ModelError(f"{folder}: backbone of model_type {config.get('model_type')!r}; expected 'deberta-v2'")
+    embeddings = tensors.get("pretrained_model.embeddings.word_embeddings.weight")
+    rows = len(tokenizer) if embeddings is None else len(embeddings)
+    if rows < len(tokenizer) or (rows > len(tokenizer) and "cand1_prefix_id" not in config):
+        raise ModelError(
+            f"{folder}: {rows} word embeddings for a tokenizer of {len(tokenizer)} tokens (PairRM's four included); "
+            "the tokenizer is not the one that the checkpoint was trained with"
+        )
+    return DebertaV2Config.from_dict({**config, "vocab_size": rows})
+
+
+def _check_special_ids(inputs: PairInputs, config: dict, folder: Path) -> None:
+    given = {name: config[name] for name in inputs.special_ids if name in config}
+    wrong = [
+        f"{name} {value} != {inputs.special_ids[name]}"
+        for name, value in given.items()
+        if value != inputs.special_ids[name]
+    ]
+    if wrong:
+        raise ModelError(f"{folder}: special tokens of config.json and tokenizer differ: {', '.join(wrong)}")
+
+
+def _assign(model: PairRM, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Load every tensor, or raise ModelError naming all that are missing, unexpected or of another shape."""
+    expected = model.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    if problems:
+        raise ModelError(f"{folder / WEIGHTS} does not fit its config: " + "; ".join(problems))
+    model.load_state_dict(tensors)
+
+
+def _check_positions(config: DebertaV2Config, inputs: PairInputs) -> None:
+    """DeBERTa-v3 has relative positions only; a table of absolute ones would end before a long comparison does."""
+    longest = inputs.room.source + 2 * inputs.room.answer
+    if config.position_biased_input and longest > config.max_position_embeddings:
+        raise ModelError(
+            f"the backbone has {config.max_position_embeddings} absolute positions, comparisons {longest} tokens; "
+            "lower scorer.source_max_tokens and scorer.answer_max_tokens"
+        )
