@@ -97,8 +97,10 @@ class SelfPlay:
         due = (step // every + 1) * every
         until = min(step + self._config.tracking.log_every, due, num_steps)
         answer = learner.submit("advance", until).result()
+        seconds = (answer.end - answer.start) / max(1, len(answer.value))
         for metrics in answer.value:
-            self._monitor.step(metrics["step"], num_steps, metrics, (answer.end - answer.start) / len(answer.value))
+            figures = {name: value for name, value in metrics.items() if name != "step"}
+            self._monitor.step(int(metrics["step"]), num_steps, figures, seconds)
         if until == due and until < num_steps:
             learner.submit("save_checkpoint", str(self._store.new_checkpoint(t, until)), until).result()
             learner.remember("load_checkpoint", str(self._store.commit_checkpoint(t, until)))

@@ -8,13 +8,11 @@ them, and `python -m recipes.worlds.tearoom OUTPUT_FOLDER` writes the world to a
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 from engine.seeds import derive_seed
 
