@@ -67,7 +67,7 @@ class FakeGenerator:
         self._sampling, self._seed = sampling, seed
         self._digest, self._logps = "", np.zeros(0)
 
-    def load(
+    def deliver(
         self, folder: str, digest: str, prompts: list[list[int]], answers: list[list[int]], learner: list[list[float]]
     ) -> float:
         verify_weights(Path(folder), digest)

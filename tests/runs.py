@@ -1,0 +1,53 @@
+"""A whole run in miniature for tests: the real loop, store and algorithm over fake roles, in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.job import Job
+from engine.config import RunConfig
+from engine.disk import Disk
+
+QUESTIONS = [f"question {i}" for i in range(8)]
+
+
+def fake_config(folder: Path, **changes: Any) -> RunConfig:
+    """Two iterations over eight prompts in shards of two, with held-out prompts and an evaluator."""
+    source = folder / "prompts.jsonl"
+    if not source.exists():
+        source.write_text("".join(json.dumps({"prompt": q}) + "\n" for q in QUESTIONS), encoding="utf-8")
+    rule = {"kind": "rule", "function": "actors.fakes:utility"}
+    values: dict[str, Any] = {
+        "name": "run",
+        "output": str(folder),
+        "iterations": 2,
+        "shard_size": 2,
+        "model": {"path": "fake", "dtype": "float32"},
+        "prompts": {"source": str(source), "use": "all"},
+        "sampling": {"num_samples": 3, "max_new_tokens": 5},
+        "generator": {"kind": "fake", "num_replicas": 2},
+        "scorer": rule,
+        "learner": {
+            "kind": "fake",
+            "batch_size": 2,
+            "checkpoint_every": 1,
+            "zero_stage": 0,
+            "optimizer": {"name": "adamw", "lr": 0.1},
+        },
+        "evaluation": {"prompts": {"source": str(source)}, "scorer": rule},
+        "cluster": {"backend": "local"},
+    }
+    return RunConfig.model_validate({**values, **changes})
+
+
+def play(config: RunConfig, disk: Disk | None = None) -> Path:
+    """Run `config` to its end, or continue it; return the run folder."""
+    with Job(config, Console(quiet=True), disk) as job:
+        if not job.finished:
+            job.play()
+        job.show()
+    return Path(config.output) / config.name
