@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.prompt_files import MAX_ROW_BYTES, BadRow, Row, kind
-from engine.text import printable
 
 Message = dict[str, str]
 """{"role": ..., "content": ...}"""
@@ -57,7 +56,7 @@ def to_prompt(row: Row, column: str | None) -> Prompt | BadRow:
         if isinstance(row.value, str):
             return Prompt(row.where, [_user(row.value)])
         if column is None or column not in row.value:
-            names = printable(", ".join(list(row.value)[:10]), "show")
+            names = ", ".join(list(row.value)[:10])
             raise _Unusable(f"no {column or 'column with a prompt'}; found: {names or 'nothing'}")
         messages, notes = _conversation(row.value, column)
         return Prompt(row.where, messages, tuple(notes))
@@ -112,7 +111,7 @@ def _message(turn: Any, where: str) -> Message:
     else:
         raise _Unusable(f"{where} has neither role and content nor from and value")
     if not isinstance(name, str) or name not in allowed:
-        raise _Unusable(f"{where} has role {printable(repr(name)[:40], 'show')}; expected {', '.join(allowed)}")
+        raise _Unusable(f"{where} has role {repr(name)[:40]}; expected {', '.join(allowed)}")
     return {"role": allowed[name], "content": _text(content, f"{where}.content")}
 
 

@@ -24,6 +24,7 @@ from engine.errors import DataError, ModelError
 from engine.prompt_files import BadRow, Columns, Row, read_rows
 from engine.schema import PROMPTS, conform
 from engine.seeds import derive_seed
+from engine.text import printable
 
 CANDIDATES = ("prompt", "messages", "instruction", "question", "conversations")
 """Columns looked for, in this order, where prompts.column is null."""
@@ -166,6 +167,7 @@ class _Ingestion:
 
     def _refuse(self, rule: str, where: str, reason: str) -> None:
         self.counts[rule] += 1
+        reason = printable(reason, "show")  # it may quote the row
         if self.policies[rule] == "error":
             self.num_errors[rule] += 1
             if len(self.errors) < MAX_SHOWN:

@@ -181,6 +181,7 @@ BAD_LINES = [
     ("9" * 5000, "not valid JSON"),
     ("[" * 100_000, "nested too deeply"),
     ('{"promt": "x"}', "no prompt; found: promt"),
+    ('{"\\u001b[2J": "x"}', "no prompt; found: \\x1b[2J"),
     ('{"prompt": 7}', "prompt holds a number; expected text"),
     ('{"prompt": null}', "prompt holds null; expected text"),
     ('{"prompt": {"a": 1}}', "prompt holds an object"),
