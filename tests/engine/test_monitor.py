@@ -145,6 +145,14 @@ def test_steps_done_again_after_a_crash_are_read_once_and_the_last_counts(tmp_pa
     assert [record["loss"] for record in steps if record["kind"] == "step"] == [0.5] * 4 + [0.25] * 5
 
 
+def test_a_repeated_step_stands_where_it_was_written_last(tmp_path: Path):
+    Desk(tmp_path).train(1, 1, 3, loss=0.5)
+    again = Desk(tmp_path)
+    again.monitor.note("started again")
+    again.train(1, 2, 3, loss=0.25)
+    assert [record["step"] for record in read_metrics(again.path)] == [1, None, 2, 3]
+
+
 def test_equal_notes_are_all_kept(tmp_path: Path):
     desk = Desk(tmp_path)
     desk.monitor.note("generator 1 replaced")
