@@ -11,7 +11,7 @@ SYSTEM_PYTHON := $(shell for p in python3.11 python3 python; do \
 .PHONY: help setup demo proof test test-fast lint format
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP)  ## .venv with the locked CPU environment (4 GB, about two minutes)
 
