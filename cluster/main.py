@@ -57,8 +57,11 @@ def run(config: RunConfig, console: Console) -> int:
 
     signal.signal(signal.SIGTERM, _terminated)
     with Job(config, console) as job:
-        if not job.finished:
+        try:
             job.play()
+        except (KumiteError, KeyboardInterrupt) as stop:
+            job.report(f"stopped: {stop or 'interrupted'}")
+            raise
         job.show()
     return 0
 

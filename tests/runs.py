@@ -47,7 +47,5 @@ def fake_config(folder: Path, **changes: Any) -> RunConfig:
 def play(config: RunConfig, disk: Disk | None = None) -> Path:
     """Run `config` to its end, or continue it; return the run folder."""
     with Job(config, Console(quiet=True), disk) as job:
-        if not job.finished:
-            job.play()
-        job.show()
+        job.play()
     return Path(config.output) / config.name

@@ -97,9 +97,7 @@ class Split:
     heldout: list[Order]
 
 
-def split(
-    seed: int, *, demonstrations: int, preferences: int, judge_heldout: int, prompts: int, heldout: int
-) -> Split:
+def split(seed: int, *, demonstrations: int, preferences: int, judge_heldout: int, prompts: int, heldout: int) -> Split:
     """Draw disjoint sets of the given sizes from the grammar; the same seed draws the same sets."""
     sizes = (demonstrations, preferences, judge_heldout, prompts, heldout)
     drawn = iter(random.Random(derive_seed(seed, "split")).sample(orders(), sum(sizes)))

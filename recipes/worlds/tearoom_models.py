@@ -87,9 +87,7 @@ def train_policy(orders: list[tearoom.Order], folder: Path, *, seed: int, epochs
     rows = [
         {
             "prompt": [{"role": "user", "content": order.text}],
-            "completion": [
-                {"role": "assistant", "content": tearoom.flawed_answer(order, tearoom.DEMONSTRATOR, draw)}
-            ],
+            "completion": [{"role": "assistant", "content": tearoom.flawed_answer(order, tearoom.DEMONSTRATOR, draw)}],
         }
         for order in orders
     ]
@@ -97,8 +95,8 @@ def train_policy(orders: list[tearoom.Order], folder: Path, *, seed: int, epochs
     settings = SFTConfig(
         output_dir=str(folder / "trainer"),
         num_train_epochs=epochs,
-        per_device_train_batch_size=int(os.environ.get('BS',64)),
-        learning_rate=float(os.environ.get("LR",3e-3)),
+        per_device_train_batch_size=int(os.environ.get("BS", 64)),
+        learning_rate=float(os.environ.get("LR", 3e-3)),
         lr_scheduler_type="cosine",
         warmup_steps=20,
         max_length=128,
@@ -113,7 +111,10 @@ def train_policy(orders: list[tearoom.Order], folder: Path, *, seed: int, epochs
         dataloader_pin_memory=False,
     )
     trainer = SFTTrainer(
-        model=new_policy(tokenizer, seed), args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        model=new_policy(tokenizer, seed),
+        args=settings,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
     )
     trainer.train()
     trainer.model.save_pretrained(folder)
