@@ -24,9 +24,10 @@ from actors.deepspeed_config import deepspeed_config, make_optimizer
 from actors.policy import PolicyModule, collate, load_policy
 from actors.policy_folder import gather_weights, write_policy
 from actors.process_group import device, free_address, join_group
+from actors.reference import reference_logps, rows_of
 from actors.step_totals import GradientWatch, StepTotals
 from engine.algorithm import Algorithm, Batch
-from engine.batches import MicroBatch, Step, count_steps, deal, fingerprint, micro_batches, training_order
+from engine.batches import MicroBatch, Step, count_steps, fingerprint, micro_batches, training_order
 from engine.config import LearnerConfig, ModelConfig
 from engine.errors import DataError, NonFiniteError, RoleError, StoreError
 from engine.schedule import lr_at
@@ -39,6 +40,10 @@ CHECKPOINT = "learner"
 
 class Learner:
     """One rank; constructing it is cheap."""
+
+    _watch: GradientWatch
+    _shards: list[pa.Table]
+    _order: list[Step]
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class Learner:
         self.seed = seed
         self._engine: Any = None
         self._source = Path()
+        self._untrained = False
         self._forget_rows()
 
     # ---- the group ----
@@ -95,6 +101,7 @@ class Learner:
         )
         self._watch = GradientWatch(policy)
         self._source = Path(policy_folder)
+        self._untrained = True
 
     def release(self) -> None:
         """Free the engine's memory; the rank stays in its group."""
@@ -103,7 +110,6 @@ class Learner:
             return
         self._engine.destroy()
         self._engine = None
-        self._watch = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -115,20 +121,9 @@ class Learner:
         which the shard will train, so that the log-ratio before the first update is exactly 0.
         Raises NonFiniteError naming the prompts whose log-probabilities are not finite.
         """
-        self._require_engine()
+        self._require_untrained("reference")
         rows = conform(rows, ROWS, "learner reference")
-        counts = [len(answers) for answers in rows["answer_token_ids"].to_pylist()]
-        values = torch.zeros(sum(counts), dtype=torch.float64, device=device())
-        with torch.no_grad():
-            for ranks in deal(micro_batches([rows.num_rows], self.config.micro_batch_size), self.world_size):
-                own = ranks[self.rank]
-                logps = self._engine(**collate(_rows_of(rows, own), device()))
-                start, stop = sum(counts[: own.start]), sum(counts[: own.stop])
-                values[start:stop] = logps[: stop - start]
-        dist.all_reduce(values)  # every answer was computed by one rank and is 0 on the others
-        split = [part.tolist() for part in values.split(counts)] if counts else []
-        _require_finite_references(rows, split)
-        return split
+        return reference_logps(self._engine, rows, self.config.micro_batch_size, self.rank, self.world_size)
 
     def probe(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
         """Log-probability of every token of a few answers, in nats, under the opened policy.
@@ -152,7 +147,7 @@ class Learner:
         Returns num_rows, num_answers, num_steps (to be run) and scheduled_steps (that the learning
         rate is laid out for). Raises DataError where no shard holds a row.
         """
-        self._require_engine()
+        self._require_untrained("begin")
         tables = [conform(shard, REFERENCED, f"learner shard {i}") for i, shard in enumerate(shards)]
         sizes = [table.num_rows for table in tables]
         if not sum(sizes):
@@ -193,6 +188,7 @@ class Learner:
         return [self._train_step(step) for step in self._order[self._done : self._done + num_steps]]
 
     def _train_step(self, step: Step) -> dict[str, float]:
+        self._untrained = False
         rate = self._learning_rate()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
@@ -218,7 +214,7 @@ class Learner:
         So a row's loss counts world_size / step_rows here, and the sum over passes and ranks, divided by
         world_size, is the exact mean over the step's rows however they are spread.
         """
-        rows = _rows_of(self._shards[own.shard], own)
+        rows = rows_of(self._shards[own.shard], own)
         batch = collate(rows, device())
         logps = self._engine(**batch)
         # An empty micro-batch runs through the graph as well, with gradient 0.
@@ -245,13 +241,13 @@ class Learner:
 
     def _update_weights(self) -> float:
         """Clip and step; returns the gradient's global norm before clipping."""
-        norm = None
-        if not self._engine.zero_optimization() and not self._engine.bfloat16_enabled():
-            # Without ZeRO and in float32 DeepSpeed clips but does not tell the norm.
+        plain = not self._engine.zero_optimization() and not self._engine.bfloat16_enabled()
+        if plain:  # DeepSpeed clips then but does not tell the norm
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = torch.nn.utils.get_total_norm(gradients).item()
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm() if norm is None else norm)
+        if not plain:
+            norm = float(self._engine.get_global_grad_norm())
         if not math.isfinite(norm) or not self._engine.was_step_applied():
             step = self._done + 1
             self._forget_rows()
@@ -286,6 +282,7 @@ class Learner:
         unbroken run. Raises StoreError where the checkpoint is missing or belongs to other rows.
         """
         self._require_rows()
+        self._untrained = False
         path, state = self._engine.load_checkpoint(folder, tag=CHECKPOINT)
         if path is None or state.get("kumite_order") != fingerprint(self._order):
             raise StoreError(
@@ -311,8 +308,8 @@ class Learner:
     # ---- checks ----
 
     def _forget_rows(self) -> None:
-        self._shards: list[pa.Table] = []
-        self._order: list[Step] = []
+        self._shards = []
+        self._order = []
         self._scheduled = 0
         self._done = 0
 
@@ -320,12 +317,17 @@ class Learner:
         if self._engine is None:
             raise RoleError("the learner holds no policy; call open(folder) first")
 
+    def _require_untrained(self, call: str) -> None:
+        self._require_engine()
+        if not self._untrained:
+            raise RoleError(
+                f"{call} needs the policy as it lies in its folder, but steps were run; call open(folder) again"
+            )
+
     def _require_rows(self) -> None:
         self._require_engine()
         if not self._order:
-            raise RoleError(
-                "the learner has no rows; call begin(shards, iteration) first, after an error open() as well"
-            )
+            raise RoleError("the learner has no rows; call open(folder) and begin(shards, iteration) first")
 
     def _require_finite(self, step: Step, totals: StepTotals) -> None:
         culprits = totals.culprits()
@@ -334,25 +336,11 @@ class Learner:
         found = []
         for index, rank, kind in culprits:
             piece = step.passes[index][rank]
-            ids = [row["prompt_id"] for row in _rows_of(self._shards[piece.shard], piece)]
+            ids = [row["prompt_id"] for row in rows_of(self._shards[piece.shard], piece)]
             found.append(f"{kind} of prompts {ids} (shard {piece.shard})")
         number = self._done + 1
         self._forget_rows()
         raise NonFiniteError(
             f"learner step {number}: not finite: {'; '.join(found)}. The weights are those before this step. "
             "Look at these rows' win_rate and reference_logps; with finite rows lower the learning rate"
-        )
-
-
-def _rows_of(table: pa.Table, piece: MicroBatch) -> list[dict]:
-    return table.slice(piece.start, piece.num_rows).to_pylist()
-
-
-def _require_finite_references(rows: pa.Table, logps: list[list[float]]) -> None:
-    ids = rows["prompt_id"].to_pylist()
-    bad = [name for name, values in zip(ids, logps, strict=True) if not all(map(math.isfinite, values))]
-    if bad:
-        raise NonFiniteError(
-            f"reference log-probabilities of prompts {bad} are not finite: the opened weights give NaN or infinity; "
-            "go back to the last policy folder whose log-probabilities are finite"
         )

@@ -8,7 +8,7 @@ of DeepSpeed, ranks or losses.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,7 @@ def _load_model(config: ModelConfig, folder: Path) -> PreTrainedModel:
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder; expected one with config.json and safetensors weights")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=getattr(torch, config.dtype),
             use_safetensors=True,
@@ -133,6 +133,7 @@ def _load_model(config: ModelConfig, folder: Path) -> PreTrainedModel:
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(f"cannot load the policy from {folder}: {error}") from error
+    model, report = loaded
     if report["missing_keys"]:
         raise ModelError(
             f"{folder} lacks weights, which would stay random: {sorted(report['missing_keys'])}; "
@@ -163,8 +164,7 @@ def check_logprobs(policy: PolicyModule) -> None:
     """
     model = policy.model
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.get_input_embeddings().num_embeddings
-    ids = torch.randint(vocabulary, (1, 16), generator=generator).to(policy.head.weight.device)
+    ids = torch.randint(policy.head.weight.shape[0], (1, 16), generator=generator).to(policy.head.weight.device)
     labels = ids.clone()
     labels[:, 0] = IGNORE
     ours = policy(ids, torch.ones_like(ids), labels, per_token=True)

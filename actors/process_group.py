@@ -56,6 +56,7 @@ def join_group(host: str, port: int, rank: int, world_size: int, num_threads: in
 
     # Compiled for 45 s at the first start on a CPU, needs a compiler, and serves inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("ERROR")  # its warnings are about choices made on purpose
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo",
         auto_mpi_discovery=False,

@@ -11,7 +11,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from actors.policy import load_policy
+from actors.step_totals import GradientWatch
 from engine.algorithms import SPPO
+from engine.config import ModelConfig
+from engine.errors import ModelError
 from engine.schema import REFERENCED, ROWS, append, conform
 
 pytestmark = pytest.mark.real
@@ -222,6 +226,74 @@ def train(group: Group, llama: Path, folder: Path, sizes=(5, 0, 6), num_steps: i
     return metrics
 
 
+def test_an_architecture_that_scales_its_logits_is_refused_with_its_name(tmp_path):
+    from transformers import CohereConfig, CohereForCausalLM
+
+    torch.manual_seed(0)
+    config = CohereConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=64,
+        logit_scale=0.25,
+        initializer_range=0.5,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    CohereForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"CohereForCausalLM post-processes its logits.* nats per token"):
+        load_policy(ModelConfig(path="unused", dtype="float32"), tmp_path, logits_chunk=4)
+
+
+def test_soft_capped_logits_of_gemma_2_are_understood(tmp_path):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=64,
+        final_logit_softcapping=0.5,
+        initializer_range=0.5,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    policy = load_policy(ModelConfig(path="unused", dtype="float32"), tmp_path, logits_chunk=4)
+    assert policy.head.softcap == 0.5
+
+
+def test_a_folder_that_lacks_weights_is_refused_rather_than_trained_from_noise(llama, tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(ModelError, match="is not a folder"):
+        load_policy(ModelConfig(path="unused"), tmp_path / "nowhere", 4)
+    (tmp_path / "config.json").write_bytes((llama / "config.json").read_bytes())
+    with pytest.raises(ModelError, match="cannot load the policy"):
+        load_policy(ModelConfig(path="unused"), tmp_path, 4)
+    kept = {name: tensor for name, tensor in weights(llama).items() if "layers.1.mlp.up_proj" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks weights.*model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_policy(ModelConfig(path="unused"), tmp_path, 4)
+
+
+def test_the_watch_notices_a_gradient_that_is_not_finite_although_the_loss_is():
+    layer = torch.nn.Linear(2, 1, bias=False)
+    watch, yes = GradientWatch(layer), torch.tensor(True)
+    with torch.no_grad():
+        layer.weight.zero_()
+    layer(torch.ones(2)).sum().backward()
+    assert watch.take(default=yes)
+    loss = layer(torch.ones(2)).abs().sqrt().sum()  # 0, with an infinite slope
+    loss.backward()
+    assert loss.isfinite() and not watch.take(default=yes)
+    assert watch.take(default=yes)
+
+
 def test_references_are_the_models_own_log_probabilities(one, llama, tmp_path):
     tables = rows((5,))
     one.new(batch_size=4, micro_batch_size=2)
@@ -301,7 +373,7 @@ def hand_written_step(llama: Path, tables: list[pa.Table], eta: float) -> tuple[
     return loss.item(), norm.item(), dict(model.state_dict())
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, 3])
 def test_a_ragged_step_is_the_exact_mean_over_its_rows_as_written_by_hand(two, llama, tmp_path, stage):
     # Seven rows in shards of 3 and 4, micro-batches of 2: four of unequal size on two ranks, batch 8.
     [metrics] = train(two, llama, tmp_path, sizes=(3, 4), batch_size=8, micro_batch_size=2, zero_stage=stage)
@@ -340,7 +412,7 @@ def test_metrics_speak_of_the_answers_with_the_highest_and_the_lowest_win_rate(o
     assert second["loss"] < first["loss"]
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (3, "float32"), (1, "bfloat16"), (3, "bfloat16")])
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (3, "float32"), (1, "bfloat16")])
 def test_a_learner_that_restarts_from_a_checkpoint_ends_with_bit_equal_weights(two, llama, tmp_path, stage, dtype):
     unbroken = train(two, llama, tmp_path, zero_stage=stage, dtype=dtype)
     shards = [{"table": str(tmp_path / f"referenced{i}.arrow")} for i in range(3)]
@@ -357,6 +429,7 @@ def test_a_learner_that_restarts_from_a_checkpoint_ends_with_bit_equal_weights(t
     two.call("save_weights", str(tmp_path / "resumed"))
     assert_bit_equal(tmp_path / "weights", tmp_path / "resumed")
 
+    two.call("open", str(llama))
     two.call("begin", shards[:1], 0)
     refusals = two.replies("load_checkpoint", str(tmp_path / "checkpoint"))
     assert [reply["error"] for reply in refusals] == ["StoreError"] * 2
