@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -35,7 +36,7 @@ class Generator:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._stops: set[int] = set()
 
-    def load(self, folder: str, digest: str) -> None:
+    def load(self, folder: str | Path, digest: str) -> None:
         """Serve the weights in `folder`, which must have `digest`; wakes a generator that sleeps.
 
         The first call starts vLLM, later ones replace its weights in place, which takes seconds. Use a
@@ -44,6 +45,7 @@ class Generator:
         """
         if self._serving == digest:
             return
+        folder = str(folder)  # vLLM accepts nothing else
         verify_weights(folder, digest)
         self._check_same_model(folder)
         self._serving = None

@@ -46,7 +46,7 @@ class World:
     generator: Generator
 
     def load(self, folder: Path) -> None:
-        self.generator.load(str(folder), self.digests[folder])
+        self.generator.load(folder, self.digests[folder])
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +324,7 @@ def test_a_folder_that_lacks_a_tensor_is_refused_by_name_and_the_old_weights_sta
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
-        generator.load(str(folder), seal_weights(folder))
+        generator.load(folder, seal_weights(folder))
     assert generator.serving() == world.digests[world.first]
 
 
@@ -337,7 +337,7 @@ def test_a_folder_that_was_altered_after_its_digest_is_refused_and_the_file_is_n
     content[-1] ^= 1
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match=r"changed: model\.safetensors"):
-        generator.load(str(folder), world.digests[world.second])
+        generator.load(folder, world.digests[world.second])
     assert generator.serving() == world.digests[world.first]
 
 
@@ -346,7 +346,7 @@ def test_a_folder_with_other_stop_tokens_is_refused(world: World, generator: Gen
     folder = shutil.copytree(world.second, tmp_path / "stops")
     (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
     with pytest.raises(WeightsError, match=r"stop at token ids \[2\], .* stops at \[2, 40, 41"):
-        generator.load(str(folder), seal_weights(folder))
+        generator.load(folder, seal_weights(folder))
     assert generator.serving() == world.digests[world.first]
 
 
