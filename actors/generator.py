@@ -7,6 +7,7 @@ how vLLM is driven is actors/vllm_engine.py's work, where the shards come from i
 from __future__ import annotations
 
 import logging
+import math
 import re
 from pathlib import Path
 
@@ -190,7 +191,7 @@ def arrow_safe(text: str) -> str:
 
 
 def _check_answers(name: str, answers: list[Answer], count: int) -> None:
-    """Raise RoleError unless the prompt has `count` answers that ended by themselves or by their length."""
+    """Raise RoleError unless the prompt has `count` answers that ended properly, with finite numbers."""
     if len(answers) != count:
         raise RoleError(f"generator: prompt {name} has {len(answers)} of {count} answers; try another replica")
     for index, answer in enumerate(answers):
@@ -198,4 +199,9 @@ def _check_answers(name: str, answers: list[Answer], count: int) -> None:
             raise RoleError(
                 f"generator: answer {index} to prompt {name} ended by {answer.finish_reason!r} instead of "
                 f"'stop' or 'length'; try another replica"
+            )
+        if answer.logp is None or not math.isfinite(answer.logp):
+            raise RoleError(
+                f"generator: answer {index} to prompt {name} has log-probability {answer.logp}; the weights or "
+                f"their dtype give no finite numbers"
             )
