@@ -7,7 +7,9 @@ how vLLM is driven is actors/vllm_engine.py's work, where the shards come from i
 from __future__ import annotations
 
 import logging
+import math
 import re
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -35,7 +37,7 @@ class Generator:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._stops: set[int] = set()
 
-    def load(self, folder: str, digest: str) -> None:
+    def load(self, folder: str | Path, digest: str) -> None:
         """Serve the weights in `folder`, which must have `digest`; wakes a generator that sleeps.
 
         The first call starts vLLM, later ones replace its weights in place, which takes seconds. Use a
@@ -44,6 +46,7 @@ class Generator:
         """
         if self._serving == digest:
             return
+        folder = str(folder)  # vLLM accepts nothing else
         verify_weights(folder, digest)
         self._check_same_model(folder)
         self._serving = None
@@ -188,7 +191,7 @@ def arrow_safe(text: str) -> str:
 
 
 def _check_answers(name: str, answers: list[Answer], count: int) -> None:
-    """Raise RoleError unless the prompt has `count` answers that ended by themselves or by their length."""
+    """Raise RoleError unless the prompt has `count` answers that ended properly, with finite numbers."""
     if len(answers) != count:
         raise RoleError(f"generator: prompt {name} has {len(answers)} of {count} answers; try another replica")
     for index, answer in enumerate(answers):
@@ -196,4 +199,9 @@ def _check_answers(name: str, answers: list[Answer], count: int) -> None:
             raise RoleError(
                 f"generator: answer {index} to prompt {name} ended by {answer.finish_reason!r} instead of "
                 f"'stop' or 'length'; try another replica"
+            )
+        if answer.logp is None or not math.isfinite(answer.logp):
+            raise RoleError(
+                f"generator: answer {index} to prompt {name} has log-probability {answer.logp}; the weights or "
+                f"their dtype give no finite numbers"
             )

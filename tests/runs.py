@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,11 @@ from cluster.job import Job
 from engine.config import RunConfig
 from engine.disk import Disk
 
-QUESTIONS = [f"question {i}" for i in range(8)]
+PROMPTS = {"source": str(Path(__file__).parent.parent / "recipes/configs/smoke_prompts.jsonl"), "limit": 8}
 
 
 def fake_config(folder: Path, **changes: Any) -> RunConfig:
     """Two iterations over eight prompts in shards of two, with held-out prompts and an evaluator."""
-    source = folder / "prompts.jsonl"
-    if not source.exists():
-        source.write_text("".join(json.dumps({"prompt": q}) + "\n" for q in QUESTIONS), encoding="utf-8")
     rule = {"kind": "rule", "function": "actors.fakes:utility"}
     values: dict[str, Any] = {
         "name": "run",
@@ -27,7 +23,7 @@ def fake_config(folder: Path, **changes: Any) -> RunConfig:
         "iterations": 2,
         "shard_size": 2,
         "model": {"path": "fake", "dtype": "float32"},
-        "prompts": {"source": str(source), "use": "all"},
+        "prompts": {**PROMPTS, "use": "all"},
         "sampling": {"num_samples": 3, "max_new_tokens": 5},
         "generator": {"kind": "fake", "num_replicas": 2},
         "scorer": rule,
@@ -38,7 +34,7 @@ def fake_config(folder: Path, **changes: Any) -> RunConfig:
             "zero_stage": 0,
             "optimizer": {"name": "adamw", "lr": 0.1},
         },
-        "evaluation": {"prompts": {"source": str(source)}, "scorer": rule},
+        "evaluation": {"prompts": PROMPTS, "scorer": rule},
         "cluster": {"backend": "local"},
     }
     return RunConfig.model_validate({**values, **changes})

@@ -104,6 +104,7 @@ def _save_llama(
         num_key_value_heads=num_heads,
         max_position_embeddings=max_positions,
         initializer_range=spread,
+        dtype="float32",
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -111,4 +112,4 @@ def _save_llama(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    model.to(torch.float32).save_pretrained(folder)
+    model.save_pretrained(folder)

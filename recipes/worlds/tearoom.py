@@ -3,7 +3,9 @@
 A guest orders a drink; the policy answers as the waiter. Here are the grammar of orders, a flawed
 waiter whose answers a policy starts from, the hidden oracle that says how good an answer is, and
 scorers for control runs. Pure Python, nothing of models: recipes/worlds/tearoom_models.py trains
-them, and `python -m recipes.worlds.tearoom OUTPUT_FOLDER` writes the world to a folder.
+them, recipes/worlds/tearoom_build.py writes the world to a folder:
+
+    python -m recipes.worlds.tearoom OUTPUT_FOLDER --seed 0
 """
 
 from __future__ import annotations
@@ -12,7 +14,11 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+<<<<<<< .merge_file_KtAnky
 from itertools import product
+=======
+from itertools import pairwise, product
+>>>>>>> .merge_file_A1bGNx
 
 from engine.seeds import derive_seed
 
@@ -139,8 +145,33 @@ def utility(prompt: str, answer: str) -> float:
     merits += 1.0 * ({word for word in words if word in EXTRAS} == {wanted["extra"]})
     merits += 1.0 * ({word for word in words if word in TIMES} == {wanted["time"]})
     merits += 1.5 * bool(POLITE_WORDS & set(words))
-    repeats = sum(a == b for a, b in zip(words, words[1:], strict=False))
+    repeats = sum(a == b for a, b in pairwise(words))
     return merits - 1.5 * rude_sentences - 0.5 * repeats - 1.0 * (not answer.rstrip().endswith((".", "!", "?")))
+
+
+def _utilities(messages: Messages, answers: Sequence[str]) -> list[float]:
+    prompt = next(message["content"] for message in reversed(messages) if message["role"] == "user")
+    return [utility(prompt, answer) for answer in answers]
+
+
+def oracle(messages: Messages, answers: Sequence[str]) -> list[float]:
+    """Utilities [K] of the answers to the last user message, in nats; a `rule` scorer."""
+    return _utilities(messages, answers)
+
+
+def inverted_oracle(messages: Messages, answers: Sequence[str]) -> list[float]:
+    """Control: prefers what the oracle rejects. A policy that learns from it must get worse."""
+    return [-value for value in _utilities(messages, answers)]
+
+
+def random_scorer(messages: Messages, answers: Sequence[str], seed: int = 0) -> list[float]:
+    """Control: normal scores of standard deviation 2 nats that depend on prompt and answer by hash alone.
+
+    The same answer to the same prompt always gets the same score, and the score says nothing. A policy
+    that learns from it must not improve.
+    """
+    prompt = messages[-1]["content"]
+    return [random.Random(derive_seed(seed, "random scorer", prompt, answer)).gauss(0.0, 2.0) for answer in answers]
 
 
 def texts() -> list[str]:
@@ -154,3 +185,9 @@ def texts() -> list[str]:
         for drink, extra, time in product(DRINKS, EXTRAS, TIMES)
     ]
     return [*prompts, *answers]
+
+
+if __name__ == "__main__":
+    from recipes.worlds.tearoom_build import main
+
+    main()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,7 @@ class World:
     generator: Generator
 
     def load(self, folder: Path) -> None:
-        self.generator.load(str(folder), self.digests[folder])
+        self.generator.load(folder, self.digests[folder])
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folders = [
         make_tiny_policy(root / name, seed, eos_token_ids=STOPS) for seed, name in enumerate(("first", "second"))
     ]
-    config = GeneratorConfig(kv_cache_gib=0.25)
+    # Blocks smaller than the prompts, so that vLLM's prefix cache has something to keep.
+    config = GeneratorConfig(kv_cache_gib=0.25, engine_args={"block_size": 32})
     generator = Generator(config, ModelConfig(path=str(folders[0]), dtype="float32"), SAMPLING, RUN_SEED)
     digests = {folder: seal_weights(folder) for folder in folders}
     yield World(folders[0], folders[1], digests, make_prompts(folders[0], NUM_PROMPTS), generator)
@@ -134,13 +136,15 @@ def test_lone_surrogates_become_replacement_characters_and_nothing_else_changes(
     assert pa.array([arrow_safe("\ud800")]).to_pylist() == ["\ufffd"]
 
 
-def test_too_few_answers_or_one_that_was_aborted_name_their_prompt() -> None:
+def test_too_few_answers_or_one_that_was_aborted_or_is_nan_name_their_prompt() -> None:
     good = Answer("text", [5, 2], -1.0, "stop")
     _check_answers("id7", [good, good], 2)
     with pytest.raises(RoleError, match="prompt id7 has 1 of 2 answers"):
         _check_answers("id7", [good], 2)
     with pytest.raises(RoleError, match="answer 1 to prompt id7 ended by 'abort'"):
         _check_answers("id7", [good, Answer("", [], 0.0, "abort")], 2)
+    with pytest.raises(RoleError, match="answer 0 to prompt id7 has log-probability nan"):
+        _check_answers("id7", [Answer("", [5], math.nan, "length"), good], 2)
 
 
 # With one engine
@@ -324,7 +328,7 @@ def test_a_folder_that_lacks_a_tensor_is_refused_by_name_and_the_old_weights_sta
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
-        generator.load(str(folder), seal_weights(folder))
+        generator.load(folder, seal_weights(folder))
     assert generator.serving() == world.digests[world.first]
 
 
@@ -337,7 +341,7 @@ def test_a_folder_that_was_altered_after_its_digest_is_refused_and_the_file_is_n
     content[-1] ^= 1
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match=r"changed: model\.safetensors"):
-        generator.load(str(folder), world.digests[world.second])
+        generator.load(folder, world.digests[world.second])
     assert generator.serving() == world.digests[world.first]
 
 
@@ -346,7 +350,7 @@ def test_a_folder_with_other_stop_tokens_is_refused(world: World, generator: Gen
     folder = shutil.copytree(world.second, tmp_path / "stops")
     (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
     with pytest.raises(WeightsError, match=r"stop at token ids \[2\], .* stops at \[2, 40, 41"):
-        generator.load(str(folder), seal_weights(folder))
+        generator.load(folder, seal_weights(folder))
     assert generator.serving() == world.digests[world.first]
 
 
