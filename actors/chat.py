@@ -52,6 +52,11 @@ class Chat:
         """SHA-256 of the template and of how the tokenizer behaves: what must not change within a run."""
         return hashlib.sha256(json.dumps([self.template, _identity(self.tokenizer)]).encode("ascii")).hexdigest()
 
+    @property
+    def vocabulary(self) -> set[int]:
+        """Token ids of ordinary text: all but control tokens."""
+        return set(range(len(self.tokenizer))) - self.control_ids - set(self.tokenizer.all_special_ids)
+
     def render(self, messages: list[Message]) -> tuple[str, list[int]]:
         """Return the policy's input for `messages` as text and token ids, up to where the answer begins.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 from actors.vllm_engine import Answer, SampleRequest, VLLMEngine, check_engine_args
 from engine.config import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
+from engine.probe import compare_probe, probe_tolerance
 from engine.schema import COMPLETIONS, PROMPTS, append, conform
 from engine.seeds import derive_seed
 from engine.weights import check_same_tensors, stop_token_ids, tensor_shapes, verify_weights
@@ -56,6 +58,23 @@ class Generator:
             self._reload(folder)
         self._serving = digest
         log.info("generator serves %s from %s", digest[:12], folder)
+
+    def deliver(
+        self,
+        folder: str,
+        digest: str,
+        prompt_token_ids: list[list[int]],
+        answer_token_ids: list[list[int]],
+        learner_logps: list[list[float]],
+    ) -> float:
+        """`load`, and prove it: the probe batch has the learner's log-probabilities under these weights.
+
+        Returns the mean |difference| per token in nats. Raises WeightsError where it exceeds the tolerance.
+        """
+        self.load(folder, digest)
+        tolerance = probe_tolerance(self._config.probe_tolerance, self._model.dtype)
+        logps = self.probe(prompt_token_ids, answer_token_ids)
+        return compare_probe(learner_logps, logps, tolerance, replica=f"generator in process {os.getpid()}")
 
     def _check_same_model(self, folder: str) -> None:
         """Compare with the first folder: vLLM keeps its tokenizer and stop tokens, and only warns of lost tensors."""

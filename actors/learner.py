@@ -78,7 +78,7 @@ class Learner:
 
     def close(self) -> None:
         """Free the memory and leave the group for good."""
-        self.release()
+        self.sleep()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -91,7 +91,7 @@ class Learner:
         """
         import deepspeed
 
-        self.release()
+        self.sleep()
         policy = load_policy(self.model, policy_folder, self.config.logits_chunk, self.config.gradient_checkpointing)
         self._engine, *_ = deepspeed.initialize(
             model=policy,
@@ -103,8 +103,8 @@ class Learner:
         self._source = Path(policy_folder)
         self._untrained = True
 
-    def release(self) -> None:
-        """Free the engine's memory; the rank stays in its group."""
+    def sleep(self) -> None:
+        """Free the engine's memory; the rank stays in its group, and `open` brings it back."""
         self._forget_rows()
         if self._engine is None:
             return
@@ -176,16 +176,18 @@ class Learner:
             "scheduled_steps": self._scheduled,
         }
 
-    def advance(self, num_steps: int) -> list[dict[str, float]]:
-        """Run up to `num_steps` optimizer steps; [] when all are done. One dict of metrics per step.
+    def advance(self, until: int) -> list[dict[str, float]]:
+        """Run optimizer steps until `until` of the iteration's are done; one dict of metrics per step.
 
+        Counted from the iteration's start, so that a group which went back to a checkpoint arrives at the
+        same place. [] when they are done already.
         The metrics are the group's and the same on every rank: loss (mean over the step's rows),
         grad_norm (before clipping), learning_rate, epoch, step (from 1), rewards/chosen, /rejected,
         /margins, /accuracies, logps/chosen, logps/rejected, log_ratio/max_abs, num_tokens.
         Raises NonFiniteError on every rank, before the weights change; `open` is needed then.
         """
         self._require_rows()
-        return [self._train_step(step) for step in self._order[self._done : self._done + num_steps]]
+        return [self._train_step(step) for step in self._order[self._done : until]]
 
     def _train_step(self, step: Step) -> dict[str, float]:
         self._untrained = False
@@ -269,9 +271,10 @@ class Learner:
 
     # ---- files ----
 
-    def save_checkpoint(self, folder: str) -> None:
-        """Write weights, optimizer and step counter to a folder that all ranks see. Called by all ranks."""
+    def save_checkpoint(self, folder: str, step: int) -> None:
+        """Advance to `step`, then write weights, optimizer and step counter to a folder that all ranks see."""
         self._require_rows()
+        self.advance(step)
         state = {"kumite_step": self._done, "kumite_order": fingerprint(self._order)}
         self._engine.save_checkpoint(folder, tag=CHECKPOINT, client_state=state)
 
@@ -291,19 +294,25 @@ class Learner:
         self._done = state["kumite_step"]
         return self._done
 
-    def save_weights(self, folder: str) -> None:
-        """Write the policy as a complete model folder (rank 0 writes, all ranks call).
+    def save_weights(
+        self, folder: str, step: int, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]
+    ) -> list[list[float]]:
+        """Advance to `step`, write the policy as a complete model folder, and return `probe` of it.
 
-        safetensors in model.dtype, with the config, the tokenizer and the chat template of the folder
-        that was opened. Returns on every rank once the files are there.
+        Rank 0 writes, all ranks call. safetensors in model.dtype, with the config, the tokenizer and the chat
+        template of the folder that was opened. Returns on every rank once the files are there; the
+        log-probabilities come from the weights in memory, so they prove the files to whoever loads them.
         """
         self._require_engine()
+        if self._done < step:
+            self.advance(step)
         dtype = getattr(torch, self.model.dtype)
         policy: PolicyModule = self._engine.module
         state = gather_weights(policy, keep=self.rank == 0, dtype=dtype)
         if self.rank == 0:
             write_policy(policy, state, dtype, self._source, Path(folder))
         dist.barrier()
+        return self.probe(prompt_token_ids, answer_token_ids)
 
     # ---- checks ----
 

@@ -1,24 +1,34 @@
-"""How good a policy is, from verdicts on held-out prompts: win rates with intervals, and agreement.
+"""Is one policy better than another, and by how much? Win rates with intervals, agreement, spread over seeds.
 
-Pure numpy on pair logits: `logits[i, j] > 0` says that answer i, shown first, beats answer j. Knows
-nothing of tables, scorers or runs.
+Pure functions on arrays, numpy only. Knows nothing of models, tables or files: others bring the
+utilities, pair logits, lengths or win rates. A win counts 1, a tie 1/2, a loss 0.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-NUM_RESAMPLES = 2000
-LEVEL = 95.0
-"""Percent of the resampled means that an interval holds."""
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+
+RESAMPLES = 2_000
+# fmt: off
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)
+# fmt: on
+"""Student's t, 97.5 % quantile for 1 to 30 degrees of freedom; beyond, the normal's 1.960."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval."""
+    """A mean with the two ends of its 95 % interval."""
 
     mean: float
     low: float
@@ -26,48 +36,150 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Policy A against policy B on the same prompts."""
+
+    win_rate: Interval
+    """Of A, in [0, 1], over prompts; 1/2 where neither is better."""
+    per_prompt: Vector
+    """[prompts] A's win rate on each prompt."""
+
+
+@dataclass(frozen=True)
 class Agreement:
-    """Answer pairs of one prompt on which two scorers were compared."""
+    """How often a scorer prefers the answer that the oracle prefers."""
 
-    agreements: float
-    """Pairs with the same winner; a tie of the first scorer counts 1/2."""
-    comparable: int
-    """Pairs between which the second scorer sees a difference."""
+    agreed: float
+    """Pairs on which both prefer the same answer; a scorer's tie counts 1/2."""
+    num_pairs: int
+    """Unordered pairs of answers whose oracle utilities differ."""
+
+    @property
+    def rate(self) -> float:
+        """In [0, 1]; NaN where there was no such pair."""
+        return self.agreed / self.num_pairs if self.num_pairs else math.nan
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(self.agreed + other.agreed, self.num_pairs + other.num_pairs)
 
 
-def win_rate(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """Share of the a x b answer pairs that our a answers win against their b, ties at 1/2.
+def win_rate_from_utilities(a: ArrayLike, b: ArrayLike) -> float:
+    """A's win rate on one prompt over all answer pairs, from utilities [Ka] and [Kb] (higher is better)."""
+    return win_rate_from_margins(np.subtract.outer(_finite(a, "utilities of A"), _finite(b, "utilities of B")))
 
-    ours: [a, b] logits with our answer first; theirs: [b, a] logits with theirs first. Both orders are
-    averaged, so a scorer that prefers a position has no say.
+
+def win_rate_from_margins(margins: ArrayLike) -> float:
+    """Mean over all pairs of 1, 1/2 or 0 for a positive, zero or negative margin of A's answer over B's.
+
+    `margins` [Ka, Kb] are utility differences or symmetrised pair logits: for a scorer that was shown
+    both orders, (M[i, j] - M[j, i]) / 2. Raises ValueError on an empty or non-finite matrix.
     """
-    margin = ours - theirs.T
-    return float(np.mean(np.where(margin == 0, 0.5, margin > 0)))
+    return float(np.mean((1.0 + np.sign(_finite(margins, "margins"))) / 2.0))
 
 
-def agreement(scorer: NDArray[np.float64], oracle: NDArray[np.float64]) -> Agreement:
-    """Compare two [K, K] logit matrices of the same answers by the sign of their symmetrised logits."""
-    upper = np.triu_indices(len(scorer), k=1)
-    found, truth = np.sign(scorer - scorer.T)[upper], np.sign(oracle - oracle.T)[upper]
-    differs = truth != 0
-    same = np.where(found == 0, 0.5, found == truth)[differs]
-    return Agreement(float(same.sum()), int(differs.sum()))
+def margins_from_pair_logits(logits: ArrayLike, num_a: int) -> Matrix:
+    """[num_a, K - num_a] symmetrised margins of A's answers over B's.
+
+    `logits` [K, K] is a scorer's matrix for A's `num_a` answers followed by B's; `logits[i, j] > 0`
+    says that answer i, shown first, beats answer j.
+    """
+    matrix = _square(logits, "pair logits")
+    return ((matrix - matrix.T) / 2.0)[:num_a, num_a:]
 
 
-def bootstrap(values: NDArray[np.float64], seed: int = 0) -> Interval:
-    """Mean of one value per prompt with the percentile bootstrap's 95 % interval, over prompts."""
+def compare(margins: Sequence[ArrayLike], *, seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
+    """A's win rate against B from one margin matrix [Ka, Kb] per held-out prompt, with its bootstrap interval.
+
+    Every prompt weighs the same, however many answers it has. Raises ValueError where there is no prompt.
+    """
+    per_prompt = np.array([win_rate_from_margins(matrix) for matrix in margins], dtype=np.float64)
+    return Comparison(bootstrap(per_prompt, seed=seed, resamples=resamples), per_prompt)
+
+
+def compare_utilities(
+    a: Sequence[ArrayLike], b: Sequence[ArrayLike], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Comparison:
+    """`compare` from the utilities of A's and of B's answers, one vector per prompt and policy."""
+    if len(a) != len(b):
+        raise ValueError(f"A answered {len(a)} prompts and B {len(b)}; they must answer the same ones")
+    margins = [np.subtract.outer(np.asarray(x, float), np.asarray(y, float)) for x, y in zip(a, b, strict=True)]
+    return compare(margins, seed=seed, resamples=resamples)
+
+
+def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """Mean of `values` [prompts] with its 95 % percentile interval over resamples of the prompts (Efron 1979).
+
+    The interval covers the choice of prompts; it knows nothing of other seeds of training (`spread`).
+    """
+    vector = _finite(values, "values")
     draw = np.random.default_rng(seed)
-    means = [float(values[draw.integers(0, len(values), len(values))].mean()) for _ in range(NUM_RESAMPLES)]
-    low, high = np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    means = [vector[draw.integers(len(vector), size=len(vector))].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(vector.mean()), float(low), float(high))
 
 
-def across_seeds(values: NDArray[np.float64]) -> Interval:
-    """Mean of one value per seed with Student's 95 % interval; 2 to 11 seeds."""
-    half = STUDENT[len(values) - 2] * float(values.std(ddof=1)) / len(values) ** 0.5
-    mean = float(values.mean())
+def agreement(scorer_logits: ArrayLike, oracle_logits: ArrayLike) -> Agreement:
+    """On how many pairs of one prompt's K answers the scorer has the oracle's sign; both matrices [K, K].
+
+    Both are symmetrised, (M - M^T) / 2, so that a preference for what is shown first counts for nothing.
+    Pairs on which the oracle ties do not count. Add up the results of several prompts with `+`.
+    """
+    scorer, oracle = _square(scorer_logits, "scorer logits"), _square(oracle_logits, "oracle logits")
+    if scorer.shape != oracle.shape:
+        raise ValueError(f"the scorer judged {len(scorer)} answers and the oracle {len(oracle)}")
+    pairs = np.triu_indices(len(scorer), k=1)
+    truth = np.sign(oracle - oracle.T)[pairs]
+    verdict = np.sign(scorer - scorer.T)[pairs]
+    decided = truth != 0
+    return Agreement(float(((1.0 + truth * verdict) / 2.0)[decided].sum()), int(decided.sum()))
+
+
+def utility_logits(utilities: ArrayLike) -> Matrix:
+    """[K, K] differences u_i - u_j: the pair logits of somebody who judges by utilities [K] alone (Bradley-Terry)."""
+    vector = _finite(utilities, "utilities")
+    return np.subtract.outer(vector, vector)
+
+
+def mean_length(lengths: Sequence[ArrayLike]) -> float:
+    """Mean over all answers of all prompts, in the unit of `lengths` (tokens or characters): one vector per prompt."""
+    return float(np.mean(np.concatenate([_finite(one, "lengths") for one in lengths])))
+
+
+def length_correlation(lengths: ArrayLike, utilities: ArrayLike) -> float:
+    """Pearson correlation of length and utility, both [answers]; NaN where either is constant."""
+    x, y = _finite(lengths, "lengths"), _finite(utilities, "utilities")
+    if x.std() == 0.0 or y.std() == 0.0:
+        return math.nan
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def spread(win_rates: Sequence[float]) -> Interval:
+    """Mean of independent runs' win rates (one per seed) with its 95 % t-interval.
+
+    Half-width t(0.975, n - 1) * s / sqrt(n), s with n - 1. Not clipped to [0, 1]. Raises ValueError for fewer
+    than two runs, because one run says nothing of its spread.
+    """
+    vector = _finite(win_rates, "win rates")
+    if len(vector) < 2:
+        raise ValueError("a spread needs the win rates of at least 2 runs; got 1")
+    freedom = len(vector) - 1
+    quantile = T_975[freedom - 1] if freedom <= len(T_975) else 1.960
+    mean, half = float(vector.mean()), float(quantile * vector.std(ddof=1) / math.sqrt(len(vector)))
     return Interval(mean, mean - half, mean + half)
 
 
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""97.5 % quantiles of Student's t with 1, 2, ... 10 degrees of freedom."""
+def _finite(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    """`values` as float64; raises ValueError where there are none or one is NaN or infinite."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError(f"{what}: there are none")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what}: {int((~np.isfinite(array)).sum())} of {array.size} are NaN or infinite")
+    return array
+
+
+def _square(values: ArrayLike, what: str) -> Matrix:
+    matrix = _finite(values, what)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"{what}: expected a K x K matrix, got the shape {matrix.shape}")
+    return matrix

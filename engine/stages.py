@@ -94,7 +94,7 @@ def _audited() -> Stage:
     def finish(scored: pa.Table, answer: Answered) -> pa.Table:
         verdicts = zip(scored["pair_logits"].to_pylist(), answer.value["pair_logits"].to_pylist(), strict=True)
         counts = [evaluation.agreement(np.array(ours), np.array(theirs)) for ours, theirs in verdicts]
-        columns = [scored["prompt_id"], [c.agreements for c in counts], [c.comparable for c in counts]]
+        columns = [scored["prompt_id"], [c.agreed for c in counts], [c.num_pairs for c in counts]]
         return pa.table(columns, names=AUDITED.names)
 
     return Stage(
@@ -135,12 +135,13 @@ def _judged(version: int, earlier: Earlier) -> Stage:
     def finish(answers: pa.Table, answer: Answered) -> pa.Table:
         logits = [np.array(matrix) for matrix in answer.value["pair_logits"].to_pylist()]
         m = len(answers["answers"][0])
+        others = [*range(m), *range(2 * m, 3 * m)]  # ours and the previous version's, without the start's
         return append(
             answers,
             JUDGED,
             f"version {version} on held-out prompts",
-            win_vs_start=[evaluation.win_rate(matrix[:m, m : 2 * m], matrix[m : 2 * m, :m]) for matrix in logits],
-            win_vs_previous=[evaluation.win_rate(matrix[:m, 2 * m :], matrix[2 * m :, :m]) for matrix in logits],
+            win_vs_start=[_wins(matrix[: 2 * m, : 2 * m], m) for matrix in logits],
+            win_vs_previous=[_wins(matrix[np.ix_(others, others)], m) for matrix in logits],
             evaluator=answer.value["scorer"],
         )
 
@@ -155,6 +156,11 @@ def _judged(version: int, earlier: Earlier) -> Stage:
         finish=finish,
         amounts=lambda table: {"prompts": table.num_rows},
     )
+
+
+def _wins(logits: np.ndarray, m: int) -> float:
+    """Share of the pairs won by the first m answers against the others."""
+    return evaluation.win_rate_from_margins(evaluation.margins_from_pair_logits(logits, m))
 
 
 def _side_by_side(*versions: pa.Table) -> pa.Table:

@@ -14,11 +14,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-<<<<<<< .merge_file_KtAnky
-from itertools import product
-=======
 from itertools import pairwise, product
->>>>>>> .merge_file_A1bGNx
 
 from engine.seeds import derive_seed
 

@@ -88,11 +88,7 @@ def demonstrations(orders: list[tearoom.Order], seed: int) -> list[dict[str, Any
     return [
         {
             "prompt": [{"role": "user", "content": order.text}],
-<<<<<<< .merge_file_D75Mfx
-            "completion": [{"role": "assistant", "content": tearoom.flawed_answer(order, tearoom.DEMONSTRATOR, draw)}],
-=======
             "completion": [{"role": "assistant", "content": answer}],
->>>>>>> .merge_file_1Yn7gG
         }
         for order, answer in zip(orders, answers, strict=True)
     ]
@@ -130,13 +126,8 @@ def _sft_trainer(rows: list[dict[str, Any]], seed: int, epochs: float) -> Any:
     settings = SFTConfig(
         output_dir=tempfile.gettempdir(),
         num_train_epochs=epochs,
-<<<<<<< .merge_file_D75Mfx
-        per_device_train_batch_size=int(os.environ.get("BS", 64)),
-        learning_rate=float(os.environ.get("LR", 3e-3)),
-=======
         per_device_train_batch_size=64,
         learning_rate=3e-3,
->>>>>>> .merge_file_1Yn7gG
         lr_scheduler_type="cosine",
         warmup_steps=20,
         max_length=128,
@@ -150,13 +141,6 @@ def _sft_trainer(rows: list[dict[str, Any]], seed: int, epochs: float) -> Any:
         dataloader_pin_memory=False,
         seed=seed,
     )
-<<<<<<< .merge_file_D75Mfx
-    trainer = SFTTrainer(
-        model=new_policy(tokenizer, seed),
-        args=settings,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-=======
     policy = new_policy(tokenizer, seed)
     dataset = datasets.Dataset.from_list(rows)
     return SFTTrainer(model=policy, args=settings, train_dataset=dataset, processing_class=tokenizer)
@@ -170,7 +154,6 @@ def _measure(model: LlamaForCausalLM, tokenizer: Any, orders: list[tearoom.Order
     tokenizer.padding_side = "left"
     batch = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
->>>>>>> .merge_file_1Yn7gG
     )
     torch.manual_seed(derive_seed(seed, "measure"))
     figures: Figures = {"heldout_prompts": len(orders)}

@@ -43,7 +43,7 @@ def serve(rank: int, world_size: int, answers) -> None:
         try:
             if request["call"] == "new":
                 if current is not None:
-                    current.release()
+                    current.sleep()
                 config = LearnerConfig(**request["config"])
                 model = ModelConfig(**request["model"])
                 current = learner.Learner(config, model, SPPO(**request["algorithm"]), rank, world_size, seed=11)

@@ -222,7 +222,7 @@ def train(group: Group, llama: Path, folder: Path, sizes=(5, 0, 6), num_steps: i
     group.call("open", str(llama))
     group.call("begin", referenced(group, rows(sizes), folder), 0)
     metrics = group.call("advance", num_steps)
-    group.call("save_weights", str(folder / "weights"))
+    group.call("save_weights", str(folder / "weights"), 0, [], [])
     return metrics
 
 
@@ -419,14 +419,14 @@ def test_a_learner_that_restarts_from_a_checkpoint_ends_with_bit_equal_weights(t
     two.call("open", str(llama))
     two.call("begin", shards, 0)
     two.call("advance", 1)
-    two.call("save_checkpoint", str(tmp_path / "checkpoint"))
+    two.call("save_checkpoint", str(tmp_path / "checkpoint"), 1)
 
     two.new(batch_size=4, micro_batch_size=2, zero_stage=stage, dtype=dtype)
     two.call("open", str(llama))
     two.call("begin", shards, 0)
     assert two.call("load_checkpoint", str(tmp_path / "checkpoint")) == 1
     assert two.call("advance", 100) == unbroken[1:]
-    two.call("save_weights", str(tmp_path / "resumed"))
+    two.call("save_weights", str(tmp_path / "resumed"), 0, [], [])
     assert_bit_equal(tmp_path / "weights", tmp_path / "resumed")
 
     two.call("open", str(llama))
@@ -451,7 +451,7 @@ def test_a_poisoned_row_stops_all_ranks_before_the_weights_change_and_is_named(t
         assert "loss of prompts ['s0p3'] (shard 0)" in reply["message"]
         assert "s0p0" not in reply["message"]
     assert {reply["error"] for reply in two.replies("advance", 1)} == {"RoleError"}
-    two.call("save_weights", str(tmp_path / "weights"))
+    two.call("save_weights", str(tmp_path / "weights"), 0, [], [])
     assert_bit_equal(tmp_path / "weights", llama)
 
 
