@@ -157,24 +157,38 @@ class Job:
         return found
 
     def _take_prompts(self, chat: Any) -> None:
-        """Read, render and commit all prompts once; a resumed run never looks at the sources again."""
-        if self.store.marked("prompts"):
+        """Read, render and commit all prompts once; the sources are looked at again only to mend a damaged shard."""
+        known = self.store.marked("prompts")
+        if known and all(self.store.has(*shard) for shard in known["shards"]):
             return
         config, longest = self._config, self._config.sampling.max_prompt_tokens
         tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed)
-        for t, table in enumerate(tables):
-            self._commit_prompts(t, "prompts", table)
+        stages = [(t, "prompts", table) for t, table in enumerate(tables)]
         if config.evaluation:
             heldout, found = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)
-            self._commit_prompts(0, "heldout", heldout[0])
+            stages.append((0, "heldout", heldout[0]))
             results += found
         for result in results:
             self.note("prompts: " + ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count))
-        self.store.mark("prompts")
+        named = [shard for stage in stages for shard in self._commit_prompts(*stage, begun=known is not None)]
+        if not known:
+            self.store.mark("prompts", shards=named)
 
-    def _commit_prompts(self, t: int, stage: str, table: pa.Table) -> None:
+    def _commit_prompts(self, t: int, stage: str, table: pa.Table, begun: bool) -> list[tuple[int, str, int]]:
+        """Commit what is not there yet; a run that has begun cannot go on with other prompts."""
+        named = []
         for number, shard in enumerate(shards(table, self._config.shard_size)):
-            self.store.commit(t, stage, number, shard, PROMPTS)
+            named.append((t, stage, number))
+            there = self.store.has(t, stage, number)
+            same = there and self.store.read(t, stage, number, PROMPTS).equals(shard.cast(PROMPTS))
+            if begun and there and not same:
+                raise StoreError(
+                    f"iteration {t}, {stage}, shard {number}: a shard of prompts is damaged, and its source is not "
+                    f"what it was when the run began. Restore it, or start a run with another name="
+                )
+            if not same:
+                self.store.commit(t, stage, number, shard, PROMPTS)
+        return named
 
     def _probe(self, chat: Any) -> ProbeBatch:
         sampling = self._config.sampling

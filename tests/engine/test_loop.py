@@ -52,7 +52,7 @@ def test_each_iteration_answers_with_the_weights_that_the_one_before_learned(und
 def test_the_reference_is_the_policy_of_the_iteration(undisturbed: Path) -> None:
     with RunStore(undisturbed) as store:
         logps = letter_logps(undisturbed / "weights/001")
-        row = next(store.tables(1, "referenced", REFERENCED)).to_pylist()[0]
+        row = next(row for table in store.tables(1, "referenced", REFERENCED) for row in table.to_pylist())
         expected = [sum(logps[i] for i in answer if i < 8) for answer in row["answer_token_ids"]]
         assert row["reference_logps"] == pytest.approx(expected, abs=1e-12)
 
@@ -135,7 +135,7 @@ def test_a_driver_that_dies_at_any_file_operation_loses_nothing(undisturbed: Pat
 
 
 def test_a_driver_that_dies_again_and_again_still_arrives(undisturbed: Path, tmp_path: Path) -> None:
-    for deaths in range(20):
+    for deaths in range(20):  # noqa: B007 - counted on purpose
         try:
             run = play(fake_config(tmp_path), DyingDisk(97))
             break
@@ -168,10 +168,6 @@ def test_a_damaged_shard_of_an_unfinished_iteration_is_made_again(
     _forget_the_end(run)
     victim = sorted((run / "tables" / "001" / stage).iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:-9])
-    if stage == "prompts":
-        with pytest.raises(StoreError, match="iteration 1, prompts, shard 0 is not committed"):
-            play(fake_config(tmp_path))
-        return
     assert inspection.run_digest(play(fake_config(tmp_path))) == inspection.run_digest(undisturbed)
 
 
