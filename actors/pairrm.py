@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from actors.pairrm_attention import encode_packed, supports
 from actors.pairrm_inputs import Candidates, Comparison, PaddedBatch, PairInputs, Parts, Room, add_markers
 from engine.errors import ModelError, RoleError
 
@@ -71,17 +72,31 @@ class PairRM(nn.Module):
 
     def forward(self, batch: PaddedBatch) -> Tensor:
         """Return [B] float32 logits, > 0 where the left answer is better."""
-        ids, mask, positions = (
-            torch.from_numpy(array).to(self.device)
-            for array in (batch.input_ids, batch.attention_mask, batch.positions)
-        )
+        hidden = self._packed(batch) if self._packs() else self._padded(batch)
+        source, left, right = hidden.float().unbind(dim=1)
+        scores = [self.head_layer(torch.cat([source, answer], dim=-1)) for answer in (left, right)]
+        return (scores[0] - scores[1]).mean(dim=-1)
+
+    def _packs(self) -> bool:
+        """On a GPU many small products lose; in training dropout and gradients need transformers' own modules."""
+        inference = not self.training and not torch.is_grad_enabled()
+        return inference and self.device.type == "cpu" and supports(self.pretrained_model.config)
+
+    def _packed(self, batch: PaddedBatch) -> Tensor:
+        """[B, 3, hidden] last states at the markers."""
+        lengths = batch.attention_mask.sum(axis=1)
+        starts = np.cumsum(lengths) - lengths
+        rows = [torch.from_numpy(ids[:length]) for ids, length in zip(batch.input_ids, lengths, strict=True)]
+        return encode_packed(self.pretrained_model, rows)[torch.from_numpy(batch.positions + starts[:, None])]
+
+    def _padded(self, batch: PaddedBatch) -> Tensor:
+        """[B, 3, hidden] last states at the markers."""
+        arrays = (batch.input_ids, batch.attention_mask, batch.positions)
+        ids, mask, positions = (torch.from_numpy(array).to(self.device) for array in arrays)
         # DebertaV2Model itself keeps the hidden states of every layer; only the last is read here.
         embedded = self.pretrained_model.embeddings(input_ids=ids, mask=mask)
         hidden = self.pretrained_model.encoder(embedded, mask, output_hidden_states=False).last_hidden_state
-        rows = torch.arange(len(ids), device=self.device)[:, None]
-        source, left, right = hidden[rows, positions].float().unbind(dim=1)
-        scores = [self.head_layer(torch.cat([source, answer], dim=-1)) for answer in (left, right)]
-        return (scores[0] - scores[1]).mean(dim=-1)
+        return hidden[torch.arange(len(ids), device=self.device)[:, None], positions]
 
     def compute_in(self, dtype: str) -> PairRM:
         """Cast the backbone to "float32" or "bfloat16", in place."""
