@@ -29,7 +29,7 @@ def supports(config: DebertaV2Config) -> bool:
         config.relative_attention
         and not config.position_biased_input
         and config.type_vocab_size == 0
-        and config.share_att_key
+        and getattr(config, "share_att_key", False)
         and kinds == {"c2p", "p2c"}
         and getattr(config, "conv_kernel_size", 0) == 0
     )
