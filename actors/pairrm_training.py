@@ -75,8 +75,7 @@ def new_pairrm(
         pad_token_id=tokenizer.pad_token_id or 0,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        **DEBERTA_V3,
-        position_buckets=position_buckets,
+        **(DEBERTA_V3 | {"position_buckets": position_buckets}),
     )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "new_pairrm"))
