@@ -187,7 +187,7 @@ class PairInputs:
         distinct = list(dict.fromkeys(texts))
         if not distinct:
             return {}
-        separator = self.tokenizer.convert_ids_to_tokens(self._sep_id)
+        separator = str(self.tokenizer.convert_ids_to_tokens(self._sep_id))
         marked = [marker + text.replace(separator, " ") for text in distinct]
         encoded = self.tokenizer(marked, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         if any(ids[:1] != [self._marker_ids[marker]] for ids in encoded):

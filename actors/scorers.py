@@ -94,7 +94,7 @@ class PairRMScorer(Scorer):
     def start(self) -> None:
         import torch
 
-        from actors.pairrm import load_pairrm, weights_file
+        from actors.pairrm_checkpoint import load_pairrm, weights_file
 
         config = self._config
         model = load_pairrm(config.path, config.base_path, config.source_max_tokens, config.answer_max_tokens)
@@ -228,7 +228,7 @@ def _import_llm_blender() -> Any:
     from transformers.utils import hub
 
     if not hasattr(hub, "TRANSFORMERS_CACHE"):
-        hub.TRANSFORMERS_CACHE = HF_HUB_CACHE
+        vars(hub)["TRANSFORMERS_CACHE"] = HF_HUB_CACHE
     try:
         llm_blender = importlib.import_module("llm_blender")
         collator = importlib.import_module("llm_blender.pair_ranker.collator")
@@ -243,7 +243,7 @@ def _import_llm_blender() -> Any:
         encoded = tokenizer(texts, **options)
         return encoded["input_ids"], encoded["attention_mask"]
 
-    collator.encode_texts = encode_texts
+    vars(collator)["encode_texts"] = encode_texts
     return llm_blender
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DebertaV2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from actors.pairrm import PairRM, load_pairrm, score_candidates
+from actors.pairrm import PairRM, score_candidates
+from actors.pairrm_checkpoint import load_pairrm
 from actors.pairrm_inputs import MARKERS, Candidates, Comparison, PairInputs, Room, add_markers
 from actors.pairrm_training import Pair, new_pairrm, pair_accuracy, train_pairrm
 from engine.errors import ConfigError, ModelError, NonFiniteError, RoleError
@@ -166,6 +167,21 @@ def test_scores_do_not_depend_on_what_shares_the_batch():
     alone = np.concatenate([logits_of(model, [prompt], batch_tokens=1) for prompt in prompts])
     assert np.abs(together).max() > 0.05
     np.testing.assert_allclose(together, alone, atol=2e-6)
+
+
+@pytest.mark.parametrize("room", [ROOM, Room(source=500, answer=100)])
+def test_packed_rows_score_as_transformers_own_padded_ones(room):
+    """The second room makes distances beyond the 512 that relative positions tell apart."""
+    model = tiny_pairrm(room=room)
+    rng = random.Random(0)
+    texts = [sentence(rng, 1, 9), sentence(rng, 99, 99)]
+    parts = model.inputs.encode([Candidates("p", sentence(rng, 500, 500), texts), Candidates("q", "what", texts)])
+    batch = model.inputs.pad(parts, [Comparison(p, *order) for p in (0, 1) for order in parts[p].orders()])
+    padded = model(batch)
+    assert padded.requires_grad and padded.abs().max() > 0.05
+    with torch.inference_mode():
+        packed = model(batch)
+    torch.testing.assert_close(packed, padded.detach(), atol=3e-6, rtol=0)
 
 
 def test_each_forward_pass_keeps_to_the_token_budget():

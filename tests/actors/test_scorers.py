@@ -293,6 +293,24 @@ def test_our_logits_and_ranks_are_llm_blenders(layout, tmp_path):
 
 @pytest.mark.real
 @NEEDS_LLM_BLENDER
+def test_the_hub_class_of_pairrm_hf_reads_what_we_save(checkpoint):
+    scorers._import_llm_blender()
+    from llm_blender.blender.blender_utils import tokenize_pair
+    from llm_blender.pair_ranker.pairrm import DebertaV2PairRM
+
+    model = DebertaV2PairRM.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    table = texts_of_many_lengths(count=6, num_answers=2)
+    sources = [messages[0]["content"] for messages in table["messages"].to_pylist()]
+    left, right = zip(*table["answers"].to_pylist(), strict=True)
+    with torch.inference_mode():
+        theirs = model(**tokenize_pair(tokenizer, sources, left, right, ROOM.source, ROOM.answer)).logits
+    ours = np.array(started(PairRMConfig(path=checkpoint)).score(table)["pair_logits"].to_pylist())[:, 0, 1]
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+
+
+@pytest.mark.real
+@NEEDS_LLM_BLENDER
 def test_llm_blender_names_the_prompts_on_which_it_fails(checkpoint):
     blender = started(BlenderConfig(path=checkpoint))
     with pytest.raises(RoleError, match=r"llm_blender failed on prompt_ids \['p0'\]"):
