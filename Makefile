@@ -47,4 +47,5 @@ $(STAMP): requirements-cpu.txt
 	$(PYTHON) -m pip install -q --no-deps "torch==$(TORCH)+cpu" 2>/dev/null || \
 		$(PYTHON) -m pip install -q --no-deps --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)"; \
 	$(PYTHON) -m pip install -q --no-deps -r requirements-cpu.txt; \
+	$(PYTHON) -m pip install -q --no-deps --no-build-isolation --editable .; \
 	echo "$$wanted" > $@

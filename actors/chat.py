@@ -55,7 +55,7 @@ class Chat:
     @property
     def vocabulary(self) -> set[int]:
         """Token ids of ordinary text: all but control tokens."""
-        return set(range(len(self.tokenizer))) - self.control_ids - set(self.tokenizer.all_special_ids)
+        return set(range(len(self.tokenizer))) - self._control_ids - set(self.tokenizer.all_special_ids)
 
     def render(self, messages: list[Message]) -> tuple[str, list[int]]:
         """Return the policy's input for `messages` as text and token ids, up to where the answer begins.

@@ -163,6 +163,8 @@ class VLLMEngine:
         if self.can_sleep:
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if not self.can_sleep:
+            self.llm.apply_model(_repack_tied_head)
         if self.can_sleep:
             self.llm.wake_up(tags=["kv_cache"])
         # Cached keys and values of the old weights would silently answer for the new ones.
@@ -181,6 +183,16 @@ class VLLMEngine:
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         cleanup_dist_env_and_memory()  # also collects the engine's reference cycles
+
+
+def _repack_tied_head(model: Any) -> None:
+    """On CPU vLLM multiplies with a packed copy of the LM head, made when the head's own tensor is loaded.
+
+    With tied embeddings only the embedding has one, so reload_weights leaves the old head in use.
+    """
+    head = getattr(model, "lm_head", None)
+    if getattr(getattr(model, "config", None), "tie_word_embeddings", False) and hasattr(head, "quant_method"):
+        head.quant_method.process_weights_after_loading(head)
 
 
 def _limit_threads(cpus: float) -> None:

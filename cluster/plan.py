@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.placement import ADVICE, Need, shortages
-from engine.config import ReplicasConfig, RunConfig, StatedCluster
+from engine.config import ReplicasConfig, RuleConfig, RunConfig, StatedCluster
 from engine.errors import PlanError
 
 GIB = 2**30
@@ -159,7 +159,9 @@ def _memory_lines(
     if parameters is None:
         return ["memory     unknown: the model is not on this machine and model.num_parameters is not set"]
     generator = parameters * BYTES[config.model.dtype] / config.generator.tensor_parallel_size
-    scorer = SCORER_PARAMETERS * 4 if config.scorer.kind != "rule" else 0.0
+    scorer = 0.0
+    if not isinstance(config.scorer, RuleConfig):
+        scorer = 4 * (count_parameters(config.scorer.path) or SCORER_PARAMETERS)
     each = {"generator": generator, "scorer": scorer, "learner": learner_bytes(config, parameters)}
     text = ", ".join(f"{role} {_size(size)}" for role, size in each.items())
     if stated is not None and stated.gpu_gib:
@@ -170,7 +172,7 @@ def _memory_lines(
         text += (
             f"; a GPU has {stated.gpu_gib:g} GiB, so the learner has {stated.gpu_gib - used:.0f} GiB for activations"
         )
-    return [f"memory     {parameters / 1e9:.4g} B parameters; per replica, for weights and states: {text}"]
+    return [f"memory     {_count(parameters)} parameters; per replica, for weights and states: {text}"]
 
 
 def _disk_lines(
@@ -192,6 +194,10 @@ def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.resolve().parent
     return path
+
+
+def _count(parameters: float) -> str:
+    return f"{parameters / 1e9:.3g} billion" if parameters >= 1e8 else f"{parameters / 1e6:.3g} million"
 
 
 def _size(size: float) -> str:
