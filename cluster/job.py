@@ -71,12 +71,12 @@ class Job:
     def report(self, status: str) -> Path:
         """Write the report of the run as far as it is; return its page."""
         self._monitor.close()
-        return write_report(self.folder, self._summary(status))
+        return write_report(self.folder, self.summary(status))
 
     def show(self) -> None:
         """The table of a finished run, and where report and weights are."""
         page = self.report("finished")
-        print_table(self._console, self._summary("finished"))
+        print_table(self._console, self.summary("finished"))
         last = self.store.policy(self._config.iterations)
         where = f"report   {page}\nweights  {last.folder if last else '-'}"
         self._console.print(where, markup=False, highlight=False, soft_wrap=True)
@@ -91,7 +91,8 @@ class Job:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _summary(self, status: str) -> Summary:
+    def summary(self, status: str) -> Summary:
+        """What the report says, from committed tables and metrics alone."""
         provenance = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         summary = summarize(self.store, self._config, status, provenance)
         return complete(summary, read_metrics(self.folder / "metrics.jsonl"))

@@ -22,6 +22,9 @@ from engine import config_file
 from engine.config import RunConfig
 from engine.errors import KumiteError
 
+WIDTH = 160
+"""Columns where nobody's terminal says: the tables of a job's log should not be broken up."""
+
 
 def main(base: dict[str, Any], description: str, argv: list[str] | None = None) -> int:
     """Run a recipe whose own values are `base`; return the exit code of the process.
@@ -29,7 +32,7 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None) 
     0: finished, or a plan that fits; 1: the run failed; 2: config, plan or input is wrong; 130 and 143:
     interrupted or terminated, to be resumed by the same command.
     """
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     arguments, overrides = _parser(description).parse_known_args(argv)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # rules by dotted path are looked up from where the command is given

@@ -63,7 +63,8 @@ class SelfPlay:
         stream = Stream(self._store, self._monitor, t, num_shards=len(self._store.shards(*source)))
         for together in self._roles.together(stages):
             if any(stream.missing(together)):
-                self._roles.prepare([stage.role for stage in together], policy)
+                with self._monitor.timed("prepare"):
+                    self._roles.prepare([stage.role for stage in together], policy)
                 stream.run(together, [self._roles.pool(stage.role) for stage in together])
 
     def _learn(self, t: int, policy: Policy) -> Policy:
@@ -74,9 +75,10 @@ class SelfPlay:
                 f"iteration {t}: no prompt is left to train on, every one fell under a rule of the algorithm "
                 f"({iteration_metrics(self._store, self._algorithm, t)}); look at sampling.temperature and the scorer"
             )
-        self._roles.prepare(["learner"], policy)
         learner = self._roles.pool("learner")
-        plan = learner.tell("begin", shards, t)[0]
+        with self._monitor.timed("prepare"):
+            self._roles.prepare(["learner"], policy)
+            plan = learner.tell("begin", shards, t)[0]
         step, num_steps = 0, plan["num_steps"]
         if checkpoint := self._store.checkpoint(t):
             step, folder = checkpoint
@@ -86,8 +88,9 @@ class SelfPlay:
         while step < num_steps:
             step = self._advance(t, step, num_steps)
         folder = self._store.new_weights(t + 1)
-        saved = learner.submit("save_weights", str(folder), num_steps, *self._probe)
-        policy = self._store.commit_weights(t + 1, saved.result().value)
+        with self._monitor.timed("save"):
+            probe = learner.submit("save_weights", str(folder), num_steps, *self._probe).result().value
+            policy = self._store.commit_weights(t + 1, probe)
         self._store.drop_checkpoints(t)
         return policy
 

@@ -8,7 +8,8 @@ Knows nothing of Ray, of the roles or of what the metrics mean.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -89,6 +90,13 @@ class Monitor:
     def busy(self, stage: str, start: float, end: float) -> None:
         """`stage` worked from `start` to `end` on something that is no shard: weights, a start, a checkpoint."""
         self._board.book(stage, start, end)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Book the time that a block takes as busy time of `stage`."""
+        start = self._clock()
+        yield
+        self.busy(stage, start, self._clock())
 
     def step(self, step: int, total: int, metrics: Mapping[str, float], seconds: float, **amounts: float) -> None:
         """The learner finished optimizer step `step` of `total` (from 1, within the iteration) just now.
