@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from cluster.placement import Placement
 from cluster.pool import Group, Pool
 from engine.probe import ProbeBatch
+from engine.roles import Stage
 from engine.store import Policy
-from engine.stream import Stage
 
 
 class ClusterRoles:

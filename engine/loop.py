@@ -18,11 +18,11 @@ from engine.errors import DataError
 from engine.monitor import Monitor
 from engine.probe import ProbeBatch
 from engine.results import iteration_metrics
-from engine.roles import Roles
+from engine.roles import Roles, Stage
 from engine.schema import COMPLETIONS, REFERENCED
 from engine.stages import heldout_stages, training_stages
 from engine.store import Policy, RunStore
-from engine.stream import Stage, Stream
+from engine.stream import Stream
 
 
 class SelfPlay:

@@ -6,14 +6,14 @@ both through futures, and one switch for whose turn it is. Knows nothing of Ray,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
 
 from engine.store import Policy
-
-if TYPE_CHECKING:
-    from engine.stream import Stage
 
 
 class Answered(Protocol):
@@ -45,6 +45,26 @@ class Pool(Protocol):
 
         A call of the same method takes the former's place and forgets what was remembered after it.
         """
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a shard's way: where its input lies, who computes it, what comes out."""
+
+    name: str
+    """Name of the output in the store, and for people."""
+    role: str
+    source: str
+    """Stage whose committed shards are the input."""
+    source_iteration: int | None
+    """Iteration in which the input lies; None: the one that the stream belongs to."""
+    source_schema: pa.Schema
+    schema: pa.Schema
+    submit: Callable[[Pool, pa.Table], Future[Answered]]
+    finish: Callable[[pa.Table, Answered], pa.Table]
+    """(input, answer) -> output table; runs in the driver. Raises if the answer may not be used."""
+    amounts: Callable[[pa.Table], dict[str, float]]
+    """What the shard amounted to (tokens, pairs, rows), for rates."""
 
 
 class Roles(Protocol):

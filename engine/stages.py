@@ -17,10 +17,9 @@ from engine import evaluation
 from engine.algorithm import Algorithm
 from engine.config import EvaluationConfig
 from engine.errors import WeightsError
-from engine.roles import Answered, Pool
+from engine.roles import Answered, Pool, Stage
 from engine.schema import AUDITED, COMPLETIONS, JUDGED, PROMPTS, REFERENCED, SCORED, append
 from engine.store import Policy
-from engine.stream import Stage
 
 
 def training_stages(algorithm: Algorithm, policy: Policy, iteration: int, audit: bool) -> list[Stage]:

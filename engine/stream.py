@@ -11,35 +11,14 @@ is committed is not submitted. Knows nothing of what the stages compute.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
 
 import pyarrow as pa
 
 from engine.monitor import Monitor
-from engine.roles import Answered, Pool
+from engine.roles import Answered, Pool, Stage
 from engine.store import RunStore
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of a shard's way: where its input lies, who computes it, what comes out."""
-
-    name: str
-    """Name of the output in the store, and for people."""
-    role: str
-    source: str
-    """Stage whose committed shards are the input."""
-    source_iteration: int | None
-    """Iteration in which the input lies; None: the one that the stream belongs to."""
-    source_schema: pa.Schema
-    schema: pa.Schema
-    submit: Callable[[Pool, pa.Table], Future[Answered]]
-    finish: Callable[[pa.Table, Answered], pa.Table]
-    """(input, answer) -> output table; runs in the driver. Raises if the answer may not be used."""
-    amounts: Callable[[pa.Table], dict[str, float]]
-    """What the shard amounted to (tokens, pairs, rows), for rates."""
 
 
 class Stream:
