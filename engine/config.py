@@ -109,6 +109,15 @@ class GeneratorConfig(ReplicasConfig):
     """Largest mean |difference| per token, in nats, between generator and learner on the probe batch
     after each weight delivery; null: 1e-3 in float32, 0.05 in bfloat16."""
 
+    @model_validator(mode="after")
+    def _has_a_gpu_for_each_part(self) -> GeneratorConfig:
+        if self.gpus and self.tensor_parallel_size > 1 and self.gpus != self.tensor_parallel_size:
+            raise ValueError(
+                f"gpus = {self.gpus:g} does not go with tensor_parallel_size = {self.tensor_parallel_size}: an engine "
+                f"that is split over GPUs needs exactly as many"
+            )
+        return self
+
 
 class PairRMConfig(ReplicasConfig):
     """PairRM (arXiv 2306.02561) by Kumite's own batched module."""
@@ -235,6 +244,12 @@ class EvaluationConfig(Section):
     """0: greedy."""
     scorer: ScorerConfig | None = None
     """Who decides; null: the training scorer, which flatters the policy that it trained."""
+
+    @model_validator(mode="after")
+    def _greedy_answers_once(self) -> EvaluationConfig:
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(f"num_samples = {self.num_samples} at temperature 0 would all be the same answer; use 1")
+        return self
 
 
 class StatedCluster(Section):
