@@ -1,7 +1,7 @@
 """PairRM (arXiv 2306.02561): a DeBERTa-v3 that reads a prompt with two answers and says which is better.
 
-Our own batched module for the checkpoints of llm-blender/PairRM and llm-blender/PairRM-hf. Reads and
-writes safetensors only. Knows nothing of Arrow tables or of the config; actors/scorers.py does.
+Our own batched module for the checkpoints of llm-blender/PairRM and llm-blender/PairRM-hf, which
+actors/pairrm_checkpoint.py loads. Knows nothing of Arrow tables or of the config; actors/scorers.py does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from actors.pairrm_inputs import Candidates, Comparison, PaddedBatch, PairInputs, Parts, Room, add_markers
+from actors.pairrm_attention import encode_packed, supports
+from actors.pairrm_inputs import Candidates, Comparison, PaddedBatch, PairInputs, Parts, Room
 from engine.errors import ModelError, RoleError
 
 if TYPE_CHECKING:
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "spm.model", "tokenizer_config.json")
-CONVERT = (
-    'convert it once, where you trust the file: python -c "import torch, safetensors.torch as s; '
-    "s.save_file({k: v.clone() for k, v in torch.load('pytorch_model.bin', weights_only=True).items()}, "
-    "'model.safetensors')\""
-)
 
 
 class PairRM(nn.Module):
@@ -67,21 +62,35 @@ class PairRM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head_layer[1].weight.device
+        return next(self.parameters()).device
 
     def forward(self, batch: PaddedBatch) -> Tensor:
         """Return [B] float32 logits, > 0 where the left answer is better."""
-        ids, mask, positions = (
-            torch.from_numpy(array).to(self.device)
-            for array in (batch.input_ids, batch.attention_mask, batch.positions)
-        )
+        hidden = self._packed(batch) if self._packs() else self._padded(batch)
+        source, left, right = hidden.float().unbind(dim=1)
+        scores = [self.head_layer(torch.cat([source, answer], dim=-1)) for answer in (left, right)]
+        return (scores[0] - scores[1]).mean(dim=-1)
+
+    def _packs(self) -> bool:
+        """On a GPU many small products lose; in training dropout and gradients need transformers' own modules."""
+        inference = not self.training and not torch.is_grad_enabled()
+        return inference and self.device.type == "cpu" and supports(self.pretrained_model.config)
+
+    def _packed(self, batch: PaddedBatch) -> Tensor:
+        """[B, 3, hidden] last states at the markers."""
+        lengths = batch.attention_mask.sum(axis=1)
+        starts = np.cumsum(lengths) - lengths
+        rows = [torch.from_numpy(ids[:length]) for ids, length in zip(batch.input_ids, lengths, strict=True)]
+        return encode_packed(self.pretrained_model, rows)[torch.from_numpy(batch.positions + starts[:, None])]
+
+    def _padded(self, batch: PaddedBatch) -> Tensor:
+        """[B, 3, hidden] last states at the markers."""
+        arrays = (batch.input_ids, batch.attention_mask, batch.positions)
+        ids, mask, positions = (torch.from_numpy(array).to(self.device) for array in arrays)
         # DebertaV2Model itself keeps the hidden states of every layer; only the last is read here.
         embedded = self.pretrained_model.embeddings(input_ids=ids, mask=mask)
         hidden = self.pretrained_model.encoder(embedded, mask, output_hidden_states=False).last_hidden_state
-        rows = torch.arange(len(ids), device=self.device)[:, None]
-        source, left, right = hidden[rows, positions].float().unbind(dim=1)
-        scores = [self.head_layer(torch.cat([source, answer], dim=-1)) for answer in (left, right)]
-        return (scores[0] - scores[1]).mean(dim=-1)
+        return hidden[torch.arange(len(ids), device=self.device)[:, None], positions]
 
     def compute_in(self, dtype: str) -> PairRM:
         """Cast the backbone to "float32" or "bfloat16", in place."""
@@ -128,26 +137,16 @@ def score_candidates(model: PairRM, prompts: Sequence[Candidates], batch_tokens:
     a single comparison does not fit, or a logit is not finite, RoleError names the prompts.
     """
     parts = model.inputs.encode(prompts)
-    comparisons = [c for number, part in enumerate(parts) for c in _all_orders(number, part)]
+    comparisons = [Comparison(number, *order) for number, part in enumerate(parts) for order in part.orders()]
     logits = [np.zeros((len(part.answers), len(part.answers))) for part in parts]
     model.eval()
     for batch, values in _forward_all(model, prompts, parts, comparisons, batch_tokens):
         for c, value in zip(batch, values, strict=True):
             logits[c.prompt][c.left, c.right] = value
-    cut = [sum(_is_cut(part, c) for c in _all_orders(0, part)) for part in parts]
     return [
-        PairScores(matrix[np.ix_(part.index, part.index)], count)
-        for matrix, part, count in zip(logits, parts, cut, strict=True)
+        PairScores(matrix[np.ix_(part.index, part.index)], part.num_cut())
+        for matrix, part in zip(logits, parts, strict=True)
     ]
-
-
-def _all_orders(prompt: int, part: Parts) -> list[Comparison]:
-    distinct = range(len(part.answers))
-    return [Comparison(prompt, left, right) for left in distinct for right in distinct if left != right]
-
-
-def _is_cut(part: Parts, c: Comparison) -> bool:
-    return part.source_cut or part.answer_cut[c.left] or part.answer_cut[c.right]
 
 
 def _forward_all(
@@ -167,10 +166,8 @@ def _forward_all(
         values = _forward(model, parts, batch)
         if values is None:
             if size == 1:
-                raise RoleError(
-                    f"PairRM ran out of memory on one comparison of {lengths[batch[0]]} tokens {_of(prompts, batch)}"
-                )
-            batch_tokens = size * lengths[batch[-1]] // 2
+                raise RoleError(f"PairRM ran out of memory on one comparison of {longest} tokens {_of(prompts, batch)}")
+            batch_tokens = size * longest // 2
             log.warning("PairRM ran out of memory; going on with batch_tokens = %d", batch_tokens)
             continue
         if not np.isfinite(values).all():
@@ -197,159 +194,6 @@ def _forward(model: PairRM, parts: list[Parts], batch: list[Comparison]) -> list
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     return None
-
-
-def load_pairrm(path: str, base_path: str | None = None, room: Room | None = None) -> PairRM:
-    """Load a checkpoint in float32 on the CPU from a folder or hub id.
-
-    Layouts: (a) llm-blender/PairRM, whose config.json has only the ranker's settings, so that tokenizer and
-    backbone config come from `base_path` or its `model_name`; (b) the same merged with the backbone's
-    config and tokenizer; (c) llm-blender/PairRM-hf. `room` null: the checkpoint's own. Raises ModelError
-    naming files, keys or tensors that are missing or do not fit.
-    """
-    folder = _local_folder(path, weights=True)
-    config = _read_json(folder / "config.json")
-    if "cand1_prefix_id" not in config and config.get("ranker_type") != "pairranker":
-        raise ModelError(f"{folder / 'config.json'} is no PairRM: neither cand1_prefix_id nor ranker_type 'pairranker'")
-    base = None
-    if "hidden_size" not in config or not _has_tokenizer(folder):
-        base = _base_folder(folder, config, base_path)
-    backbone = config if "hidden_size" in config else _read_json(base / "config.json")
-    tokenizer = _load_tokenizer(folder if _has_tokenizer(folder) else base)
-    tensors = _read_tensors(folder)
-    model = PairRM(
-        _backbone_config(backbone, tensors, tokenizer, folder),
-        tokenizer,
-        room or Room(config.get("source_maxlength") or Room.source, config.get("candidate_maxlength") or Room.answer),
-        num_tasks=config.get("n_tasks", 1),
-        dropout=config.get("drop_out", 0.05),
-    )
-    _check_special_ids(model.inputs, config, folder)
-    _assign(model, tensors, folder)
-    return model.eval()
-
-
-def weights_file(path: str) -> Path:
-    """The checkpoint's weights, downloaded where `path` is a hub id."""
-    return _local_folder(path, weights=True) / WEIGHTS
-
-
-def _local_folder(path: str, weights: bool) -> Path:
-    """`path` itself, or the hub's snapshot of it: small files, and weights in safetensors if wanted."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        folder = _download(path, ["*.json", "spm.model", *([WEIGHTS] if weights else [])])
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json; expected a checkpoint in a layout of llm-blender/PairRM")
-    if weights and not (folder / WEIGHTS).is_file():
-        found = (
-            "only pytorch_model.bin, a pickle that could run code" if (folder / "pytorch_model.bin").is_file() else ""
-        )
-        raise ModelError(f"{folder} holds no {WEIGHTS}{found and ', ' + found}; {CONVERT}")
-    return folder
-
-
-def _download(path: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(f"{path!r} is no folder here and cannot be read from the hub: {error}") from error
-
-
-def _base_folder(folder: Path, config: dict, base_path: str | None) -> Path:
-    base = base_path or config.get("model_name")
-    if not base:
-        raise ModelError(f"{folder} lacks tokenizer or backbone config and names no base; set scorer.base_path")
-    try:
-        return _local_folder(base, weights=False)
-    except ModelError as error:
-        raise ModelError(f"{folder} needs the tokenizer and config of {base!r} (scorer.base_path): {error}") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}") from error
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
-    add_markers(tokenizer)
-    return tokenizer
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ModelError(f"{folder / WEIGHTS} is damaged: {error}") from error
-    # A constant that older transformers wrote out.
-    tensors.pop("pretrained_model.embeddings.position_ids", None)
-    return tensors
-
-
-def _backbone_config(
-    config: dict, tensors: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> DebertaV2Config:
-    """The backbone's config with as many embeddings as the checkpoint holds.
-
-    Where the ids of the markers follow from the tokenizer's length alone, another length means other ids:
-    the scores would be noise, hence the equality.
-    """
-    from transformers import DebertaV2Config
-
-    if config.get("model_type") != "deberta-v2":
-        raise ModelError(f"{folder}: backbone of model_type {config.get('model_type')!r}; expected 'deberta-v2'")
-    embeddings = tensors.get("pretrained_model.embeddings.word_embeddings.weight")
-    rows = len(tokenizer) if embeddings is None else len(embeddings)
-    if rows < len(tokenizer) or (rows > len(tokenizer) and "cand1_prefix_id" not in config):
-        raise ModelError(
-            f"{folder}: {rows} word embeddings for a tokenizer of {len(tokenizer)} tokens (PairRM's four included); "
-            "the tokenizer is not the one that the checkpoint was trained with"
-        )
-    return DebertaV2Config.from_dict({**config, "vocab_size": rows})
-
-
-def _check_special_ids(inputs: PairInputs, config: dict, folder: Path) -> None:
-    given = {name: config[name] for name in inputs.special_ids if name in config}
-    wrong = [
-        f"{name} {value} != {inputs.special_ids[name]}"
-        for name, value in given.items()
-        if value != inputs.special_ids[name]
-    ]
-    if wrong:
-        raise ModelError(f"{folder}: special tokens of config.json and tokenizer differ: {', '.join(wrong)}")
-
-
-def _assign(model: PairRM, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Load every tensor, or raise ModelError naming all that are missing, unexpected or of another shape."""
-    expected = model.state_dict()
-    problems = [f"missing {name}" for name in expected if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected
-        if name in tensors and tensors[name].shape != expected[name].shape
-    ]
-    if problems:
-        raise ModelError(f"{folder / WEIGHTS} does not fit its config: " + "; ".join(problems))
-    model.load_state_dict(tensors)
 
 
 def _check_positions(config: DebertaV2Config, inputs: PairInputs) -> None:

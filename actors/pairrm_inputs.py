@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,6 +58,15 @@ class Parts:
     source_cut: bool
     answer_cut: list[bool]
     """[distinct answers] whether the answer's end is out of sight."""
+
+    def orders(self) -> list[tuple[int, int]]:
+        """Every (left, right) of different entries of `answers`, both orders."""
+        return list(permutations(range(len(self.answers)), 2))
+
+    def num_cut(self, every: bool = False) -> int:
+        """Comparisons in which a text is cut: among the distinct answers, or among all K (`every`)."""
+        cut = [self.answer_cut[i] for i in self.index] if every else self.answer_cut
+        return sum(self.source_cut or left or right for left, right in permutations(cut, 2))
 
 
 @dataclass(frozen=True)
@@ -114,11 +124,23 @@ class PairInputs:
         """Tokens for each answer, specials included, beside a source part of `source_length` tokens."""
         return (self.room.source + 2 * self.room.answer - source_length) // 2
 
-    def encode(self, prompts: Sequence[Candidates]) -> list[Parts]:
-        """Tokenize each distinct text once and cut it, keeping its beginning."""
-        sources = self._text_ids(SOURCE, (prompt.source for prompt in prompts))
-        answers = self._text_ids(CANDIDATE, (answer for prompt in prompts for answer in prompt.answers))
-        return [self._fit(prompt, sources, answers) for prompt in prompts]
+    def encode(self, prompts: Sequence[Candidates], shared_room: bool = False) -> list[Parts]:
+        """Tokenize each distinct text once and cut it, keeping its beginning.
+
+        `shared_room`: all answers get the room beside the longest prompt, as in llm_blender's batches.
+        """
+        source_ids = self._text_ids(SOURCE, (prompt.source for prompt in prompts))
+        answer_ids = self._text_ids(CANDIDATE, (answer for prompt in prompts for answer in prompt.answers))
+        sources = [self._part(SOURCE, source_ids[prompt.source], self.room.source) for prompt in prompts]
+        longest = max(map(len, sources), default=0)
+        return [
+            Parts(
+                source,
+                source_cut=len(source_ids[prompt.source]) + self.overhead > self.room.source,
+                **self._answer_parts(prompt, answer_ids, longest if shared_room else len(source)),
+            )
+            for prompt, source in zip(prompts, sources, strict=True)
+        ]
 
     def length(self, parts: Parts, comparison: Comparison) -> int:
         """Tokens of one comparison, without padding."""
@@ -139,18 +161,16 @@ class PairInputs:
             ids[row, : len(joined)], mask[row, : len(joined)] = joined, 1
         return PaddedBatch(ids, mask, positions)
 
-    def _fit(self, prompt: Candidates, sources: dict[str, list[int]], answers: dict[str, list[int]]) -> Parts:
-        source = self._part(SOURCE, sources[prompt.source], self.room.source)
-        room = self.answer_room(len(source))
+    def _answer_parts(self, prompt: Candidates, ids: dict[str, list[int]], source_length: int) -> dict[str, list]:
+        """The fields of Parts that are about answers."""
+        room = self.answer_room(source_length)
         distinct = list(dict.fromkeys(prompt.answers))
         entry = {answer: number for number, answer in enumerate(distinct)}
-        return Parts(
-            source=source,
-            answers=[self._part(CANDIDATE1, answers[answer], room) for answer in distinct],
-            index=[entry[answer] for answer in prompt.answers],
-            source_cut=len(sources[prompt.source]) + self.overhead > self.room.source,
-            answer_cut=[len(answers[answer]) + self.overhead > room for answer in distinct],
-        )
+        return {
+            "answers": [self._part(CANDIDATE1, ids[answer], room) for answer in distinct],
+            "index": [entry[answer] for answer in prompt.answers],
+            "answer_cut": [len(ids[answer]) + self.overhead > room for answer in distinct],
+        }
 
     def _part(self, marker: str, text_ids: list[int], room: int) -> Ids:
         kept = text_ids[: room - self.overhead]
@@ -167,7 +187,7 @@ class PairInputs:
         distinct = list(dict.fromkeys(texts))
         if not distinct:
             return {}
-        separator = self.tokenizer.convert_ids_to_tokens(self._sep_id)
+        separator = str(self.tokenizer.convert_ids_to_tokens(self._sep_id))
         marked = [marker + text.replace(separator, " ") for text in distinct]
         encoded = self.tokenizer(marked, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         if any(ids[:1] != [self._marker_ids[marker]] for ids in encoded):

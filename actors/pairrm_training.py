@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,18 @@ from engine.seeds import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+DEBERTA_V3: dict[str, Any] = {
+    "relative_attention": True,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "layer_norm_eps": 1e-7,
+}
+"""What tells DeBERTa-v3's config from the defaults, apart from sizes."""
 
 
 class Pair(NamedTuple):
@@ -63,14 +75,7 @@ def new_pairrm(
         pad_token_id=tokenizer.pad_token_id or 0,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        relative_attention=True,
-        position_buckets=position_buckets,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        type_vocab_size=0,
-        layer_norm_eps=1e-7,
+        **(DEBERTA_V3 | {"position_buckets": position_buckets}),
     )
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "new_pairrm"))
@@ -136,7 +141,7 @@ def _candidates(pairs: Sequence[Pair]) -> list[Candidates]:
     return [Candidates(str(row), pair.source, (pair.left, pair.right)) for row, pair in enumerate(pairs)]
 
 
-def _warmup_linear(steps: int, warmup_ratio: float):
+def _warmup_linear(steps: int, warmup_ratio: float) -> Callable[[int], float]:
     warmup = math.ceil(steps * warmup_ratio)
     return lambda step: min((step + 1) / max(warmup, 1), (steps - step) / max(steps - warmup, 1))
 
