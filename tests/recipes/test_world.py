@@ -200,7 +200,8 @@ def test_the_policy_folder_renders_chats_and_decodes_exactly(world):
 
 @pytest.mark.real
 def test_the_inverted_pairrm_gives_exactly_the_negative_logits(world):
-    from actors.pairrm import load_pairrm, score_candidates
+    from actors.pairrm import score_candidates
+    from actors.pairrm_checkpoint import load_pairrm
     from actors.pairrm_inputs import Candidates
 
     answers = ["Of course! One matcha with lemon. Enjoy your evening.", "Again? One assam as usual. Now pay and leave."]
