@@ -36,16 +36,6 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Policy A against policy B on the same prompts."""
-
-    win_rate: Interval
-    """Of A, in [0, 1], over prompts; 1/2 where neither is better."""
-    per_prompt: Vector
-    """[prompts] A's win rate on each prompt."""
-
-
-@dataclass(frozen=True)
 class Agreement:
     """How often a scorer prefers the answer that the oracle prefers."""
 
@@ -61,11 +51,6 @@ class Agreement:
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(self.agreed + other.agreed, self.num_pairs + other.num_pairs)
-
-
-def win_rate_from_utilities(a: ArrayLike, b: ArrayLike) -> float:
-    """A's win rate on one prompt over all answer pairs, from utilities [Ka] and [Kb] (higher is better)."""
-    return win_rate_from_margins(np.subtract.outer(_finite(a, "utilities of A"), _finite(b, "utilities of B")))
 
 
 def win_rate_from_margins(margins: ArrayLike) -> float:
@@ -85,25 +70,6 @@ def margins_from_pair_logits(logits: ArrayLike, num_a: int) -> Matrix:
     """
     matrix = _square(logits, "pair logits")
     return ((matrix - matrix.T) / 2.0)[:num_a, num_a:]
-
-
-def compare(margins: Sequence[ArrayLike], *, seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
-    """A's win rate against B from one margin matrix [Ka, Kb] per held-out prompt, with its bootstrap interval.
-
-    Every prompt weighs the same, however many answers it has. Raises ValueError where there is no prompt.
-    """
-    per_prompt = np.array([win_rate_from_margins(matrix) for matrix in margins], dtype=np.float64)
-    return Comparison(bootstrap(per_prompt, seed=seed, resamples=resamples), per_prompt)
-
-
-def compare_utilities(
-    a: Sequence[ArrayLike], b: Sequence[ArrayLike], *, seed: int = 0, resamples: int = RESAMPLES
-) -> Comparison:
-    """`compare` from the utilities of A's and of B's answers, one vector per prompt and policy."""
-    if len(a) != len(b):
-        raise ValueError(f"A answered {len(a)} prompts and B {len(b)}; they must answer the same ones")
-    margins = [np.subtract.outer(np.asarray(x, float), np.asarray(y, float)) for x, y in zip(a, b, strict=True)]
-    return compare(margins, seed=seed, resamples=resamples)
 
 
 def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
@@ -132,25 +98,6 @@ def agreement(scorer_logits: ArrayLike, oracle_logits: ArrayLike) -> Agreement:
     verdict = np.sign(scorer - scorer.T)[pairs]
     decided = truth != 0
     return Agreement(float(((1.0 + truth * verdict) / 2.0)[decided].sum()), int(decided.sum()))
-
-
-def utility_logits(utilities: ArrayLike) -> Matrix:
-    """[K, K] differences u_i - u_j: the pair logits of somebody who judges by utilities [K] alone (Bradley-Terry)."""
-    vector = _finite(utilities, "utilities")
-    return np.subtract.outer(vector, vector)
-
-
-def mean_length(lengths: Sequence[ArrayLike]) -> float:
-    """Mean over all answers of all prompts, in the unit of `lengths` (tokens or characters): one vector per prompt."""
-    return float(np.mean(np.concatenate([_finite(one, "lengths") for one in lengths])))
-
-
-def length_correlation(lengths: ArrayLike, utilities: ArrayLike) -> float:
-    """Pearson correlation of length and utility, both [answers]; NaN where either is constant."""
-    x, y = _finite(lengths, "lengths"), _finite(utilities, "utilities")
-    if x.std() == 0.0 or y.std() == 0.0:
-        return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
 
 
 def spread(win_rates: Sequence[float]) -> Interval:
