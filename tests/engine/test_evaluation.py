@@ -14,6 +14,11 @@ from engine import evaluation
 from engine.evaluation import Agreement
 
 
+def logits_of(utilities: list[float]) -> np.ndarray:
+    """[K, K] pair logits of somebody who judges by utilities alone (Bradley-Terry): u_i - u_j."""
+    return np.subtract.outer(np.array(utilities, float), np.array(utilities, float))
+
+
 def test_win_rate_of_one_prompt_counts_wins_ties_and_losses_over_all_answer_pairs():
     """A = (3, 1), B = (1, 0): 3>1, 3>0, 1=1, 1>0 give 1 + 1 + 1/2 + 1 = 3.5 of 4 pairs."""
     assert evaluation.win_rate_from_margins([[2, 3], [0, 1]]) == 3.5 / 4
@@ -66,13 +71,13 @@ def test_agreement_counts_only_pairs_on_which_the_oracle_differs_and_half_for_a_
 
     Scorer utilities (5, 3, 5): it agrees on (0,1), ties on (0,2): 1 + 1/2 = 1.5 of 2 pairs.
     """
-    result = evaluation.agreement(evaluation.utility_logits([5, 3, 5]), evaluation.utility_logits([2, 1, 1]))
+    result = evaluation.agreement(logits_of([5, 3, 5]), logits_of([2, 1, 1]))
     assert result == Agreement(1.5, 2)
     assert result.rate == 0.75
 
 
 def test_an_inverted_scorer_agrees_on_nothing_and_a_position_bias_changes_nothing():
-    oracle = evaluation.utility_logits([4, 3, 2, 1])
+    oracle = logits_of([4, 3, 2, 1])
     first_is_better = np.full((4, 4), 7.0)
     assert evaluation.agreement(-oracle, oracle).rate == 0.0
     assert evaluation.agreement(oracle + first_is_better, oracle) == Agreement(6.0, 6)

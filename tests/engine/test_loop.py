@@ -88,6 +88,12 @@ def test_where_and_how_many_roles_run_changes_nothing(undisturbed: Path, tmp_pat
     assert inspection.run_digest(play(fake_config(tmp_path, **changes))) == inspection.run_digest(undisturbed)
 
 
+def test_a_learning_rate_of_zero_leaves_every_version_the_same_and_the_run_goes_on(tmp_path: Path) -> None:
+    still = {"kind": "fake", "batch_size": 2, "zero_stage": 0, "optimizer": {"lr": 0.0}}
+    with RunStore(play(fake_config(tmp_path, learner=still))) as store:
+        assert len({store.recorded_digest(version) for version in (0, 1, 2)}) == 1
+
+
 class Killed(BaseException):
     """What a process that was killed would have raised, had it been able to."""
 
