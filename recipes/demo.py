@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from cluster.main import main
-from recipes.worlds.tearoom_build import Settings, build
 
 WORLD = Path("runs/demo-world")
 CONFIG = "recipes/configs/demo.yaml"
@@ -19,6 +18,11 @@ CONFIG = "recipes/configs/demo.yaml"
 
 def demo(overrides: list[str]) -> int:
     """Build the world unless it is there, then run or resume; return the exit code."""
+    recipe = ({"algorithm": {"name": "sppo"}}, __doc__, ["--config", CONFIG, *overrides])
+    if {"-h", "--help", "--dry-run"} & set(overrides):
+        return main(*recipe)
+    from recipes.worlds.tearoom_build import Settings, build
+
     print(f"building the tearoom in {WORLD} (about a minute, kept for later)", flush=True)
     figures = build(WORLD, Settings())["figures"]
     print(
@@ -27,7 +31,7 @@ def demo(overrides: list[str]) -> int:
         f"{figures['pairrm_heldout_agreement']:.1%} of {figures['pairrm_heldout_pairs']} held-out pairs",
         flush=True,
     )
-    return main({"algorithm": {"name": "sppo"}}, __doc__, ["--config", CONFIG, *overrides])
+    return main(*recipe)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ hidden oracle on held-out prompts. Exit code 0 says that every claim held; runs/
 figures. An interrupted proof continues.
 """
 
+import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -17,12 +18,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cluster.job import Job
 from engine import config_file
 from engine.errors import KumiteError
 from engine.evaluation import spread
 from engine.summary import Summary, win_rate
-from recipes.worlds.tearoom_build import Settings, build
 
 FOLDER = Path("runs/proof")
 CONFIG = "recipes/configs/demo.yaml"
@@ -65,6 +64,9 @@ def overrides(trial: Trial) -> list[str]:
 
 def run(trial: Trial, console: Console) -> Summary:
     """Run or resume a trial and return what its report says."""
+    from cluster.job import Job
+    from recipes.worlds.tearoom_build import Settings, build
+
     build(FOLDER / f"world-{trial.world}", Settings(seed=trial.world))
     with Job(config_file.load(CONFIG, overrides(trial)), console) as job:
         job.play()
@@ -87,6 +89,7 @@ def table(results: dict[str, Summary]) -> Table:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
     results: dict[str, Summary] = {}
     try:
