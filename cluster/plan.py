@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.placement import ADVICE, Need, shortages
+from cluster.needs import ADVICE, Need, shortages
 from engine.config import ReplicasConfig, RuleConfig, RunConfig, StatedCluster
 from engine.errors import PlanError
 
