@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from actors.learner import Learner
-from actors.scorers import build_scorer
-
 from actors import fakes
 from actors.generator import Generator
+from actors.learner import Learner
+from actors.scorers import build_scorer
 from cluster.placement import Placement
 from cluster.plan import needs
 from cluster.pool import Group, Limits, Pool, Spawn

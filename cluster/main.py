@@ -9,7 +9,6 @@ Knows nothing of the algorithm.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -38,10 +37,9 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None) 
         sys.path.insert(0, here)  # rules by dotted path are looked up from where the command is given
     try:
         config = config_file.load(arguments.config, overrides, base)
-        plan = make_plan(config)
+        plan = make_plan(config, config.cluster.stated if arguments.dry_run else None)
         console.print("\n".join(plan.lines), markup=False, highlight=False, soft_wrap=True)
-        if arguments.dry_run or not _will_connect(config):
-            plan.check()
+        plan.check()
         if arguments.dry_run:
             console.print("dry run: nothing was started", markup=False)
             return 0
@@ -67,11 +65,6 @@ def run(config: RunConfig, console: Console) -> int:
             raise
         job.show()
     return 0
-
-
-def _will_connect(config: RunConfig) -> bool:
-    """Whether a cluster will be asked, which knows its resources better than this machine does."""
-    return config.cluster.backend == "ray" and bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _terminated(number: int, frame: object) -> None:

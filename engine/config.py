@@ -57,6 +57,8 @@ class PromptsConfig(Section):
     """parts: disjoint parts, one per iteration, as in the paper; all: every prompt in every iteration."""
     limit: PositiveInt | None = None
     """Use only the first so many prompts of each source."""
+    expected: PositiveInt | None = None
+    """Prompts per source, for the plan alone, where they cannot be counted before they are read (hub data sets)."""
     shuffle: bool = True
     """Shuffle (by the run's seed) before the prompts are divided."""
     on_malformed: Literal["error", "drop"] = "error"
@@ -286,7 +288,7 @@ class ClusterConfig(Section):
     max_retries: Count = 3
     """How often a shard, or the learner group, is tried again after its replica died."""
     stated: StatedCluster | None = None
-    """What --dry-run plans for; null: the cluster or machine at hand."""
+    """What --dry-run plans for, and a real run ignores; null: the cluster or machine at hand."""
 
 
 class TrackingConfig(Section):

@@ -32,6 +32,8 @@ MAX_GENERATIONS = 8
 
 WITHOUT_EFFECT = {
     "run": {"name", "output", "cluster", "tracking"},
+    "model": {"num_parameters"},
+    "prompts": {"expected"},
     "role": {"num_replicas", "cpus", "gpus"},
     "generator": {"probe_tolerance"},
     "learner": {"cpus", "gpus", "checkpoint_every"},
@@ -88,8 +90,11 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def config_digest(config: RunConfig) -> str:
     """SHA-256, in hex, over what determines a run's results: all but WITHOUT_EFFECT."""
     drop = WITHOUT_EFFECT
-    evaluation = {"scorer": drop["role"]} if config.evaluation and config.evaluation.scorer else {}
+    evaluation: dict[str, Any] = {"prompts": drop["prompts"]} if config.evaluation else {}
+    if config.evaluation and config.evaluation.scorer:
+        evaluation["scorer"] = drop["role"]
     exclude: dict[str, Any] = dict.fromkeys(drop["run"], True)
+    exclude |= {"model": drop["model"], "prompts": drop["prompts"]}
     exclude |= {"generator": drop["role"] | drop["generator"], "scorer": drop["role"], "learner": drop["learner"]}
     data = config.model_dump(exclude=exclude | {"evaluation": evaluation})
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=list).encode()).hexdigest()

@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[list[Record], bool]:
     if not path.exists():
         return [], False
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
+    records: list[Record] = []
     for number, line in enumerate(lines[:-1], start=1):
         record = decode(line)
         if record is None and number < len(lines) - 1:
