@@ -17,12 +17,12 @@ import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
 from engine.algorithm import Algorithm, Batch
-from engine.config import LearnerConfig, SamplingConfig
+from engine.config.model import LearnerConfig, SamplingConfig
 from engine.errors import NonFiniteError, RoleError, WeightsError
-from engine.probe import compare_probe
+from engine.maths.probe import compare_probe
 from engine.schema import COMPLETIONS, PROMPTS, REFERENCED, ROWS, append, conform
 from engine.seeds import derive_seed
-from engine.weights import verify_weights
+from engine.store.weights import verify_weights
 
 LETTERS = "abcdefgh"
 END = len(LETTERS)

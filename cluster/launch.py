@@ -19,8 +19,8 @@ from cluster.pool import Group, Limits, Pool, Spawn
 from cluster.replica import Factory, LocalReplica, RayReplica, Replica
 from cluster.roles import ClusterRoles
 from cluster.session import ray_session
-from engine.config import RunConfig
-from engine.probe import ProbeBatch
+from engine.config.model import RunConfig
+from engine.maths.probe import ProbeBatch
 
 Note = Callable[[str], None]
 

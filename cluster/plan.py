@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from cluster import estimates
 from cluster.machines import GIB, Machines, machines
 from cluster.needs import ADVICE, Need, shortages
-from engine.config import ReplicasConfig, RunConfig, StatedCluster
+from engine.config.model import ReplicasConfig, RunConfig, StatedCluster
 from engine.errors import PlanError
 
 

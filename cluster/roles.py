@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cluster.placement import Placement
 from cluster.pool import Group, Pool
-from engine.probe import ProbeBatch
-from engine.roles import Stage
-from engine.store import Policy
+from engine.loop.roles import Stage
+from engine.maths.probe import ProbeBatch
+from engine.store.run import Policy
 
 
 class ClusterRoles:
-    """Implements engine.roles.Roles over pools, side by side or in turns."""
+    """Implements engine.loop.roles.Roles over pools, side by side or in turns."""
 
     def __init__(
         self,

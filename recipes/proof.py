@@ -18,10 +18,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from engine import config_file
+from engine.config import file as config_file
 from engine.errors import KumiteError
-from engine.evaluation import spread
-from engine.summary import Summary, win_rate
+from engine.maths.evaluation import spread
+from engine.report.summary import Summary, win_rate
 
 FOLDER = Path("runs/proof")
 CONFIG = "recipes/configs/demo.yaml"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import evaluation
-from engine.evaluation import Agreement
+from engine.maths import evaluation
+from engine.maths.evaluation import Agreement
 
 
 def logits_of(utilities: list[float]) -> np.ndarray:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine import losses
 from engine.algorithm import Algorithm, Batch
 from engine.algorithms import ALGORITHMS
 from engine.algorithms.sppo import SPPO
+from engine.maths import losses
 
 ORACLES = json.loads((Path(__file__).parent / "loss_oracles.json").read_text())
 RELEASED = [row for row in ORACLES["losses"] if row["loss"] == "sppo_soft_official"]

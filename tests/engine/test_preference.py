@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from engine.preference import (
+from engine.maths.preference import (
     bradley_terry_win_probabilities,
     log_partition,
     pairwise_win_probabilities,

@@ -13,7 +13,7 @@ import pytest
 
 from engine.algorithm import Selection
 from engine.algorithms.sppo import SPPO
-from engine.preference import pairwise_win_probabilities, win_rates
+from engine.maths.preference import pairwise_win_probabilities, win_rates
 from engine.schema import ROWS, SCORED, conform
 
 ORACLES = json.loads((Path(__file__).parent / "loss_oracles.json").read_text())

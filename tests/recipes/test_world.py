@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from engine.config import RunConfig
+from engine.config.model import RunConfig
 from engine.errors import DataError
 from recipes.worlds import tearoom, tearoom_build
 from recipes.worlds.tearoom_build import Settings

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.disk import Disk
 from engine.errors import StoreError
+from engine.store.disk import Disk
 
 Record = dict[str, Any]
 

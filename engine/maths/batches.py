@@ -87,7 +87,7 @@ def training_order(
     Each epoch shuffles the micro-batches by (seed, epoch) and takes batch_size / micro_batch_size of
     them per step: batch_size rows, fewer where a shard's last micro-batch or the epoch's last step is
     short. What a step holds does not depend on num_ranks, only who computes it does.
-    batch_size must be a multiple of micro_batch_size * num_ranks (engine.config checks it).
+    batch_size must be a multiple of micro_batch_size * num_ranks (engine.config.model checks it).
     """
     pieces = micro_batches(shard_sizes, micro_batch_size)
     if not pieces:

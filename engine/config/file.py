@@ -3,7 +3,7 @@
 Layers, the later one wins: a recipe's own values, the files under `defaults:`, the file, the command
 line. Sections merge key by key; lists are replaced whole. Where a layer chooses another variant of a
 section (scorer.kind, algorithm.name), that section starts afresh, so nothing of the old variant stays.
-What the keys mean is engine/config.py's business; this module imports nothing heavy.
+What the keys mean is engine/config/model.py's business; this module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engine import config_schema as schema
-from engine import yaml12
-from engine.config import RunConfig
-from engine.config_schema import Node, Path, describe, shown
+from engine.config import schema as schema
+from engine.config import yaml12
+from engine.config.model import RunConfig
+from engine.config.schema import Node, Path, describe, shown
+from engine.config.yaml12 import Entry
 from engine.errors import ConfigError
-from engine.yaml12 import Entry
 
 __all__ = ["config_digest", "describe", "diff", "dump", "load"]
 

@@ -25,12 +25,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.disk import TEMPORARY, Disk, sha256_of
 from engine.errors import StoreError, WeightsError
-from engine.lock import RunLock
-from engine.manifest import Manifest, Record
 from engine.schema import conform
-from engine.weights import seal_weights, verify_weights, weights_digest
+from engine.store.disk import TEMPORARY, Disk, sha256_of
+from engine.store.lock import RunLock
+from engine.store.manifest import Manifest, Record
+from engine.store.weights import seal_weights, verify_weights, weights_digest
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engine import plots
 from engine.errors import StoreError
-from engine.metrics_file import FILE_NAME, Record, read_metrics
-from engine.report_page import Figure, render
-from engine.summary import (
+from engine.report import plots
+from engine.report.page import Figure, render
+from engine.report.summary import (
     COLUMNS,
     MISSING,
     Column,
@@ -37,7 +36,8 @@ from engine.summary import (
     stage_columns,
     tables,
 )
-from engine.text import printable
+from engine.watch.metrics_file import FILE_NAME, Record, read_metrics
+from engine.watch.text import printable
 
 __all__ = ["IterationSummary", "Sample", "Summary", "WinRate", "complete", "print_table", "write_report"]
 

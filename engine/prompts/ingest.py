@@ -18,13 +18,13 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from engine.config import PromptsConfig
-from engine.conversations import SYSTEM_COLUMNS, Message, Prompt, to_prompt
+from engine.config.model import PromptsConfig
 from engine.errors import DataError, ModelError
-from engine.prompt_files import BadRow, Columns, Row, read_rows
+from engine.prompts.conversations import SYSTEM_COLUMNS, Message, Prompt, to_prompt
+from engine.prompts.files import BadRow, Columns, Row, read_rows
 from engine.schema import PROMPTS, conform
 from engine.seeds import derive_seed
-from engine.text import printable
+from engine.watch.text import printable
 
 CANDIDATES = ("prompt", "messages", "instruction", "question", "conversations")
 """Columns looked for, in this order, where prompts.column is null."""

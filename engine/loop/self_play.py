@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from engine.config import RunConfig
+from engine.config.model import RunConfig
 from engine.errors import DataError
-from engine.monitor import Monitor
-from engine.probe import ProbeBatch
-from engine.results import iteration_metrics
-from engine.roles import Roles, Stage
+from engine.loop.roles import Roles, Stage
+from engine.loop.stages import heldout_stages, training_stages
+from engine.loop.stream import Stream
+from engine.maths.probe import ProbeBatch
+from engine.report.results import iteration_metrics
 from engine.schema import COMPLETIONS, REFERENCED
-from engine.stages import heldout_stages, training_stages
-from engine.store import Policy, RunStore
-from engine.stream import Stream
+from engine.store.run import Policy, RunStore
+from engine.watch.monitor import Monitor
 
 
 class SelfPlay:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from engine.store import Policy
+from engine.store.run import Policy
 
 
 class Answered(Protocol):

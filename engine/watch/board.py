@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from engine.ledger import Account, Ledger
+from engine.watch.ledger import Account, Ledger
 
 
 @dataclass

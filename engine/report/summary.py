@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.metrics_file import Record
+from engine.watch.metrics_file import Record
 
 MISSING = "–"
 """Shown where a figure is not there yet."""

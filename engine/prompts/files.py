@@ -23,8 +23,8 @@ from typing import IO, Any
 import pyarrow as pa
 
 from engine.errors import DataError
-from engine.json_list import elements
-from engine.text import printable
+from engine.prompts.json_list import elements
+from engine.watch.text import printable
 
 MAX_ROW_BYTES = 10 * 2**20
 """A longer line, JSON element or text is a mistake or an attack, not a prompt."""

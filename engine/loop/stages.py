@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine import evaluation
 from engine.algorithm import Algorithm
-from engine.config import EvaluationConfig
+from engine.config.model import EvaluationConfig
 from engine.errors import WeightsError
-from engine.roles import Answered, Pool, Stage
+from engine.loop.roles import Answered, Pool, Stage
+from engine.maths import evaluation
 from engine.schema import AUDITED, COMPLETIONS, JUDGED, PROMPTS, REFERENCED, SCORED, append
-from engine.store import Policy
+from engine.store.run import Policy
 
 
 def training_stages(algorithm: Algorithm, policy: Policy, iteration: int, audit: bool) -> list[Stage]:

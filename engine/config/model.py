@@ -1,7 +1,7 @@
 """The configuration of a run: every key, its range, its default and what it means.
 
 Frozen pydantic models that forbid unknown keys. Imports nothing heavy, so that `--help`, `--dry-run`
-and error messages answer at once. Reading files and command lines is engine/config_file.py's work.
+and error messages answer at once. Reading files and command lines is engine/config/file.py's work.
 Each role gets its own section, never the whole.
 """
 

@@ -9,12 +9,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from engine import manifest
-from engine.disk import sha256_of
 from engine.errors import KumiteError, StoreError
-from engine.lock import owner_of
-from engine.store import current
-from engine.weights import verify_weights
+from engine.store import manifest
+from engine.store.disk import sha256_of
+from engine.store.lock import owner_of
+from engine.store.run import current
+from engine.store.weights import verify_weights
 
 
 def load_records(folder: Path) -> list[manifest.Record]:

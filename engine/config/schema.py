@@ -1,6 +1,6 @@
 """What keys a configuration may have, in words: ranges, choices, nearest names, the text of `--help`.
 
-Reads the JSON schema that pydantic derives from engine/config.py, so that every message and the help
+Reads the JSON schema that pydantic derives from engine/config/model.py, so that every message and the help
 text follow the models by themselves. A *node* is a part of that schema. Knows nothing of files.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from engine.config import RunConfig
+from engine.config.model import RunConfig
 
 Node = dict[str, Any]
 Path = tuple[str | int, ...]

@@ -16,9 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from engine.board import Board, Progress
-from engine.ledger import StageAccount
-from engine.text import printable
+from engine.watch.board import Board, Progress
+from engine.watch.ledger import StageAccount
+from engine.watch.text import printable
 
 SECONDS_BETWEEN_LINES = 5.0
 """In a log, the least time between two lines about an unfinished stage."""

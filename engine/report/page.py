@@ -15,8 +15,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from engine.summary import MISSING, Summary, fact, percent, tables
-from engine.text import printable
+from engine.report.summary import MISSING, Summary, fact, percent, tables
+from engine.watch.text import printable
 
 
 @dataclass(frozen=True)

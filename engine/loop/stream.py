@@ -16,9 +16,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import pyarrow as pa
 
-from engine.monitor import Monitor
-from engine.roles import Answered, Pool, Stage
-from engine.store import RunStore
+from engine.loop.roles import Answered, Pool, Stage
+from engine.store.run import RunStore
+from engine.watch.monitor import Monitor
 
 
 class Stream:

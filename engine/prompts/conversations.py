@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from engine.prompt_files import MAX_ROW_BYTES, BadRow, Row, kind
+from engine.prompts.files import MAX_ROW_BYTES, BadRow, Row, kind
 
 Message = dict[str, str]
 """{"role": ..., "content": ...}"""

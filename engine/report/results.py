@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from engine import evaluation
 from engine.algorithm import Algorithm
-from engine.config import RunConfig
-from engine.preference import pairwise_win_probabilities, win_rates
+from engine.config.model import RunConfig
+from engine.maths import evaluation
+from engine.maths.preference import pairwise_win_probabilities, win_rates
+from engine.report.summary import IterationSummary, Sample, Summary, WinRate
 from engine.schema import AUDITED, COMPLETIONS, JUDGED, SCORED
-from engine.store import RunStore
-from engine.summary import IterationSummary, Sample, Summary, WinRate
+from engine.store.run import RunStore
 
 NUM_SAMPLES = 8
 """Answers shown in the report."""

@@ -15,9 +15,9 @@ from types import TracebackType
 
 from rich.console import Console
 
-from engine.board import Board
-from engine.live import LiveView, PlainView, View, duration
-from engine.metrics_file import FILE_NAME, MetricsFile, TensorBoard, read_metrics
+from engine.watch.board import Board
+from engine.watch.live import LiveView, PlainView, View, duration
+from engine.watch.metrics_file import FILE_NAME, MetricsFile, TensorBoard, read_metrics
 
 __all__ = ["Monitor", "read_metrics"]
 
