@@ -70,9 +70,10 @@ class ClusterRoles:
         gaps = self._pools["generator"].tell(
             "deliver", str(policy.folder), policy.digest, batch.prompt_token_ids, batch.answer_token_ids, policy.probe
         )
+        many = "1 generator; its" if len(gaps) == 1 else f"{len(gaps)} generators; their"
         self._note(
-            f"version {policy.version} ({policy.digest[:12]}) is served by {len(gaps)} generators; their "
-            f"log-probabilities differ from the learner's by at most {max(gaps):.1e} nats per token"
+            f"version {policy.version} ({policy.digest[:12]}) is served by {many} log-probabilities differ from the "
+            f"learner's by at most {max(gaps):.1e} nats per token"
         )
 
     def _prepare_scorer(self, policy: Policy) -> None:
