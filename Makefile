@@ -16,10 +16,10 @@ help:  ## this list
 setup: $(STAMP)  ## .venv with the locked CPU environment (4 GB, about two minutes)
 
 demo: $(STAMP)  ## self-play with real vLLM, PairRM and DeepSpeed on two CPU cores, and a report
-	$(PYTHON) recipes/demo.py
+	$(PYTHON) -m recipes.demo
 
 proof: $(STAMP)  ## the measurements behind the README's claims
-	$(PYTHON) recipes/proof.py
+	$(PYTHON) -m recipes.proof
 
 test: $(STAMP)  ## every test, also those that start Ray, vLLM and DeepSpeed
 	$(PYTHON) -m pytest

@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from engine.config import ModelConfig
-from engine.conversations import Message
+from engine.config.model import ModelConfig
 from engine.errors import ModelError
+from engine.prompts.conversations import Message
 
 PROBE = "Kumite 123: zwölf Boxkämpfer, 日本語 и עברית.\n\n\tdef f(x): return x  # 🙂 don't"
 """Fixed text whose token ids are part of a tokenizer's identity."""

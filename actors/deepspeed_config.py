@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from engine.config import LearnerConfig, ModelConfig, OptimizerConfig
+from engine.config.model import LearnerConfig, ModelConfig, OptimizerConfig
 
 
 def deepspeed_config(learner: LearnerConfig, model: ModelConfig, num_ranks: int) -> dict[str, Any]:

@@ -17,12 +17,12 @@ import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
 from engine.algorithm import Algorithm, Batch
-from engine.config import LearnerConfig, SamplingConfig
-from engine.errors import NonFiniteError, WeightsError
-from engine.probe import compare_probe
+from engine.config.model import LearnerConfig, SamplingConfig
+from engine.errors import NonFiniteError, RoleError, WeightsError
+from engine.maths.probe import compare_probe
 from engine.schema import COMPLETIONS, PROMPTS, REFERENCED, ROWS, append, conform
 from engine.seeds import derive_seed
-from engine.weights import verify_weights
+from engine.store.weights import verify_weights
 
 LETTERS = "abcdefgh"
 END = len(LETTERS)
@@ -140,6 +140,8 @@ class FakeLearner:
 
     def reference(self, rows: pa.Table) -> list[list[float]]:
         rows = conform(rows, ROWS, "fake learner")
+        if self._step:
+            raise RoleError("reference needs the policy as it lies in its folder, but steps were run")
         return [self._logps(row["answer_token_ids"])[0].tolist() for row in rows.to_pylist()]
 
     def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, int]:

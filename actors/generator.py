@@ -15,12 +15,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from actors.vllm_engine import Answer, SampleRequest, VLLMEngine, check_engine_args
-from engine.config import GeneratorConfig, ModelConfig, SamplingConfig
+from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
-from engine.probe import compare_probe, probe_tolerance
+from engine.maths.probe import compare_probe, probe_tolerance
 from engine.schema import COMPLETIONS, PROMPTS, append, conform
 from engine.seeds import derive_seed
-from engine.weights import check_same_tensors, stop_token_ids, tensor_shapes, verify_weights
+from engine.store.weights import check_same_tensors, stop_token_ids, tensor_shapes, verify_weights
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from actors.process_group import device, free_address, join_group
 from actors.reference import reference_logps, rows_of
 from actors.step_totals import GradientWatch, StepTotals
 from engine.algorithm import Algorithm, Batch
-from engine.batches import MicroBatch, Step, count_steps, fingerprint, micro_batches, training_order
-from engine.config import LearnerConfig, ModelConfig
+from engine.config.model import LearnerConfig, ModelConfig
 from engine.errors import DataError, NonFiniteError, RoleError, StoreError
-from engine.schedule import lr_at
+from engine.maths.batches import MicroBatch, Step, count_steps, fingerprint, micro_batches, training_order
+from engine.maths.schedule import lr_at
 from engine.schema import REFERENCED, ROWS, conform
 from engine.seeds import derive_seed
 

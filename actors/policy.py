@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.config import ModelConfig
+from engine.config.model import ModelConfig
 from engine.errors import DataError, ModelError
-from engine.logprobs import IGNORE, answer_token_logprobs, summed_logprobs
+from engine.maths.logprobs import IGNORE, answer_token_logprobs, summed_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,8 +15,8 @@ from torch import distributed as dist
 
 from actors.policy import collate
 from actors.process_group import device
-from engine.batches import MicroBatch, deal, micro_batches
 from engine.errors import NonFiniteError
+from engine.maths.batches import MicroBatch, deal, micro_batches
 
 
 def rows_of(table: pa.Table, piece: MicroBatch) -> list[dict]:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engine.config import BlenderConfig, PairRMConfig, RuleConfig, ScorerConfig
+from engine.config.model import BlenderConfig, PairRMConfig, RuleConfig, ScorerConfig
 from engine.errors import ConfigError, ModelError, RoleError
 from engine.schema import COMPLETIONS, SCORED, append, conform
 

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.config import GeneratorConfig, ModelConfig, SamplingConfig
+from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.pairrm_training import new_pairrm
 from actors.scorers import Scorer, build_scorer
-from engine.config import BlenderConfig, PairRMConfig, ScorerConfig
+from engine.config.model import BlenderConfig, PairRMConfig, ScorerConfig
 from engine.schema import COMPLETIONS
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in "nrst"]

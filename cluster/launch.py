@@ -9,19 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from actors.learner import Learner
-from actors.scorers import build_scorer
-
 from actors import fakes
 from actors.generator import Generator
+from actors.learner import Learner
+from actors.scorers import build_scorer
 from cluster.placement import Placement
 from cluster.plan import needs
 from cluster.pool import Group, Limits, Pool, Spawn
 from cluster.replica import Factory, LocalReplica, RayReplica, Replica
 from cluster.roles import ClusterRoles
 from cluster.session import ray_session
-from engine.config import RunConfig
-from engine.probe import ProbeBatch
+from engine.config.model import RunConfig
+from engine.maths.probe import ProbeBatch
 
 Note = Callable[[str], None]
 

@@ -9,7 +9,6 @@ Knows nothing of the algorithm.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -18,9 +17,12 @@ from typing import Any
 from rich.console import Console
 
 from cluster.plan import make_plan
-from engine import config_file
-from engine.config import RunConfig
+from engine.config import file as config_file
+from engine.config.model import RunConfig
 from engine.errors import KumiteError
+
+WIDTH = 160
+"""Columns where nobody's terminal says: the tables of a job's log should not be broken up."""
 
 
 def main(base: dict[str, Any], description: str, argv: list[str] | None = None) -> int:
@@ -29,16 +31,15 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None) 
     0: finished, or a plan that fits; 1: the run failed; 2: config, plan or input is wrong; 130 and 143:
     interrupted or terminated, to be resumed by the same command.
     """
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     arguments, overrides = _parser(description).parse_known_args(argv)
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # rules by dotted path are looked up from where the command is given
     try:
         config = config_file.load(arguments.config, overrides, base)
-        plan = make_plan(config)
+        plan = make_plan(config, config.cluster.stated if arguments.dry_run else None)
         console.print("\n".join(plan.lines), markup=False, highlight=False, soft_wrap=True)
-        if arguments.dry_run or not _will_connect(config):
-            plan.check()
+        plan.check()
         if arguments.dry_run:
             console.print("dry run: nothing was started", markup=False)
             return 0
@@ -64,11 +65,6 @@ def run(config: RunConfig, console: Console) -> int:
             raise
         job.show()
     return 0
-
-
-def _will_connect(config: RunConfig) -> bool:
-    """Whether a cluster will be asked, which knows its resources better than this machine does."""
-    return config.cluster.backend == "ray" and bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _terminated(number: int, frame: object) -> None:

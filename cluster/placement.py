@@ -1,4 +1,4 @@
-"""Which role gets which share of the cluster, and a clear word when it does not fit.
+"""Which role gets which share of a connected Ray cluster.
 
 Side by side, each role holds its own bundles. In turns, all roles share one set of bundles: with up to
 one GPU per replica each actor holds a fraction and frees its memory by sleeping; with more, actors end
@@ -7,52 +7,15 @@ and start again, because Ray has no fractions of several GPUs. Knows nothing of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.needs import ADVICE, Need, share, shortages
 from engine.errors import PlanError
-
-
-@dataclass(frozen=True)
-class Need:
-    """What one role asks for."""
-
-    num_replicas: int
-    cpus: float
-    gpus: float
-    strategy: str = "SPREAD"
-    """SPREAD replicas that work alone; PACK ranks that talk to each other."""
-
-    def total(self) -> dict[str, float]:
-        return {"CPU": self.num_replicas * self.cpus, "GPU": self.num_replicas * self.gpus}
-
-
-def share(needs: Mapping[str, Need]) -> Need:
-    """The bundles that serve every role in turn."""
-    return Need(
-        num_replicas=max(n.num_replicas for n in needs.values()),
-        cpus=max(n.cpus for n in needs.values()),
-        gpus=max(n.gpus for n in needs.values()),
-        strategy="PACK",
-    )
-
-
-def shortages(needs: Mapping[str, Need], turns: bool, available: Mapping[str, float]) -> list[str]:
-    """One sentence for each resource of which the roles want more than the cluster has."""
-    wanted = [share(needs)] if turns else list(needs.values())
-    lines = []
-    for resource in ("CPU", "GPU"):
-        total = math.fsum(need.total()[resource] for need in wanted)
-        if total > available.get(resource, 0.0) + 1e-9:
-            parts = ", ".join(f"{role} {n.total()[resource]:g}" for role, n in needs.items() if n.total()[resource])
-            lines.append(f"{total:g} {resource}s wanted ({parts}), {available.get(resource, 0.0):g} there")
-    return lines
 
 
 class Placement:
@@ -98,6 +61,3 @@ class Placement:
 
 TOUCH = 0.001
 """Ray wants a bundle to hold something; roles that ask for nothing hold this much of a CPU."""
-
-ADVICE = "\nLower num_replicas, cpus or gpus, add nodes, or let roles take turns: cluster.placement=turns"
-"""The ways out."""

@@ -1,39 +1,28 @@
 """What a run will ask for, worked out before anything starts: placement, steps, memory, disk.
 
-Estimates in plain arithmetic from the config and, where it is on this machine, the model's own files.
+    cluster.machines: what there is    cluster.needs, cluster.estimates: what is wanted    here: the comparison
+
 Needs neither torch nor a connected cluster. Knows nothing of how the work is done.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from cluster.placement import ADVICE, Need, shortages
-from engine.config import ReplicasConfig, RuleConfig, RunConfig, StatedCluster
+from cluster import estimates
+from cluster.machines import GIB, Machines, machines
+from cluster.needs import ADVICE, Need, shortages
+from engine.config.model import ReplicasConfig, RunConfig, StatedCluster
 from engine.errors import PlanError
-
-GIB = 2**30
-BYTES = {"float32": 4, "bfloat16": 2}
-OPTIMIZER_STATES = {"rmsprop": 1, "adamw": 2}
-"""float32 numbers that the optimizer keeps per parameter."""
-TABLE_BYTES_PER_TOKEN = 6
-"""Ids, text and scores of an answer in the compressed tables; measured between 4 and 8."""
-SCORER_PARAMETERS = 435e6
-"""DeBERTa-v3-large with PairRM's head, where the checkpoint is not on this machine."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The plan as people read it, and what speaks against it."""
 
-    lines: list[str]
-    problems: list[str]
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def check(self) -> None:
         """Raise PlanError if the plan cannot work."""
@@ -53,147 +42,159 @@ def needs(config: RunConfig) -> dict[str, Need]:
     return found | {"learner": Need(learner.num_ranks, learner.cpus, learner.gpus, strategy="PACK")}
 
 
-def make_plan(config: RunConfig, resources: Mapping[str, float] | None = None) -> Plan:
-    """Plan for `resources` (Ray's names), else for the stated cluster, else for this machine."""
-    stated = config.cluster.stated
-    where, available = _cluster(stated) if resources is None else ("the connected cluster", dict(resources))
-    turns = config.cluster.placement == "turns"
-    parameters = config.model.num_parameters or count_parameters(config.model.path)
-    problems = shortages(needs(config), turns, available) if config.cluster.backend == "ray" else []
-    lines = [f"cluster    {where}: {available.get('CPU', 0):g} CPUs, {available.get('GPU', 0):g} GPUs"]
-    lines += _placement_lines(config, turns)
-    lines += _work_lines(config)
-    lines += _memory_lines(config, parameters, stated, turns, problems)
-    lines += _disk_lines(config, parameters, stated, problems)
-    return Plan(lines, problems)
+def make_plan(config: RunConfig, stated: StatedCluster | None = None) -> Plan:
+    """Plan for the stated cluster, else for the one that the run will connect to, else for this machine."""
+    there = machines(config, stated)
+    parameters = config.model.num_parameters or estimates.count_parameters(config.model.path)
+    plan = Plan()
+    _place(plan, config, there)
+    _work(plan, config)
+    _memory(plan, config, there, parameters)
+    _disk(plan, config, there, parameters)
+    return plan
 
 
-def count_parameters(path: str) -> float | None:
-    """Parameters of a model folder on this machine, from the safetensors headers; None if there is none."""
-    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
-    total = 0
-    for file in files:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return float(total) or None
-
-
-def count_prompts(config: RunConfig) -> int | None:
-    """Prompts of all iterations together, before any is dropped; None where only reading them would tell."""
-    source, limit = config.prompts.source, config.prompts.limit
-    sources = source if isinstance(source, list) else [source]
-    counts = [_count_rows(Path(s)) for s in sources]
-    if any(count is None for count in counts):
-        return limit * len(sources) if limit else None
-    return sum(min(count, limit or count) for count in counts if count is not None)
-
-
-def _count_rows(path: Path) -> int | None:
-    if path.suffix == ".jsonl" and path.is_file():
-        with path.open("rb") as file:
-            return sum(1 for line in file if line.strip())
-    return None
-
-
-def _cluster(stated: StatedCluster | None) -> tuple[str, dict[str, float]]:
-    if stated is not None:
-        nodes = "1 node" if stated.nodes == 1 else f"{stated.nodes} nodes"
-        return f"as stated, {nodes}", {"CPU": stated.nodes * stated.cpus, "GPU": stated.nodes * stated.gpus}
-    return "this machine", {"CPU": float(os.cpu_count() or 1), "GPU": float(_visible_gpus())}
-
-
-def _visible_gpus() -> int:
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
-
-
-def _placement_lines(config: RunConfig, turns: bool) -> list[str]:
+def _place(plan: Plan, config: RunConfig, there: Machines) -> None:
+    """Who runs where, and whether that many CPUs and GPUs exist."""
+    turns, resources = config.cluster.placement == "turns", there.resources()
+    has = f": {resources['CPU']:g} CPUs, {resources['GPU']:g} GPUs" if resources else ""
     together = "in turns on shared resources" if turns else "side by side"
     if config.cluster.backend == "local":
         together = "one after the other, in this process"
-    lines = [f"placement  {together}"]
+    plan.lines.extend([f"cluster    {there.where}{has}", f"placement  {together}"])
+    kinds = {"generator": config.generator, "scorer": config.scorer, "evaluator": config.evaluator}
     for role, need in needs(config).items():
-        kind = {"scorer": config.scorer, "evaluator": config.evaluator}.get(role) or getattr(config, role)
+        kind = (kinds.get(role) or config.learner).kind
         many = f"{need.num_replicas} x " if need.num_replicas > 1 else "    "
-        lines.append(f"             {many}{role} ({kind.kind}): {need.cpus:g} CPUs, {need.gpus:g} GPUs each")
-    return lines
+        plan.lines.append(f"             {many}{role} ({kind}): {need.cpus:g} CPUs, {need.gpus:g} GPUs each")
+        if config.cluster.backend == "ray" and there.gpus is not None and 0 < there.gpus < need.gpus:
+            plan.problems.append(f"{role}: {need.gpus:g} GPUs wanted on one node, a node has {there.gpus:g}")
+    wide, gpus = config.generator.tensor_parallel_size, config.generator.gpus
+    if gpus and wide != math.ceil(gpus):
+        plan.problems.append(f"generator: tensor_parallel_size = {wide} wants gpus = {wide}, it is {gpus:g}")
+    if config.cluster.backend == "ray" and resources:
+        plan.problems.extend(shortages(needs(config), turns, resources))
 
 
-def _work_lines(config: RunConfig) -> list[str]:
-    prompts, k, learner = count_prompts(config), config.sampling.num_samples, config.learner
-    epochs = learner.schedule.stop_after_epochs
-    batch = f"{learner.num_ranks} ranks x {learner.micro_batch_size} prompts, accumulated to {learner.batch_size}"
-    if prompts is None:
-        known = f"per 1,000 prompts and iteration: {1000 * k:,} answers, {1000 * k * (k - 1):,} comparisons, "
-        work = known + f"up to {math.ceil(1000 * epochs / learner.batch_size)} optimizer steps"
+def _work(plan: Plan, config: RunConfig) -> None:
+    """Answers, comparisons and optimizer steps."""
+    k, learner = config.sampling.num_samples, config.learner
+    each = estimates.prompts_per_iteration(config)
+    prompts = each or 1000
+    steps = estimates.max_steps(learner, prompts)
+    amounts = f"{prompts * k:,} answers, {prompts * k * (k - 1):,} comparisons, up to {steps:,} optimizer steps"
+    if each:
+        text = (
+            f"{config.iterations} iterations x {each:,} prompts: {amounts} each, {config.iterations * steps:,} in all"
+        )
     else:
-        share = 1 if config.prompts.use == "all" and not isinstance(config.prompts.source, list) else config.iterations
-        each = math.ceil(prompts / share)
-        work = (
-            f"{config.iterations} iterations x {each:,} prompts: {each * k:,} answers, {each * k * (k - 1):,} "
-            f"comparisons, up to {math.ceil(each * epochs / learner.batch_size):,} optimizer steps each"
-        )
-    return [f"work       {work}", f"batch      {batch}"]
+        text = f"unknown until the prompts are read; per 1,000 prompts and iteration: {amounts}"
+    batch = f"{learner.num_ranks} ranks x {learner.micro_batch_size} prompts, accumulated to {learner.batch_size}"
+    plan.lines.extend([f"work       {text}", f"batch      {batch}"])
 
 
-def learner_bytes(config: RunConfig, parameters: float) -> float:
-    """Bytes per rank for weights, gradients, master weights and optimizer state, without activations.
-
-    ZeRO (arXiv 1910.02054, section 5): stage 1 divides the optimizer's share by the number of ranks,
-    stage 2 the gradients too, stage 3 the weights too.
-    """
-    learner, width = config.learner, BYTES[config.model.dtype]
-    master = 4 if width == 2 else 0
-    parts = {3: width, 2: width, 1: master + 4 * OPTIMIZER_STATES[learner.optimizer.name]}
-    total = 0.0
-    for stage, size in parts.items():
-        if stage == 1 and learner.offload_optimizer:
-            continue
-        total += parameters * size / (learner.num_ranks if learner.zero_stage >= stage else 1)
-    return total
-
-
-def _memory_lines(
-    config: RunConfig, parameters: float | None, stated: StatedCluster | None, turns: bool, problems: list[str]
-) -> list[str]:
+def _memory(plan: Plan, config: RunConfig, there: Machines, parameters: float | None) -> None:
+    """Weights and states per replica against a GPU, and what has to pass through host memory."""
     if parameters is None:
-        return ["memory     unknown: the model is not on this machine and model.num_parameters is not set"]
-    generator = parameters * BYTES[config.model.dtype] / config.generator.tensor_parallel_size
-    scorer = 0.0
-    if not isinstance(config.scorer, RuleConfig):
-        scorer = 4 * (count_parameters(config.scorer.path) or SCORER_PARAMETERS)
-    each = {"generator": generator, "scorer": scorer, "learner": learner_bytes(config, parameters)}
-    text = ", ".join(f"{role} {_size(size)}" for role, size in each.items())
-    if stated is not None and stated.gpu_gib:
-        for role, size in each.items():
-            if needs(config)[role].gpus and size > stated.gpu_gib * GIB:
-                problems.append(f"{role}: {_size(size)} per replica, one GPU has {stated.gpu_gib:g} GiB")
-        used = each["learner"] / GIB
-        text += (
-            f"; a GPU has {stated.gpu_gib:g} GiB, so the learner has {stated.gpu_gib - used:.0f} GiB for activations"
+        plan.lines.append("memory     unknown: the model is not on this machine and model.num_parameters is not set")
+        return
+    plan.lines.append(f"memory     {_count(parameters)} parameters; weights and states per replica:")
+    _generator_memory(plan, config, there, parameters)
+    dtype, learner = config.model.dtype, config.learner
+    resting = {"scorer": estimates.scorer_bytes(config.scorer)}
+    if config.evaluator is not None:
+        resting["evaluator"] = estimates.scorer_bytes(config.evaluator)
+    if learner.kind == "deepspeed":
+        resting["learner"] = estimates.learner_bytes(learner, dtype, parameters)
+    for role, size in resting.items():
+        if not size:
+            continue
+        gpus, text = needs(config)[role].gpus, f"             {role}: {_size(size)}"
+        if gpus and there.gpu_gib:
+            room = there.gpu_gib * min(1.0, gpus) * GIB
+            text += f" of {_size(room)}" + (f", {_size(room - size)} left for activations" if size <= room else "")
+            if size > room:
+                plan.problems.append(f"{role}: {_size(size)} per replica, its share of a GPU has {_size(room)}")
+        plan.lines.append(text)
+    _host_memory(plan, config, there, parameters)
+
+
+def _generator_memory(plan: Plan, config: RunConfig, there: Machines, parameters: float) -> None:
+    """vLLM takes a fixed share of each GPU; what its weights leave of it is the key-value cache."""
+    generator = config.generator
+    if generator.kind == "fake":
+        return
+    weights = parameters * estimates.BYTES[config.model.dtype] / generator.tensor_parallel_size
+    text = f"             generator: {_size(weights)}"
+    if generator.gpus and there.gpu_gib:
+        room = generator.gpu_memory_utilization * there.gpu_gib * GIB
+        if weights < room:
+            text += f", which leaves up to {_size(room - weights)} of {there.gpu_gib:g} GiB for the key-value cache"
+        else:
+            plan.problems.append(
+                f"generator: {_size(weights)} of weights per GPU, gpu_memory_utilization = "
+                f"{generator.gpu_memory_utilization:g} of {there.gpu_gib:g} GiB allows {_size(room)}; "
+                f"raise it or tensor_parallel_size"
+            )
+    elif not generator.gpus:
+        text += f", and a key-value cache of {generator.kv_cache_gib:g} GiB"
+    plan.lines.append(text)
+
+
+def host_bytes(config: RunConfig, there: Machines, parameters: float) -> dict[str, float]:
+    """Bytes of host memory by role, on the node that holds most of it.
+
+    Every rank reads the whole model into host memory before ZeRO-3 divides it among the ranks.
+    """
+    dtype, learner, generator = config.model.dtype, config.learner, config.generator
+    weights, found = parameters * estimates.BYTES[dtype], {}
+    if learner.kind == "deepspeed":
+        stays = estimates.offloaded_bytes(learner, dtype, parameters)
+        if not learner.gpus:
+            stays += estimates.learner_bytes(learner, dtype, parameters)
+        found["learner"] = _on_one_node(needs(config)["learner"], there) * max(weights, stays)
+    if generator.kind == "vllm" and not generator.gpus:
+        one = weights + generator.kv_cache_gib * GIB
+        found["generator"] = math.ceil(generator.num_replicas / there.nodes) * one
+    for role, scorer in (("scorer", config.scorer), ("evaluator", config.evaluator)):
+        if scorer is not None and not scorer.gpus and (size := estimates.scorer_bytes(scorer)):
+            found[role] = math.ceil(scorer.num_replicas / there.nodes) * size
+    return found
+
+
+def _host_memory(plan: Plan, config: RunConfig, there: Machines, parameters: float) -> None:
+    parts = host_bytes(config, there, parameters)
+    if not parts:
+        return
+    alone = config.cluster.placement == "turns"
+    total = max(parts.values()) if alone else sum(parts.values())
+    text = ", ".join(f"{role} {_size(size)}" for role, size in parts.items())
+    room = f" of {there.memory_gib:,.0f} GiB" if there.memory_gib else ""
+    plan.lines.append(f"             host memory: up to {_size(total)}{room} on one node, while models load ({text})")
+    if there.memory_gib and total > there.memory_gib * GIB:
+        plan.problems.append(
+            f"host memory: up to {_size(total)} wanted on one node while models load ({text}), "
+            f"a node has {there.memory_gib:,.0f} GiB"
         )
-    return [f"memory     {_count(parameters)} parameters; per replica, for weights and states: {text}"]
 
 
-def _disk_lines(
-    config: RunConfig, parameters: float | None, stated: StatedCluster | None, problems: list[str]
-) -> list[str]:
-    prompts = count_prompts(config) or 0
-    answers = prompts * config.sampling.num_samples * config.sampling.max_new_tokens
-    weights = (parameters or 0) * BYTES[config.model.dtype] * config.iterations
-    state = (parameters or 0) * (4 + 4 * OPTIMIZER_STATES[config.learner.optimizer.name] + 2)
-    total = weights + 2 * state + answers * TABLE_BYTES_PER_TOKEN
-    free = stated.disk_gib * GIB if stated else shutil.disk_usage(_existing(Path(config.output))).free
+def _on_one_node(need: Need, there: Machines) -> int:
+    """How many of the replicas share a node when they are packed."""
+    pairs = ((there.cpus, need.cpus), (there.gpus, need.gpus))
+    fits = [int(has / wants) for has, wants in pairs if has is not None and wants]
+    return max(1, min([need.num_replicas, *fits]))
+
+
+def _disk(plan: Plan, config: RunConfig, there: Machines, parameters: float | None) -> None:
+    parts = estimates.disk_bytes(config, parameters)
+    total, free = sum(parts.values()), there.disk_gib * GIB
+    text = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+    if text:
+        plan.lines.append(f"disk       up to {_size(total)} of {_size(free)} free ({text})")
+    else:
+        plan.lines.append(f"disk       unknown, {_size(free)} free")
     if total > free:
-        problems.append(f"disk: up to {_size(total)} wanted under {config.output}, {_size(free)} free")
-    parts = f"weights {_size(weights)}, two learner checkpoints {_size(2 * state)}"
-    return [f"disk       up to {_size(total)} of {_size(free)} free ({parts}, the rest tables)"]
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.resolve().parent
-    return path
+        plan.problems.append(f"disk: up to {_size(total)} wanted under {config.output}, {_size(free)} free")
 
 
 def _count(parameters: float) -> str:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cluster.placement import Placement
 from cluster.pool import Group, Pool
-from engine.probe import ProbeBatch
-from engine.store import Policy
-from engine.stream import Stage
+from engine.loop.roles import Stage
+from engine.maths.probe import ProbeBatch
+from engine.store.run import Policy
 
 
 class ClusterRoles:
-    """Implements engine.roles.Roles over pools, side by side or in turns."""
+    """Implements engine.loop.roles.Roles over pools, side by side or in turns."""
 
     def __init__(
         self,
@@ -30,8 +30,8 @@ class ClusterRoles:
     ):
         self._pools, self._turns, self._probe, self._note = pools, turns, probe, note
         self._placement = placement
-        self._ready: dict[str, str] = {}
-        """role -> digest of the policy it was prepared for; absent: at rest."""
+        self._ready: dict[str, int] = {}
+        """role -> version of the policy it was prepared for; absent: at rest. Two versions may have one digest."""
 
     def pool(self, role: str) -> Pool | Group:
         return self._pools[role]
@@ -46,15 +46,15 @@ class ClusterRoles:
             for role in [r for r in self._ready if r not in roles]:
                 self._rest(role)
         for role in roles:
-            if self._ready.get(role) != policy.digest:
+            if self._ready.get(role) != policy.version:
                 getattr(self, f"_prepare_{role}")(policy)
-                self._ready[role] = policy.digest
+                self._ready[role] = policy.version
 
     def open_learner(self, folder: str, digest: str) -> list[list[float]]:
-        """Open the start model in the learner and return its log-probabilities on the probe batch."""
+        """Open the start model, version 0, in the learner; return its log-probabilities on the probe batch."""
         learner = self._pools["learner"]
         learner.tell("open", folder)
-        self._ready["learner"] = digest
+        self._ready["learner"] = 0
         return learner.ask("probe", self._probe.prompt_token_ids, self._probe.answer_token_ids)[0]
 
     def close(self) -> None:

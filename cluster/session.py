@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import ray
 
-from engine.config import ClusterConfig
+from engine.config.model import ClusterConfig
 from engine.errors import PlanError
 
 

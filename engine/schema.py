@@ -93,28 +93,45 @@ def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     """Return `table` with exactly the columns of `schema`, in its order and types.
 
     `where` names producer and shard for the message. Raises SchemaError naming the missing, the
-    unexpected and the expected columns, a column whose type does not fit, or one that holds nulls.
+    unexpected and the expected columns, a column whose type does not fit, or one that holds nulls at any depth.
     """
     missing = [name for name in schema.names if name not in table.column_names]
     unexpected = [name for name in table.column_names if name not in schema.names]
-    if missing or unexpected:
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if missing or unexpected or twice:
+        again = f", columns {twice} more than once" if twice else ""
         raise SchemaError(
-            f"{where}: missing columns {missing}, unexpected columns {unexpected}; expected {schema.names}"
+            f"{where}: missing columns {missing}, unexpected columns {unexpected}{again}; expected {schema.names}"
         )
     try:
         table = table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise SchemaError(f"{where}: {error}; expected {schema}") from error
-    holes = [name for name in schema.names if table[name].null_count]
+    holes = [name for name in schema.names if any(_has_nulls(chunk) for chunk in table[name].chunks)]
     if holes:
         raise SchemaError(f"{where}: columns {holes} hold nulls; every row needs a value")
     return table.replace_schema_metadata(schema.metadata)
 
 
 def append(table: pa.Table, schema: pa.Schema, where: str, **columns: list) -> pa.Table:
-    """Add a stage's new `columns` to `table` and conform the result to `schema`."""
+    """Add a stage's new `columns` to `table` and conform the result to `schema`. Raises SchemaError likewise."""
     for name, values in columns.items():
         if name not in schema.names:
             raise SchemaError(f"{where}: unexpected column {name!r}; expected {schema.names}")
-        table = table.append_column(schema.field(name), pa.array(values, schema.field(name).type))
+        if len(values) != table.num_rows:
+            raise SchemaError(f"{where}: column {name!r} has {len(values)} values for {table.num_rows} rows")
+        kind = schema.field(name).type
+        try:
+            table = table.append_column(name, pa.array(values, kind))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise SchemaError(f"{where}: column {name!r}: {error}; expected {kind}") from error
     return conform(table, schema, where)
+
+
+def _has_nulls(array: pa.Array) -> bool:
+    """Whether a value is missing at any depth of lists and structs."""
+    if array.null_count:
+        return True
+    if pa.types.is_list(array.type):
+        return _has_nulls(array.flatten())
+    return pa.types.is_struct(array.type) and any(_has_nulls(part) for part in array.flatten())

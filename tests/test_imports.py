@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "trl", "matplotlib")
-LIGHT_MODULES = ["engine", "engine.schema", "engine.config", "engine.config_file", "engine.algorithms"]
+LIGHT_MODULES = ["engine", "engine.schema", "engine.config.model", "engine.config.file", "engine.algorithms"]
 OPTIONAL_MODULES = ["cluster.main", "cluster.cli", "actors.scorers", "actors.generator"]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.py") if "__main__" in path.read_text())
 
@@ -37,7 +37,7 @@ def test_importing_it_brings_nothing_heavy(module):
 
 def test_loading_and_describing_a_config_brings_nothing_heavy():
     code = """
-from engine.config_file import config_digest, describe, dump, load
+from engine.config.file import config_digest, describe, dump, load
 config = load("recipes/configs/sppo_llama3_8b.yaml", ["learner.optimizer.lr=1e-6"])
 dump(config), config_digest(config), describe()
 """

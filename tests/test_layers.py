@@ -130,7 +130,7 @@ PLANTED = {
 }
 
 INNOCENT = {
-    "imports down": ("recipes/x.py", "import cluster.pool\nimport actors.pairrm\nimport engine.loop"),
+    "imports down": ("recipes/x.py", "import cluster.pool\nimport actors.pairrm\nimport engine.loop.self_play"),
     "Ray in the cluster": ("cluster/x.py", "import ray"),
     "a model set to evaluate": ("actors/x.py", "model.eval()"),
     "the safe loader": ("engine/x.py", "yaml.safe_load('x')"),

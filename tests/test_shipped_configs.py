@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine.config import PairRMConfig, RunConfig
-from engine.config_file import diff, dump, load
+from engine.config.file import diff, dump, load
+from engine.config.model import PairRMConfig, RunConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "recipes" / "configs"

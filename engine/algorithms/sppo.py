@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from engine import losses, preference
 from engine.algorithm import Algorithm, Batch, Selection
+from engine.maths import losses, preference
 from engine.schema import ROWS, conform
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ waiter whose answers a policy starts from, the hidden oracle that says how good 
 scorers for control runs. Pure Python, nothing of models: recipes/worlds/tearoom_models.py trains
 them, recipes/worlds/tearoom_build.py writes the world to a folder:
 
-    python -m recipes.worlds.tearoom OUTPUT_FOLDER --seed 0
+    python -m recipes.worlds.tearoom_build OUTPUT_FOLDER --seed 0
 """
 
 from __future__ import annotations
@@ -181,9 +181,3 @@ def texts() -> list[str]:
         for drink, extra, time in product(DRINKS, EXTRAS, TIMES)
     ]
     return [*prompts, *answers]
-
-
-if __name__ == "__main__":
-    from recipes.worlds.tearoom_build import main
-
-    main()

@@ -112,8 +112,8 @@ def _write_prompts(file: Path, orders: list[tearoom.Order]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line: `python -m recipes.worlds.tearoom OUTPUT_FOLDER [--seed 0]`."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.worlds.tearoom", description=__doc__.split("\n")[0])
+    """Command line: `python -m recipes.worlds.tearoom_build OUTPUT_FOLDER [--seed 0]`."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.worlds.tearoom_build", description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER", help="where the world goes")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes another world")
     options = parser.parse_args(arguments)
@@ -123,3 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     print(json.dumps(world["figures"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

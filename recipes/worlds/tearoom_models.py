@@ -7,6 +7,7 @@ function runs in a process of its own and returns the figures that the world rep
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 import time
@@ -14,7 +15,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.preference import sigmoid
 from engine.seeds import derive_seed
 from recipes.worlds import tearoom
 
@@ -111,7 +111,7 @@ def make_policy(split: tearoom.Split, folder: Path, seed: int, epochs: float) ->
     return {
         "policy_parameters": sum(p.numel() for p in model.parameters()),
         "sft_examples": len(split.demonstrations),
-        "sft_loss": float(losses[-1]),
+        "sft_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),
         **_measure(model, tokenizer, split.heldout, seed),
         "policy_seconds": round(time.monotonic() - started, 1),
     }
@@ -134,7 +134,7 @@ def _sft_trainer(rows: list[dict[str, Any]], seed: int, epochs: float) -> Any:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        logging_steps=20,
+        logging_steps=1,
         bf16=False,
         gradient_checkpointing=False,
         use_cpu=True,
@@ -184,7 +184,7 @@ def judged_pairs(orders: list[tearoom.Order], per_order: int, seed: int) -> list
             left, right = (tearoom.flawed_answer(order, tearoom.CROWD, draw, stray_drink=0.1) for _ in range(2))
             margin = tearoom.utility(order.text, left) - tearoom.utility(order.text, right)
             if margin:
-                pairs.append(Pair(order.text, left, right, float(sigmoid(margin))))
+                pairs.append(Pair(order.text, left, right, 1.0 / (1.0 + math.exp(-margin))))
     return pairs
 
 

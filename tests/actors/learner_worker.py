@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from actors import learner
 from engine.algorithms import SPPO
-from engine.config import LearnerConfig, ModelConfig
+from engine.config.model import LearnerConfig, ModelConfig
 from engine.errors import KumiteError
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from actors.chat import Chat
-from engine.config import ModelConfig, PromptsConfig
+from engine.config.model import ModelConfig, PromptsConfig
 from engine.errors import DataError, ModelError
-from engine.prompts import ingest
+from engine.prompts.ingest import ingest
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"

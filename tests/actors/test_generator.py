@@ -21,12 +21,12 @@ import pytest
 
 from actors.generator import Generator, _check_answers, arrow_safe
 from actors.vllm_engine import Answer, SampleRequest
-from engine.config import GeneratorConfig, ModelConfig, SamplingConfig
+from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
-from engine.probe import compare_probe, probe_batch
+from engine.maths.probe import compare_probe, probe_batch
 from engine.schema import COMPLETIONS, PROMPTS
 from engine.seeds import derive_seed
-from engine.weights import seal_weights
+from engine.store.weights import seal_weights
 from tests.tiny import make_tiny_policy
 
 SAMPLING = SamplingConfig(num_samples=5, temperature=0.7, top_p=0.9, max_new_tokens=24, max_prompt_tokens=40)
@@ -106,7 +106,7 @@ def transformers_logps(folder: Path, prompt: list[int], answer: list[int]) -> li
 
 def test_importing_and_constructing_a_generator_loads_neither_torch_nor_vllm() -> None:
     code = (
-        "import sys; from actors.generator import Generator; from engine.config import *;"
+        "import sys; from actors.generator import Generator; from engine.config.model import *;"
         "g = Generator(GeneratorConfig(), ModelConfig(path='nowhere'), SamplingConfig(), 0); g.sleep(); g.close();"
         "assert g.serving() is None; assert not {'torch', 'vllm', 'transformers', 'ray'} & sys.modules.keys()"
     )

@@ -14,7 +14,7 @@ import torch
 from actors.policy import load_policy
 from actors.step_totals import GradientWatch
 from engine.algorithms import SPPO
-from engine.config import ModelConfig
+from engine.config.model import ModelConfig
 from engine.errors import ModelError
 from engine.schema import REFERENCED, ROWS, append, conform
 

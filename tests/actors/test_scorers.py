@@ -20,7 +20,7 @@ from actors.pairrm import PairRM
 from actors.pairrm_inputs import Room
 from actors.pairrm_training import new_pairrm
 from actors.scorers import build_scorer, find_function, plain_text
-from engine.config import BlenderConfig, PairRMConfig, RuleConfig
+from engine.config.model import BlenderConfig, PairRMConfig, RuleConfig
 from engine.errors import ConfigError, ModelError, RoleError, SchemaError
 from engine.schema import COMPLETIONS, SCORED
 
@@ -202,7 +202,7 @@ def test_a_lone_message_is_read_as_its_words_and_a_conversation_line_by_line():
 
 def test_importing_and_building_scorers_loads_no_torch():
     code = (
-        "import sys; from actors.scorers import build_scorer; from engine.config import PairRMConfig;"
+        "import sys; from actors.scorers import build_scorer; from engine.config.model import PairRMConfig;"
         "build_scorer(PairRMConfig(path='nowhere')); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -28,7 +28,7 @@ def local(index: int) -> Replica:
 def ray_spawn() -> Iterator[Spawn]:
     from cluster.replica import RayReplica
     from cluster.session import ray_session
-    from engine.config import ClusterConfig
+    from engine.config.model import ClusterConfig
 
     with ray_session(ClusterConfig()):
 

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batches import EMPTY, MicroBatch, Step, count_steps, deal, fingerprint, micro_batches, training_order
+from engine.maths.batches import EMPTY, MicroBatch, Step, count_steps, deal, fingerprint, micro_batches, training_order
 
 SIZES = (7, 0, 4)
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from engine.config import EvaluationConfig, LearnerConfig, PromptsConfig, RunConfig, SamplingConfig, ScheduleConfig
+from engine.config.model import (
+    EvaluationConfig,
+    LearnerConfig,
+    PromptsConfig,
+    RunConfig,
+    SamplingConfig,
+    ScheduleConfig,
+)
 
 MINIMAL = {
     "model": {"path": "m"},

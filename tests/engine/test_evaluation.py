@@ -10,19 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import evaluation
-from engine.evaluation import Agreement
+from engine.maths import evaluation
+from engine.maths.evaluation import Agreement
+
+
+def logits_of(utilities: list[float]) -> np.ndarray:
+    """[K, K] pair logits of somebody who judges by utilities alone (Bradley-Terry): u_i - u_j."""
+    return np.subtract.outer(np.array(utilities, float), np.array(utilities, float))
 
 
 def test_win_rate_of_one_prompt_counts_wins_ties_and_losses_over_all_answer_pairs():
     """A = (3, 1), B = (1, 0): 3>1, 3>0, 1=1, 1>0 give 1 + 1 + 1/2 + 1 = 3.5 of 4 pairs."""
-    assert evaluation.win_rate_from_utilities([3, 1], [1, 0]) == 3.5 / 4
+    assert evaluation.win_rate_from_margins([[2, 3], [0, 1]]) == 3.5 / 4
 
 
 def test_win_rates_of_two_policies_on_the_same_answers_add_up_to_one():
     draw = np.random.default_rng(1)
-    a, b = draw.integers(0, 3, size=7), draw.integers(0, 3, size=4)
-    assert evaluation.win_rate_from_utilities(a, b) + evaluation.win_rate_from_utilities(b, a) == 1.0
+    margins = np.subtract.outer(draw.integers(0, 3, size=7), draw.integers(0, 3, size=4))
+    assert evaluation.win_rate_from_margins(margins) + evaluation.win_rate_from_margins(-margins.T) == 1.0
 
 
 def test_pair_logits_are_symmetrised_so_that_a_bias_for_the_first_answer_cancels():
@@ -36,17 +41,9 @@ def test_pair_logits_are_symmetrised_so_that_a_bias_for_the_first_answer_cancels
     assert evaluation.win_rate_from_margins(margins) == 0.5
 
 
-def test_every_prompt_weighs_the_same_however_many_answers_it_has():
-    """Prompt 1: one pair, a win, 1. Prompt 2: 1 x 3 pairs, all lost, 0. Mean 1/2, not 1/4."""
-    comparison = evaluation.compare_utilities([[1], [0]], [[0], [1, 2, 3]])
-    assert comparison.per_prompt.tolist() == [1.0, 0.0]
-    assert comparison.win_rate.mean == 0.5
-
-
 def test_a_policy_against_itself_is_at_one_half_with_an_interval_of_no_width():
     """With one answer each, equal to the other, every prompt is a tie: each resample's mean is 1/2."""
-    same = [[float(i)] for i in range(20)]
-    interval = evaluation.compare_utilities(same, same).win_rate
+    interval = evaluation.bootstrap([evaluation.win_rate_from_margins([[0.0]]) for _ in range(20)])
     assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
 
 
@@ -74,13 +71,13 @@ def test_agreement_counts_only_pairs_on_which_the_oracle_differs_and_half_for_a_
 
     Scorer utilities (5, 3, 5): it agrees on (0,1), ties on (0,2): 1 + 1/2 = 1.5 of 2 pairs.
     """
-    result = evaluation.agreement(evaluation.utility_logits([5, 3, 5]), evaluation.utility_logits([2, 1, 1]))
+    result = evaluation.agreement(logits_of([5, 3, 5]), logits_of([2, 1, 1]))
     assert result == Agreement(1.5, 2)
     assert result.rate == 0.75
 
 
 def test_an_inverted_scorer_agrees_on_nothing_and_a_position_bias_changes_nothing():
-    oracle = evaluation.utility_logits([4, 3, 2, 1])
+    oracle = logits_of([4, 3, 2, 1])
     first_is_better = np.full((4, 4), 7.0)
     assert evaluation.agreement(-oracle, oracle).rate == 0.0
     assert evaluation.agreement(oracle + first_is_better, oracle) == Agreement(6.0, 6)
@@ -114,20 +111,11 @@ def test_one_run_has_no_spread():
         evaluation.spread([0.8])
 
 
-def test_mean_length_weighs_answers_and_correlation_sees_length_as_the_key():
-    """(2, 4) and (9): 15 tokens over 3 answers = 5. Utility = 3 x length correlates at exactly 1."""
-    assert evaluation.mean_length([[2, 4], [9]]) == 5.0
-    assert evaluation.length_correlation([2, 4, 9], [6, 12, 27]) == pytest.approx(1.0)
-    assert math.isnan(evaluation.length_correlation([3, 3, 3], [1, 2, 3]))
-
-
 @pytest.mark.parametrize(
     ("call", "problem"),
     [
-        (lambda: evaluation.compare([]), "there are none"),
+        (lambda: evaluation.win_rate_from_margins([]), "margins: there are none"),
         (lambda: evaluation.bootstrap([0.5, math.nan]), "1 of 2 are NaN"),
-        (lambda: evaluation.win_rate_from_utilities([], [1]), "utilities of A: there are none"),
-        (lambda: evaluation.compare_utilities([[1], [2]], [[1]]), "A answered 2 prompts and B 1"),
         (lambda: evaluation.agreement(np.zeros((2, 2)), np.zeros((3, 3))), "2 answers and the oracle 3"),
         (lambda: evaluation.agreement(np.zeros((2, 3)), np.zeros((2, 2))), r"K x K matrix, got the shape \(2, 3\)"),
     ],

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.ledger import Ledger
+from engine.watch.ledger import Ledger
 
 times = st.floats(min_value=0.0, max_value=1e6)
 intervals = st.lists(st.tuples(st.sampled_from(["generate", "score", "learn"]), times, times), max_size=40)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.logprobs import IGNORE, answer_token_logprobs, summed_logprobs
+from engine.maths.logprobs import IGNORE, answer_token_logprobs, summed_logprobs
 
 N, LENGTH, WIDTH, VOCABULARY = 3, 11, 8, 17
 

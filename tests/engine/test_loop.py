@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from actors.fakes import FakeGenerator, FakeLearner, letter_logps
-from engine import inspection
-from engine.disk import Disk
 from engine.errors import DataError, NonFiniteError, RunLockedError, StoreError, WeightsError
-from engine.metrics_file import read_metrics
 from engine.schema import COMPLETIONS, JUDGED, REFERENCED
-from engine.store import RunStore
+from engine.store import inspection
+from engine.store.disk import Disk
+from engine.store.run import RunStore
+from engine.watch.metrics_file import read_metrics
 from tests.runs import fake_config, play
 
 
@@ -86,6 +86,12 @@ def test_another_config_on_the_same_folder_is_refused_with_the_difference(undist
 )
 def test_where_and_how_many_roles_run_changes_nothing(undisturbed: Path, tmp_path: Path, changes: dict) -> None:
     assert inspection.run_digest(play(fake_config(tmp_path, **changes))) == inspection.run_digest(undisturbed)
+
+
+def test_a_learning_rate_of_zero_leaves_every_version_the_same_and_the_run_goes_on(tmp_path: Path) -> None:
+    still = {"kind": "fake", "batch_size": 2, "zero_stage": 0, "optimizer": {"lr": 0.0}}
+    with RunStore(play(fake_config(tmp_path, learner=still))) as store:
+        assert len({store.recorded_digest(version) for version in (0, 1, 2)}) == 1
 
 
 class Killed(BaseException):

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engine import metrics_file
 from engine.errors import ConfigError, StoreError
-from engine.live import PlainView
-from engine.monitor import Monitor, read_metrics
+from engine.watch import metrics_file
+from engine.watch.live import PlainView
+from engine.watch.monitor import Monitor, read_metrics
 
 
 class Clock:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from engine.errors import WeightsError
-from engine.probe import compare_probe, probe_batch, probe_tolerance
+from engine.maths.probe import compare_probe, probe_batch, probe_tolerance
 from engine.schema import PROMPTS
 
 

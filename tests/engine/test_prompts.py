@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import prompt_files
-from engine.config import PromptsConfig
+from engine.config.model import PromptsConfig
 from engine.errors import DataError, ModelError
-from engine.prompts import (
+from engine.prompts import files as prompt_files
+from engine.prompts.ingest import (
     IngestResult,
     Prompt,
     content_id,
@@ -117,7 +117,7 @@ def test_the_json_stream_finds_the_same_elements_whatever_the_size_of_its_chunks
     rows = [{"prompt": 'a\\"]}b', "more": [{"x": [1, "]"]}]}, {"prompt": "\\\\"}, {"prompt": "é👍"}]
     source = write(tmp_path / "p.json", rows)
     for size in range(1, 12):
-        monkeypatch.setattr("engine.json_list.CHUNK_CHARACTERS", size)
+        monkeypatch.setattr("engine.prompts.json_list.CHUNK_CHARACTERS", size)
         assert contents(take(source)) == ['a\\"]}b', "\\\\", "é👍"]
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engine import plots
-from engine.metrics_file import read_metrics
-from engine.monitor import Monitor
-from engine.report import IterationSummary, Sample, Summary, WinRate, complete, print_table, write_report
+from engine.report import plots
+from engine.report.write import IterationSummary, Sample, Summary, WinRate, complete, print_table, write_report
+from engine.watch.metrics_file import read_metrics
+from engine.watch.monitor import Monitor
 
 ATTACKS = (
     "<script>alert(1)</script>",

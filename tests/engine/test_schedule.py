@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.schedule import lr_at
+from engine.maths.schedule import lr_at
 
 PEAK, STEPS_PER_EPOCH = 5e-7, 312  # SPPO: 20 k prompts in batches of 64
 

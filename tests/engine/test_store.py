@@ -12,11 +12,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from actors.fakes import make_fake_policy
-from engine import inspection
-from engine.disk import Disk
 from engine.errors import RunLockedError, SchemaError, StoreError, WeightsError
 from engine.schema import AUDITED
-from engine.store import RunStore
+from engine.store import inspection
+from engine.store.disk import Disk
+from engine.store.run import RunStore
 
 
 def audited(count: int) -> pa.Table:

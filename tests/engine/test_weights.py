@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from engine.errors import ModelError, WeightsError
-from engine.weights import (
+from engine.store.weights import (
     check_same_tensors,
     seal_weights,
     stop_token_ids,

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from engine.config import RunConfig
+from engine.config.model import RunConfig
 from engine.errors import DataError
-from engine.evaluation import length_correlation
 from recipes.worlds import tearoom, tearoom_build
 from recipes.worlds.tearoom_build import Settings
 
@@ -92,7 +91,7 @@ def test_demonstrations_are_good_and_bad_and_their_length_is_not_the_key():
     assert max(utilities) == 5.5
     assert 0.0 < statistics.fmean(utilities) < 2.0
     tokens = [len(re.findall(r"\w+|[^\w\s]", answer)) for answer in answers]
-    assert abs(length_correlation(tokens, utilities)) < 0.1
+    assert abs(np.corrcoef(tokens, utilities)[0, 1]) < 0.1
 
 
 def test_the_inverted_oracle_is_the_negative():
@@ -200,7 +199,8 @@ def test_the_policy_folder_renders_chats_and_decodes_exactly(world):
 
 @pytest.mark.real
 def test_the_inverted_pairrm_gives_exactly_the_negative_logits(world):
-    from actors.pairrm import load_pairrm, score_candidates
+    from actors.pairrm import score_candidates
+    from actors.pairrm_checkpoint import load_pairrm
     from actors.pairrm_inputs import Candidates
 
     answers = ["Of course! One matcha with lemon. Enjoy your evening.", "Again? One assam as usual. Now pay and leave."]

@@ -1,0 +1,341 @@
+"""The configuration of a run: every key, its range, its default and what it means.
+
+Frozen pydantic models that forbid unknown keys. Imports nothing heavy, so that `--help`, `--dry-run`
+and error messages answer at once. Reading files and command lines is engine/config/file.py's work.
+Each role gets its own section, never the whole.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from engine.algorithms import SPPO, AlgorithmConfig
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+DottedPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""`package.module:function`."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class ModelConfig(Section):
+    """The policy that the run starts from."""
+
+    path: str
+    """Folder or hub id of a causal language model with safetensors weights."""
+    revision: str | None = None
+    """Hub revision; pin it when trust_remote_code is on."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """What the generator computes in, the learner's forward pass computes in, and the files hold."""
+    chat_template: str | None = None
+    """File with a Jinja chat template; null: the model's own; "none": the last user message as it is."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+    num_parameters: PositiveFloat | None = None
+    """For the plan, where the model is not on this machine; null: counted from its files."""
+    attn_implementation: str | None = None
+    """The learner's attention in transformers' words (sdpa, flash_attention_2, eager); null: its choice."""
+
+
+class PromptsConfig(Section):
+    """Where prompts come from and what is done with rows that cannot be used."""
+
+    source: str | list[str]
+    """Hub id, or a JSONL, JSON, CSV, Parquet or Arrow file; a list gives one source per iteration."""
+    split: str = "train"
+    """Split of a hub data set."""
+    column: str | None = None
+    """Column with the prompt (text or chat messages); null: prompt, messages, instruction or question."""
+    use: Literal["parts", "all"] = "parts"
+    """parts: disjoint parts, one per iteration, as in the paper; all: every prompt in every iteration."""
+    limit: PositiveInt | None = None
+    """Use only the first so many prompts of each source."""
+    expected: PositiveInt | None = None
+    """Prompts per source, for the plan alone, where they cannot be counted before they are read (hub data sets)."""
+    shuffle: bool = True
+    """Shuffle (by the run's seed) before the prompts are divided."""
+    on_malformed: Literal["error", "drop"] = "error"
+    """Rows that hold no usable prompt."""
+    on_duplicate: Literal["keep", "drop", "error"] = "keep"
+    """The same prompt again; kept ones get ids and seeds of their own."""
+    on_overlong: Literal["error", "drop"] = "error"
+    """Prompts of more than sampling.max_prompt_tokens tokens."""
+
+
+class SamplingConfig(Section):
+    """How the policy answers."""
+
+    num_samples: Annotated[int, Field(ge=2, le=256)] = 5
+    """K, the answers per prompt ("pairs", "num_generations", "n_samples_per_prompt" elsewhere)."""
+    temperature: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """1.0 in the SPPO paper; the released scripts use 0.7."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """1.0 in the SPPO paper; the released scripts use 0.9."""
+    top_k: Count = 0
+    """Sample from the k likeliest tokens only; 0: from all."""
+    max_new_tokens: PositiveInt = 512
+    """An answer that reaches this many tokens counts as truncated."""
+    max_prompt_tokens: PositiveInt = 512
+    """Longer prompts follow prompts.on_overlong; they are never cut silently."""
+
+
+class ReplicasConfig(Section):
+    """Resources of one pool."""
+
+    num_replicas: PositiveInt = 1
+    cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    """CPU cores per replica."""
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs per replica; fractions share one."""
+
+
+class GeneratorConfig(ReplicasConfig):
+    """The pool of vLLM engines."""
+
+    kind: Literal["vllm", "fake"] = "vllm"
+    tensor_parallel_size: PositiveInt = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
+    """Share of a GPU's memory that vLLM may take."""
+    kv_cache_gib: Annotated[float, Field(gt=0.0)] = 1.0
+    """Size of the key-value cache on CPU machines, in GiB."""
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of vllm.LLM by its own names."""
+    probe_tolerance: Annotated[float, Field(gt=0.0)] | None = None
+    """Largest mean |difference| per token, in nats, between generator and learner on the probe batch
+    after each weight delivery; null: 1e-3 in float32, 0.05 in bfloat16."""
+
+    @model_validator(mode="after")
+    def _has_a_gpu_for_each_part(self) -> GeneratorConfig:
+        if self.gpus and self.tensor_parallel_size > 1 and self.gpus != self.tensor_parallel_size:
+            raise ValueError(
+                f"gpus = {self.gpus:g} does not go with tensor_parallel_size = {self.tensor_parallel_size}: an engine "
+                f"that is split over GPUs needs exactly as many"
+            )
+        return self
+
+
+class PairRMConfig(ReplicasConfig):
+    """PairRM (arXiv 2306.02561) by Kumite's own batched module."""
+
+    kind: Literal["pairrm"] = "pairrm"
+    path: str
+    """Folder or hub id, in the layout of llm-blender/PairRM or llm-blender/PairRM-hf."""
+    base_path: str | None = None
+    """Folder or hub id of tokenizer and backbone config where the checkpoint lacks them; null: its model_name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    source: Literal["plain", "templated"] = "plain"
+    """What PairRM reads as the prompt: the user's words, or the chat template's rendering (SPPO's scripts)."""
+    source_max_tokens: PositiveInt | None = None
+    """Room for the prompt; null: the checkpoint's own (1224 in PairRM)."""
+    answer_max_tokens: PositiveInt | None = None
+    """Room for each answer, to which unused prompt room is added; null: the checkpoint's own (412)."""
+    batch_tokens: PositiveInt = 16384
+    """Tokens, padding included, in one forward pass."""
+
+
+class RuleConfig(ReplicasConfig):
+    """A Python function (messages, answers) -> K scores in nats, or K x K pair logits."""
+
+    kind: Literal["rule"] = "rule"
+    function: DottedPath
+    """`package.module:function`, importable where the scorers run."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the function."""
+
+
+class BlenderConfig(ReplicasConfig):
+    """PairRM through the llm_blender package itself; slower, kept for comparison."""
+
+    kind: Literal["llm_blender"] = "llm_blender"
+    path: str
+    """Local folder that llm_blender's loadranker accepts."""
+    source: Literal["plain", "templated"] = "plain"
+    batch_size: PositiveInt = 1
+    """Above 1 llm_blender's scores depend on which prompts share a batch."""
+
+
+ScorerConfig = Annotated[PairRMConfig | RuleConfig | BlenderConfig, Field(discriminator="kind")]
+
+
+class OptimizerConfig(Section):
+    """One optimizer per iteration, fresh at its start."""
+
+    name: Literal["rmsprop", "adamw"] = "rmsprop"
+    """RMSprop in SPPO's released runs."""
+    lr: Annotated[float, Field(ge=0.0)] = 5e-7
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    eps: PositiveFloat = 1e-8
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
+    """RMSprop's decay of the squared gradient."""
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
+    """AdamW's decays."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Clip the global gradient norm; null: no clipping."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate over one iteration."""
+
+    kind: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Fraction = 0.1
+    """Share of the *scheduled* steps that warm up."""
+    scheduler_total_epochs: PositiveFloat = 1.0
+    """Epochs the schedule is laid out for: 18 in the SPPO paper, 6 on its model cards, 1 in its scripts."""
+    stop_after_epochs: PositiveFloat = 1.0
+    """Epochs that are run; 1 in all three."""
+
+    @model_validator(mode="after")
+    def _stops_within_the_schedule(self) -> ScheduleConfig:
+        if self.stop_after_epochs > self.scheduler_total_epochs:
+            raise ValueError(
+                f"stop_after_epochs = {self.stop_after_epochs} is beyond scheduler_total_epochs = "
+                f"{self.scheduler_total_epochs}: the learning rate would be 0 from there on"
+            )
+        return self
+
+
+class LearnerConfig(Section):
+    """The DeepSpeed group that updates the weights and knows the reference log-probabilities."""
+
+    kind: Literal["deepspeed", "fake"] = "deepspeed"
+    num_ranks: PositiveInt = 1
+    cpus: Annotated[float, Field(ge=0.0)] = 1.0
+    """CPU cores per rank."""
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs per rank."""
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in host memory (ZeRO 1 to 3)."""
+    batch_size: PositiveInt = 64
+    """Prompts per optimizer step, over all ranks."""
+    micro_batch_size: PositiveInt = 1
+    """Prompts per forward pass and rank."""
+    gradient_checkpointing: bool = False
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    logits_chunk: PositiveInt = 1024
+    """Tokens whose logits exist at one time; bounds memory, never changes the result's meaning."""
+    checkpoint_every: PositiveInt = 50
+    """Steps between the learner's own checkpoints, from which it restarts within an iteration."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> LearnerConfig:
+        per_pass = self.micro_batch_size * self.num_ranks
+        if self.batch_size % per_pass:
+            raise ValueError(
+                f"batch_size = {self.batch_size} is not a multiple of micro_batch_size x num_ranks = "
+                f"{self.micro_batch_size} x {self.num_ranks} = {per_pass}"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Held-out prompts on which every policy is compared with the start and with its predecessor."""
+
+    prompts: PromptsConfig
+    num_samples: PositiveInt = 1
+    """Answers per held-out prompt and policy."""
+    temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    """0: greedy."""
+    scorer: ScorerConfig | None = None
+    """Who decides; null: the training scorer, which flatters the policy that it trained."""
+
+    @model_validator(mode="after")
+    def _greedy_answers_once(self) -> EvaluationConfig:
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(f"num_samples = {self.num_samples} at temperature 0 would all be the same answer; use 1")
+        return self
+
+
+class StatedCluster(Section):
+    """A cluster to plan for that is not connected, for --dry-run."""
+
+    nodes: PositiveInt = 1
+    cpus: PositiveInt
+    """Per node."""
+    gpus: Count = 0
+    """Per node."""
+    gpu_gib: Annotated[float, Field(ge=0.0)] = 0.0
+    """Memory of one GPU."""
+    memory_gib: PositiveFloat
+    """Host memory of one node."""
+    disk_gib: PositiveFloat
+    """Free on the storage of `output`."""
+
+
+class ClusterConfig(Section):
+    """Where the roles run."""
+
+    backend: Literal["ray", "local"] = "ray"
+    """ray: actors, on this machine or a cluster; local: plain objects in this process."""
+    address: str | None = None
+    """Ray address; null: the job's own cluster, else RAY_ADDRESS, else a private one on this machine."""
+    placement: Literal["side_by_side", "turns"] = "side_by_side"
+    """side_by_side: all roles resident; turns: each releases its memory before the next one works."""
+    start_deadline_s: PositiveFloat = 900.0
+    """For placing and starting a role."""
+    shard_deadline_s: PositiveFloat = 3600.0
+    """For one shard at one role; a replica that is slower is replaced."""
+    step_deadline_s: PositiveFloat = 1800.0
+    """For the learner's work between two metrics."""
+    max_retries: Count = 3
+    """How often a shard, or the learner group, is tried again after its replica died."""
+    stated: StatedCluster | None = None
+    """What --dry-run plans for, and a real run ignores; null: the cluster or machine at hand."""
+
+
+class TrackingConfig(Section):
+    """What is written beside metrics.jsonl, which always is."""
+
+    tensorboard: bool = False
+    log_every: PositiveInt = 1
+    """Optimizer steps between two lines of learner metrics."""
+
+
+class RunConfig(Section):
+    """One run: one folder, one policy, some iterations of self-play."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "sppo"
+    """Name of the run's folder."""
+    output: str = "runs"
+    """Folder of run folders, on storage that every node sees."""
+    seed: Count = 0
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 3
+    shard_size: PositiveInt = 256
+    """Prompts per shard: the unit of work, of commit and of retry."""
+    model: ModelConfig
+    prompts: PromptsConfig
+    sampling: SamplingConfig = SamplingConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    scorer: ScorerConfig
+    algorithm: AlgorithmConfig = SPPO()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig | None = None
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def evaluator(self) -> ScorerConfig | None:
+        """The scorer that compares policies on held-out prompts; None without an evaluation."""
+        return (self.evaluation.scorer or self.scorer) if self.evaluation else None
+
+    @property
+    def audits(self) -> bool:
+        """Whether a second opinion on the training scorer's verdicts is to be had."""
+        return self.evaluation is not None and self.evaluation.scorer is not None
+
+    @model_validator(mode="after")
+    def _one_source_per_iteration(self) -> RunConfig:
+        source = self.prompts.source
+        if isinstance(source, list) and len(source) != self.iterations:
+            raise ValueError(f"prompts.source lists {len(source)} sources for iterations = {self.iterations}")
+        if self.cluster.backend == "local" and self.learner.num_ranks > 1:
+            raise ValueError("learner.num_ranks > 1 needs cluster.backend = ray: one process holds one rank")
+        return self

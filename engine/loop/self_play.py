@@ -1,0 +1,117 @@
+"""Self-play, one iteration after the other: the policy answers, its answers are compared, it learns.
+
+    policy t ── generator ── scorer ── select ── reference ── learner ── policy t + 1
+                   │                                                         │
+                   └──────── held-out prompts, judged by the evaluator ──────┘
+
+The loop knows tables, stages and versions of weights. It does not know whether the run is new or
+resumed, where roles live, or which algorithm runs: what is committed is not computed again, and that
+is all there is to resuming.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from engine.config.model import RunConfig
+from engine.errors import DataError
+from engine.loop.roles import Roles, Stage
+from engine.loop.stages import heldout_stages, training_stages
+from engine.loop.stream import Stream
+from engine.maths.probe import ProbeBatch
+from engine.report.results import iteration_metrics
+from engine.schema import COMPLETIONS, REFERENCED
+from engine.store.run import Policy, RunStore
+from engine.watch.monitor import Monitor
+
+
+class SelfPlay:
+    """One run of `config.iterations` iterations over the prompts that the store holds."""
+
+    def __init__(self, config: RunConfig, roles: Roles, store: RunStore, monitor: Monitor, probe: ProbeBatch):
+        self._config, self._algorithm, self._roles = config, config.algorithm, roles
+        self._store, self._monitor = store, monitor
+        self._probe = (probe.prompt_token_ids, probe.answer_token_ids)
+
+    def run(self, policy: Policy) -> Policy:
+        """From the start policy to the last one, doing what is missing. Returns the last policy."""
+        self._evaluate(policy)
+        for t in self._store.open_iterations(self._config.iterations):
+            self._monitor.begin_iteration(t + 1, self._config.iterations)
+            policy = self._store.policy(t + 1) or self._iterate(t)
+            self._evaluate(policy)
+            self._monitor.end_iteration(iteration_metrics(self._store, self._algorithm, t))
+            self._store.mark(f"iteration {t}")
+        return self._store.policy(self._config.iterations) or policy
+
+    def _iterate(self, t: int) -> Policy:
+        """One turn: every prompt shard through all stages, then the update."""
+        policy = self._store.policy(t)
+        assert policy is not None  # iterations are done in order
+        stages = training_stages(self._algorithm, policy, t, audit=self._config.audits)
+        self._flow(t, stages, (t, "prompts"), policy)
+        return self._learn(t, policy)
+
+    def _evaluate(self, policy: Policy) -> None:
+        """The policy's answers to the held-out prompts, compared with the start's and its predecessor's."""
+        if self._config.evaluation:
+            stages = heldout_stages(self._config.evaluation, policy, self._earlier_answers)
+            self._flow(policy.version, stages, (0, "heldout"), policy)
+
+    def _flow(self, t: int, stages: list[Stage], source: tuple[int, str], policy: Policy) -> None:
+        """Bring the shards of `source` (iteration, stage) through the stages, role groups one after the other."""
+        stream = Stream(self._store, self._monitor, t, num_shards=len(self._store.shards(*source)))
+        for together in self._roles.together(stages):
+            if any(stream.missing(together)):
+                with self._monitor.timed("prepare"):
+                    self._roles.prepare([stage.role for stage in together], policy)
+                stream.run(together, [self._roles.pool(stage.role) for stage in together])
+
+    def _learn(self, t: int, policy: Policy) -> Policy:
+        """Optimizer steps over the iteration's rows, from the last checkpoint if there is one."""
+        shards = list(self._store.tables(t, "referenced", REFERENCED))
+        if not sum(shard.num_rows for shard in shards):
+            raise DataError(
+                f"iteration {t}: no prompt is left to train on, every one fell under a rule of the algorithm "
+                f"({iteration_metrics(self._store, self._algorithm, t)}); look at sampling.temperature and the scorer"
+            )
+        learner = self._roles.pool("learner")
+        with self._monitor.timed("prepare"):
+            self._roles.prepare(["learner"], policy)
+            plan = learner.tell("begin", shards, t)[0]
+        step, num_steps = 0, plan["num_steps"]
+        if checkpoint := self._store.checkpoint(t):
+            step, folder = checkpoint
+            learner.tell("load_checkpoint", str(folder))
+            self._monitor.note(f"iteration {t}: the learner continues after step {step}")
+        self._monitor.expect("learn", num_steps, step, unit="steps")
+        while step < num_steps:
+            step = self._advance(t, step, num_steps)
+        folder = self._store.new_weights(t + 1)
+        with self._monitor.timed("save"):
+            probe = learner.submit("save_weights", str(folder), num_steps, *self._probe).result().value
+            policy = self._store.commit_weights(t + 1, probe)
+        self._store.drop_checkpoints(t)
+        return policy
+
+    def _advance(self, t: int, step: int, num_steps: int) -> int:
+        """A few optimizer steps, and a checkpoint where one is due. Returns the step reached."""
+        learner, every = self._roles.pool("learner"), self._config.learner.checkpoint_every
+        due = (step // every + 1) * every
+        until = min(step + self._config.tracking.log_every, due, num_steps)
+        answer = learner.submit("advance", until).result()
+        seconds = (answer.end - answer.start) / max(1, len(answer.value))
+        for metrics in answer.value:
+            figures = {name: value for name, value in metrics.items() if name != "step"}
+            self._monitor.step(int(metrics["step"]), num_steps, figures, seconds)
+        if until == due and until < num_steps:
+            learner.submit("save_checkpoint", str(self._store.new_checkpoint(t, until)), until).result()
+            learner.remember("load_checkpoint", str(self._store.commit_checkpoint(t, until)))
+        return until
+
+    def _earlier_answers(self, answers: pa.Table, version: int) -> pa.Table:
+        """Another version's answers to the same held-out prompts."""
+        for table in self._store.tables(version, "heldout_answers", COMPLETIONS):
+            if table["prompt_id"].equals(answers["prompt_id"]):
+                return table
+        raise DataError(f"version {version} has no answers to the held-out prompts of this shard")

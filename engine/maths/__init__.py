@@ -1,0 +1,1 @@
+"""Pure functions: preferences, losses, log-probabilities, schedules, comparisons."""

@@ -1,0 +1,132 @@
+"""Is one policy better than another, and by how much? Win rates with intervals, agreement, spread over seeds.
+
+Pure functions on arrays, numpy only. Knows nothing of models, tables or files: others bring the
+utilities, pair logits, lengths or win rates. A win counts 1, a tie 1/2, a loss 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+
+RESAMPLES = 2_000
+# fmt: off
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)
+# fmt: on
+"""Student's t, 97.5 % quantile for 1 to 30 degrees of freedom; beyond, the normal's 1.960."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the two ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often a scorer prefers the answer that the oracle prefers."""
+
+    agreed: float
+    """Pairs on which both prefer the same answer; a scorer's tie counts 1/2."""
+    num_pairs: int
+    """Unordered pairs of answers whose oracle utilities differ."""
+
+    @property
+    def rate(self) -> float:
+        """In [0, 1]; NaN where there was no such pair."""
+        return self.agreed / self.num_pairs if self.num_pairs else math.nan
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(self.agreed + other.agreed, self.num_pairs + other.num_pairs)
+
+
+def win_rate_from_margins(margins: ArrayLike) -> float:
+    """Mean over all pairs of 1, 1/2 or 0 for a positive, zero or negative margin of A's answer over B's.
+
+    `margins` [Ka, Kb] are utility differences or symmetrised pair logits: for a scorer that was shown
+    both orders, (M[i, j] - M[j, i]) / 2. Raises ValueError on an empty or non-finite matrix.
+    """
+    return float(np.mean((1.0 + np.sign(_finite(margins, "margins"))) / 2.0))
+
+
+def margins_from_pair_logits(logits: ArrayLike, num_a: int) -> Matrix:
+    """[num_a, K - num_a] symmetrised margins of A's answers over B's.
+
+    `logits` [K, K] is a scorer's matrix for A's `num_a` answers followed by B's; `logits[i, j] > 0`
+    says that answer i, shown first, beats answer j.
+    """
+    matrix = _square(logits, "pair logits")
+    return ((matrix - matrix.T) / 2.0)[:num_a, num_a:]
+
+
+def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """Mean of `values` [prompts] with its 95 % percentile interval over resamples of the prompts (Efron 1979).
+
+    The interval covers the choice of prompts; it knows nothing of other seeds of training (`spread`).
+    """
+    vector = _finite(values, "values")
+    draw = np.random.default_rng(seed)
+    means = [vector[draw.integers(len(vector), size=len(vector))].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(vector.mean()), float(low), float(high))
+
+
+def agreement(scorer_logits: ArrayLike, oracle_logits: ArrayLike) -> Agreement:
+    """On how many pairs of one prompt's K answers the scorer has the oracle's sign; both matrices [K, K].
+
+    Both are symmetrised, (M - M^T) / 2, so that a preference for what is shown first counts for nothing.
+    Pairs on which the oracle ties do not count. Add up the results of several prompts with `+`.
+    """
+    scorer, oracle = _square(scorer_logits, "scorer logits"), _square(oracle_logits, "oracle logits")
+    if scorer.shape != oracle.shape:
+        raise ValueError(f"the scorer judged {len(scorer)} answers and the oracle {len(oracle)}")
+    pairs = np.triu_indices(len(scorer), k=1)
+    truth = np.sign(oracle - oracle.T)[pairs]
+    verdict = np.sign(scorer - scorer.T)[pairs]
+    decided = truth != 0
+    return Agreement(float(((1.0 + truth * verdict) / 2.0)[decided].sum()), int(decided.sum()))
+
+
+def spread(win_rates: Sequence[float]) -> Interval:
+    """Mean of independent runs' win rates (one per seed) with its 95 % t-interval.
+
+    Half-width t(0.975, n - 1) * s / sqrt(n), s with n - 1. Not clipped to [0, 1]. Raises ValueError for fewer
+    than two runs, because one run says nothing of its spread.
+    """
+    vector = _finite(win_rates, "win rates")
+    if len(vector) < 2:
+        raise ValueError("a spread needs the win rates of at least 2 runs; got 1")
+    freedom = len(vector) - 1
+    quantile = T_975[freedom - 1] if freedom <= len(T_975) else 1.960
+    mean, half = float(vector.mean()), float(quantile * vector.std(ddof=1) / math.sqrt(len(vector)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def _finite(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    """`values` as float64; raises ValueError where there are none or one is NaN or infinite."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError(f"{what}: there are none")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{what}: {int((~np.isfinite(array)).sum())} of {array.size} are NaN or infinite")
+    return array
+
+
+def _square(values: ArrayLike, what: str) -> Matrix:
+    matrix = _finite(values, what)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"{what}: expected a K x K matrix, got the shape {matrix.shape}")
+    return matrix

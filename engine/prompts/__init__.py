@@ -1,0 +1,1 @@
+"""Prompts: from any file to the tables that the loop starts from."""

@@ -1,0 +1,273 @@
+"""Rows from JSONL, JSON, CSV, Parquet and Arrow files and from data sets of the hub, as a stream.
+
+Knows formats and nothing of what a prompt is: each row arrives as the file holds it, or as a `BadRow`
+that says where and why. Memory stays bounded by one row of at most MAX_ROW_BYTES (or one batch of a
+columnar file). Where the structure of a whole file is lost, DataError ends the stream, because every
+row after that point would be a guess.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from engine.errors import DataError
+from engine.prompts.json_list import elements
+from engine.watch.text import printable
+
+MAX_ROW_BYTES = 10 * 2**20
+"""A longer line, JSON element or text is a mistake or an attack, not a prompt."""
+BATCH_ROWS = 256
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet", ".arrow")
+
+
+@dataclass(frozen=True)
+class Row:
+    where: str
+    """`file:line` in JSONL, `file:row` elsewhere; both count from 1."""
+    value: Any
+    """A dict by column, or a string (JSON and JSONL)."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What to look for: one of `either` must be there, `also` is read where present."""
+
+    either: tuple[str, ...]
+    also: tuple[str, ...] = ()
+
+    def of(self, found: Sequence[str], source: str) -> list[str]:
+        """Return the columns worth reading, the wanted one first. Raises DataError where there is none."""
+        chosen = self.choose(found)
+        if chosen is None:
+            raise self.missing(found, source)
+        if list(found).count(chosen) > 1:
+            raise DataError(f"{source}: has {list(found).count(chosen)} columns named {chosen}; expected one")
+        return [chosen, *(name for name in self.also if name in found and name != chosen)]
+
+    def choose(self, found: Iterable[str]) -> str | None:
+        names = set(found)
+        return next((name for name in self.either if name in names), None)
+
+    def missing(self, found: Iterable[str], source: str) -> DataError:
+        names = [str(name) for name in found]
+        near = {m for wanted in self.either for m in difflib.get_close_matches(wanted, names, n=2, cutoff=0.6)}
+        hint = f"; nearest: {printable(', '.join(sorted(near)), 'show')}" if near else ""
+        shown = printable(", ".join(names[:30]) + (", ..." if len(names) > 30 else ""), "show")
+        return DataError(
+            f"{source}: no column {' or '.join(self.either)}; found: {shown or 'no columns'}{hint}. "
+            f"Name the column with the prompt in prompts.column"
+        )
+
+
+def read_rows(source: str, split: str, columns: Columns) -> Iterator[Row | BadRow]:
+    """Stream the rows of a file (by its suffix), or of a hub id or local data-set folder (by `split`).
+
+    Raises DataError for a file that is missing, empty, damaged or of an unknown kind, and for a
+    columnar file without any of `columns.either`; keys of JSON objects are left to the caller.
+    """
+    path = Path(source)
+    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s)), None)
+    if path.is_dir() or (suffix is None and not path.exists()):
+        return _hub_rows(source, split, columns)
+    if suffix is None:
+        raise DataError(f"{source}: unknown kind of file {path.suffix or 'without suffix'!r}; expected {_LIST}")
+    if not path.is_file():
+        raise DataError(f"{source}: no such file (in {Path.cwd()})")
+    if path.stat().st_size == 0:
+        raise DataError(f"{source}: the file is empty; expected at least one row")
+    if suffix in (".jsonl", ".jsonl.gz"):
+        return _jsonl_rows(source)
+    if suffix == ".json":
+        return _json_rows(source)
+    return {".csv": _csv_rows, ".parquet": _parquet_rows, ".arrow": _arrow_rows}[suffix](source, columns)
+
+
+_LIST = ", ".join(SUFFIXES)
+
+
+def _parse(where: str, text: str) -> Row | BadRow:
+    """One JSON value, which must be an object or a string."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        return BadRow(where, "nested too deeply")
+    except ValueError as error:  # also integers of more than 4300 digits
+        return BadRow(where, f"not valid JSON ({error})")
+    if isinstance(value, dict | str):
+        return Row(where, value)
+    return BadRow(where, f"holds {kind(value)}; expected an object or a string")
+
+
+def kind(value: object) -> str:
+    """Return what `value` is, in JSON's words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+
+
+def _jsonl_rows(source: str) -> Iterator[Row | BadRow]:
+    """One JSON value per line; empty lines are skipped, as everywhere in the field."""
+    try:
+        with gzip.open(source) if source.lower().endswith(".gz") else Path(source).open("rb") as file:
+            for number, line in _lines(file):
+                where = f"{source}:{number}"
+                if line is None:
+                    yield BadRow(where, f"the line is longer than {MAX_ROW_BYTES} bytes")
+                elif line.strip():
+                    yield _parse_bytes(where, line)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{source}: damaged gzip file ({error})") from error
+
+
+def _lines(file: gzip.GzipFile | IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """Numbered lines without a byte-order mark; None for one beyond MAX_ROW_BYTES, which is skipped over."""
+    number = 0
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MAX_ROW_BYTES:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_ROW_BYTES)
+            yield number, None
+        else:
+            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def _parse_bytes(where: str, line: bytes) -> Row | BadRow:
+    try:
+        return _parse(where, line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow(where, f"not valid UTF-8 (byte {error.start + 1} of the line)")
+
+
+def _json_rows(source: str) -> Iterator[Row | BadRow]:
+    """The elements of one JSON list, each parsed by itself, so that a bad one costs only itself."""
+    # surrogateescape turns bytes that are no UTF-8 into lone surrogates, which no prompt may hold.
+    with Path(source).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        for number, element in enumerate(elements(file, source, MAX_ROW_BYTES), start=1):
+            where = f"{source}:{number}"
+            if element is None:
+                yield BadRow(where, f"longer than {MAX_ROW_BYTES} characters")
+            else:
+                yield _parse(where, element)
+
+
+def _csv_rows(source: str, columns: Columns) -> Iterator[Row | BadRow]:
+    """Records of a comma-separated file with a header, quoted as RFC 4180 says."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))  # 128 KiB unless raised, for the whole process
+    with Path(source).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(_csv_lines(file, source), strict=True)
+        number = 0
+        try:
+            header = next(reader, [])
+            columns.of(header, source)
+            for fields in filter(None, reader):  # an empty line is no record
+                number += 1
+                if len(fields) == len(header):
+                    yield Row(f"{source}:{number}", dict(zip(header, fields, strict=True)))
+                else:
+                    yield BadRow(f"{source}:{number}", f"{len(fields)} fields where the header has {len(header)}")
+        except csv.Error as error:
+            raise DataError(
+                f"{source}:{number + 1}: {error} (line {reader.line_num}); no row after it can be trusted"
+            ) from error
+
+
+def _csv_lines(file: IO[str], source: str) -> Iterator[str]:
+    number = 0
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MAX_ROW_BYTES:
+            raise DataError(f"{source}: line {number} is longer than {MAX_ROW_BYTES} characters")
+        yield line
+
+
+def _parquet_rows(source: str, columns: Columns) -> Iterator[Row | BadRow]:
+    import pyarrow.parquet as pq
+
+    with _damage(source), pq.ParquetFile(source) as file:
+        names = _readable(file.schema_arrow, columns, source)
+        yield from _batch_rows(source, file.iter_batches(BATCH_ROWS, columns=names), names)
+
+
+def _arrow_rows(source: str, columns: Columns) -> Iterator[Row | BadRow]:
+    """Arrow IPC, as a file (which starts with ARROW1) or as a stream."""
+    with _damage(source), pa.memory_map(source) as mapped:
+        if mapped.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(mapped)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            mapped.seek(0)
+            reader = pa.ipc.open_stream(mapped)
+            batches = iter(reader)
+        names = _readable(reader.schema, columns, source)
+        yield from _batch_rows(source, batches, names)
+
+
+def _hub_rows(source: str, split: str, columns: Columns) -> Iterator[Row | BadRow]:
+    """A data set of the hub or a local folder of data files. Never runs code that comes with the data."""
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise DataError(f"{source}: no such file (in {Path.cwd()}), and not a hub id; expected {_LIST}")
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(source, split=split)
+    except Exception as error:  # datasets and its transports raise dozens of types
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            f"{source}: neither a file nor a data set that loads with prompts.split = {split!r}: {reason[0]}"
+        ) from error
+    names = _readable(data.features.arrow_schema, columns, source)
+    with _damage(source):
+        batches = data.select_columns(names).with_format("arrow").iter(BATCH_ROWS)
+        yield from _batch_rows(f"{source}[{split}]", batches, names)
+
+
+@contextmanager
+def _damage(source: str) -> Iterator[None]:
+    """Turn Arrow's errors, and values without a Python form, into a DataError that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{source}: cannot be read as the {Path(source).suffix} file it is named: {error}") from error
+
+
+def _readable(schema: pa.Schema, columns: Columns, source: str) -> list[str]:
+    """Columns to read: text or lists. Extension types, which may carry code or pickles, are never built."""
+    names = columns.of(schema.names, source)
+    wanted = schema.field(names[0]).type
+    if not _is_text(wanted) and not pa.types.is_list(wanted) and not pa.types.is_large_list(wanted):
+        raise DataError(f"{source}: column {names[0]} holds {wanted}; expected text or lists of chat messages")
+    return [names[0], *(name for name in names[1:] if _is_text(schema.field(name).type))]
+
+
+def _is_text(of: pa.DataType) -> bool:
+    of = of.value_type if pa.types.is_dictionary(of) else of
+    return any((pa.types.is_string(of), pa.types.is_large_string(of), pa.types.is_string_view(of)))
+
+
+def _batch_rows(where: str, batches: Iterable[pa.RecordBatch | pa.Table], names: list[str]) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        batch = batch.select(names)
+        batch.validate(full=True)  # offsets of an untrusted file may point anywhere in memory
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            for value in batch.slice(start, BATCH_ROWS).to_pylist():
+                number += 1
+                yield Row(f"{where}:{number}", value)

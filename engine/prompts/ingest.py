@@ -1,0 +1,253 @@
+"""Prompts: from rows of any file to the PROMPTS table, one per iteration, in shards.
+
+Everything that can be wrong with a prompt is found here, before a model is loaded, and is told with
+file and row, all at once. A text is passed on exactly as the file holds it; where rows must be left
+out or completed, a declared rule does it and a count says how often. Knows neither models nor
+tokenizers: whoever renders conversations is handed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+
+from engine.config.model import PromptsConfig
+from engine.errors import DataError, ModelError
+from engine.prompts.conversations import SYSTEM_COLUMNS, Message, Prompt, to_prompt
+from engine.prompts.files import BadRow, Columns, Row, read_rows
+from engine.schema import PROMPTS, conform
+from engine.seeds import derive_seed
+from engine.watch.text import printable
+
+CANDIDATES = ("prompt", "messages", "instruction", "question", "conversations")
+"""Columns looked for, in this order, where prompts.column is null."""
+MAX_SHOWN = 20
+"""Rows that an error message lists; the rest is counted."""
+MAX_DROPPED = 10_000
+"""Dropped rows that are kept by name; the counts are always exact."""
+
+
+class Renderer(Protocol):
+    """What turns a conversation into the policy's input; actors.chat.Chat is one.
+
+    May have `num_defused`, the conversations so far whose text held strings of control tokens.
+    """
+
+    def render(self, messages: list[Message]) -> tuple[str, list[int]]:
+        """Return the text and the token ids. Raises ModelError for a conversation it cannot take."""
+        ...
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    table: pa.Table
+    """engine.schema.PROMPTS, in the order of the source; at least one row."""
+    counts: dict[str, int]
+    """rows read and used, and how many fell under each declared rule."""
+    dropped: list[tuple[str, str]]
+    """(where, reason) of rows left out, the first MAX_DROPPED of them."""
+
+
+def read_prompts(config: PromptsConfig, source: str) -> Iterator[Prompt | BadRow]:
+    """Stream the conversations of one source, and the rows that hold none, in order.
+
+    Where prompts.column is null, the first row with one of CANDIDATES decides for the whole source.
+    Raises DataError, while iterating, for a source that cannot be read or lacks the column.
+    """
+    columns = Columns((config.column,) if config.column else CANDIDATES, ("input", *SYSTEM_COLUMNS))
+    column, found, empty = None, None, True
+    for row in read_rows(source, config.split, columns):
+        empty = False
+        if isinstance(row, Row) and isinstance(row.value, dict):
+            found = found or list(row.value)
+            column = column or columns.choose(row.value)
+        yield row if isinstance(row, BadRow) else to_prompt(row, column)
+    if empty:
+        raise DataError(f"{source}: holds no rows; expected at least one prompt")
+    if found and column is None:
+        raise columns.missing(found, source)
+
+
+def content_id(messages: list[Message]) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of the canonical JSON of `messages`."""
+    canonical = [{"role": message["role"], "content": message["content"]} for message in messages]
+    text = json.dumps(canonical, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def ingest(config: PromptsConfig, source: str, chat: Renderer, max_prompt_tokens: int) -> IngestResult:
+    """Read, check and render the prompts of one source, each exactly once.
+
+    prompt_id is `content_id` and the number of the occurrence ("5f0c...-0"), so that two rows never
+    share an id or a seed, and so that neither file name nor order matters.
+    Raises one DataError with all rows that prompts.on_malformed, on_duplicate or on_overlong call
+    errors, and where no prompt is left.
+    """
+    return _Ingestion(config, source, chat, max_prompt_tokens).run()
+
+
+class _Ingestion:
+    """The state of one `ingest`: what was seen, what was refused, what was counted."""
+
+    def __init__(self, config: PromptsConfig, source: str, chat: Renderer, max_prompt_tokens: int):
+        self.config, self.source, self.chat, self.max_prompt_tokens = config, source, chat, max_prompt_tokens
+        self.policies = {
+            "malformed": config.on_malformed,
+            "duplicates": config.on_duplicate,
+            "overlong": config.on_overlong,
+        }
+        self.counts = Counter(dict.fromkeys(("rows", "used", *self.policies), 0))
+        self.first: dict[str, str] = {}
+        self.occurrences: Counter[str] = Counter()
+        self.errors: list[str] = []
+        self.num_errors: Counter[str] = Counter()
+        self.dropped: list[tuple[str, str]] = []
+
+    def run(self) -> IngestResult:
+        defused = getattr(self.chat, "num_defused", 0)
+        rows, tables = islice(self._usable(), self.config.limit), []
+        while chunk := list(islice(rows, 4096)):  # Arrow takes a fraction of the memory of Python's objects
+            tables.append(pa.Table.from_pylist(chunk, PROMPTS))
+        self._raise_errors()
+        self.counts["used"] = sum(table.num_rows for table in tables)
+        self.counts["defused"] = getattr(self.chat, "num_defused", 0) - defused
+        if not tables:
+            raise DataError(f"{self.source}: no usable prompts; {self._tally()}. First: {self.dropped[0][1]}")
+        table = conform(pa.concat_tables(tables).combine_chunks(), PROMPTS, self.source)
+        return IngestResult(table, dict(self.counts), self.dropped)
+
+    def _usable(self) -> Iterator[dict[str, Any]]:
+        for item in read_prompts(self.config, self.source):
+            self.counts["rows"] += 1
+            if isinstance(item, BadRow):
+                self._refuse("malformed", item.where, item.reason)
+            elif row := self._row(item):
+                self.counts.update(item.notes)
+                yield row
+
+    def _row(self, prompt: Prompt) -> dict[str, Any] | None:
+        """One row of PROMPTS, or None where a rule refuses it."""
+        digest = content_id(prompt.messages)
+        if self._is_refused_duplicate(digest, prompt.where):
+            return None
+        try:
+            text, token_ids = self.chat.render(prompt.messages)
+        except ModelError as error:
+            self._refuse("malformed", prompt.where, str(error))
+            return None
+        if not token_ids or len(token_ids) > self.max_prompt_tokens:
+            rule, limit = ("overlong" if token_ids else "malformed"), self.max_prompt_tokens
+            self._refuse(rule, prompt.where, f"{len(token_ids)} tokens; sampling.max_prompt_tokens is {limit}")
+            return None
+        prompt_id = f"{digest}-{self.occurrences[digest]}"
+        self.occurrences[digest] += 1
+        return {
+            "prompt_id": prompt_id,
+            "messages": prompt.messages,
+            "prompt_text": text,
+            "prompt_token_ids": token_ids,
+        }
+
+    def _is_refused_duplicate(self, digest: str, where: str) -> bool:
+        first = self.first.setdefault(digest, where)
+        if first == where:
+            return False
+        if self.config.on_duplicate == "keep":
+            self.counts["duplicates"] += 1
+            return False
+        self._refuse("duplicates", where, f"the same prompt as {first}")
+        return True
+
+    def _refuse(self, rule: str, where: str, reason: str) -> None:
+        self.counts[rule] += 1
+        reason = printable(reason, "show")  # it may quote the row
+        if self.policies[rule] == "error":
+            self.num_errors[rule] += 1
+            if len(self.errors) < MAX_SHOWN:
+                self.errors.append(f"{where}: {reason}")
+        elif len(self.dropped) < MAX_DROPPED:
+            self.dropped.append((where, reason))
+
+    def _raise_errors(self) -> None:
+        count = self.num_errors.total()
+        if not count:
+            return
+        more = [f"... and {count - len(self.errors)} more"] if count > len(self.errors) else []
+        keys = {"malformed": "on_malformed", "duplicates": "on_duplicate", "overlong": "on_overlong"}
+        options = ", ".join(f"prompts.{keys[rule]}: drop" for rule in self.policies if self.num_errors[rule])
+        raise DataError(
+            f"{self.source}: {count} of {self.counts['rows']} rows cannot be used:\n"
+            + "\n".join(f"  {line}" for line in [*self.errors, *more])
+            + f"\nCorrect them, or leave such rows out with {options}"
+        )
+
+    def _tally(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self.counts.items() if name != "defused")
+
+
+def divide(
+    table: pa.Table,
+    iterations: int,
+    use: Literal["parts", "all"],
+    seed: int,
+    shuffle: bool,
+    limit: int | None = None,
+) -> list[pa.Table]:
+    """Return one PROMPTS table per iteration: disjoint near-equal parts, or all prompts each time.
+
+    The order depends on (seed, prompt_id) alone, not on the order of the file nor on a library's
+    random generator, and differs between iterations where each gets all. `limit` takes the first
+    so many rows before. Raises DataError where an iteration would get no prompt.
+    """
+    table = table.slice(0, limit)
+    needed = iterations if use == "parts" else 1
+    if table.num_rows < needed:
+        raise DataError(
+            f"{table.num_rows} prompts for {iterations} iterations with prompts.use: {use}; "
+            f"at least {needed} needed. Give more prompts, fewer iterations, or prompts.use: all"
+        )
+    if use == "all":
+        return [table.take(_order(table, shuffle, seed, iteration)) for iteration in range(iterations)]
+    order = _order(table, shuffle, seed)
+    cuts = [len(order) * part // iterations for part in range(iterations + 1)]
+    return [table.take(order[start:stop]) for start, stop in pairwise(cuts)]
+
+
+def _order(table: pa.Table, shuffle: bool, *seeds: int) -> list[int]:
+    if not shuffle:
+        return list(range(table.num_rows))
+    ids = table["prompt_id"].to_pylist()
+    # Seeds have 31 bits, so some of 100 000 prompts do share one; the id decides between them.
+    return sorted(range(len(ids)), key=lambda i: (derive_seed("shuffle", *seeds, ids[i]), ids[i]))
+
+
+def ingest_iterations(
+    config: PromptsConfig, chat: Renderer, max_prompt_tokens: int, iterations: int, seed: int
+) -> tuple[list[pa.Table], list[IngestResult]]:
+    """Return the prompts of each iteration, and what was ingested from each source.
+
+    One source is divided by prompts.use; a list gives its n-th source, whole, to iteration n.
+    """
+    sources = [config.source] if isinstance(config.source, str) else config.source
+    results = [ingest(config, source, chat, max_prompt_tokens) for source in sources]
+    if isinstance(config.source, str):
+        return divide(results[0].table, iterations, config.use, seed, config.shuffle), results
+    if len(sources) != iterations:
+        raise DataError(f"prompts.source lists {len(sources)} sources for {iterations} iterations")
+    return [divide(result.table, 1, "all", seed, config.shuffle)[0] for result in results], results
+
+
+def shards(table: pa.Table, shard_size: int) -> list[pa.Table]:
+    """Return `table` in consecutive shards of `shard_size` rows, the last one perhaps smaller.
+
+    Each is a copy: a slice drags the buffers of the whole table along wherever it is pickled.
+    """
+    slices = (table.slice(start, shard_size) for start in range(0, table.num_rows, shard_size))
+    return [piece.take(list(range(piece.num_rows))) for piece in slices]

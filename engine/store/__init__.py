@@ -1,0 +1,1 @@
+"""The run folder: what is durable, who owns it, what it holds."""

@@ -1,0 +1,78 @@
+"""Looking at a run folder without owning it: its digest, its health, its state.
+
+Reads only, so it may look at a run that is being written. Knows nothing of roles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from engine.errors import KumiteError, StoreError
+from engine.store import manifest
+from engine.store.disk import sha256_of
+from engine.store.lock import owner_of
+from engine.store.run import current
+from engine.store.weights import verify_weights
+
+
+def load_records(folder: Path) -> list[manifest.Record]:
+    """What counts in a run folder now. Raises StoreError if it is none."""
+    path = folder / "manifest.jsonl"
+    if not path.is_file():
+        raise StoreError(f"{folder} is not a run folder: it has no manifest.jsonl")
+    return list(current(manifest.read(path)[0]).values())
+
+
+def run_digest(folder: Path) -> str:
+    """One hash over everything that the run computed, without times, paths or order of arrival.
+
+    Equal for a run that was killed and resumed and one that was not.
+    """
+    parts = []
+    for record in load_records(folder):
+        if record["kind"] == "shard":
+            parts.append(f"shard {record['iteration']} {record['stage']} {record['shard']} {record['sha256']}")
+        elif record["kind"] == "weights":
+            parts.append(f"weights {record['version']} {record['digest']}")
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+
+def damages(folder: Path) -> list[str]:
+    """Every committed thing whose bytes are not those that were committed, one sentence each."""
+    found = []
+    for record in load_records(folder):
+        if record["kind"] == "shard":
+            path = folder / record["file"]
+            if not path.is_file():
+                found.append(f"{record['file']} is missing")
+            elif sha256_of(path) != record["sha256"]:
+                found.append(f"{record['file']} is not what was committed ({record['bytes']:,} bytes then)")
+        elif record["kind"] == "weights":
+            try:
+                verify_weights(folder / record["folder"], record["digest"])
+            except KumiteError as error:
+                found.append(f"weights version {record['version']}: {error}")
+    return found
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """Where a run stands: shards per iteration and stage, weights, whether it is finished."""
+    records = load_records(folder)
+    stages: dict[str, dict[str, int]] = {}
+    for record in records:
+        if record["kind"] == "shard":
+            counts = stages.setdefault(f"iteration {record['iteration'] + 1}", {})
+            counts[record["stage"]] = counts.get(record["stage"], 0) + 1
+    return {
+        "finished": any(r["kind"] == "mark" and r["name"] == "finished" for r in records),
+        "weights": {r["version"]: r["digest"] for r in records if r["kind"] == "weights"},
+        "stages": {name: stages[name] for name in sorted(stages, key=lambda n: int(n.split()[1]))},
+        "checkpoints": {r["iteration"] + 1: r["step"] for r in records if r["kind"] == "checkpoint"},
+    }
+
+
+def owner(folder: Path) -> str | None:
+    """Who drives the run at this moment, in words; None if nobody does."""
+    return owner_of(folder)

@@ -1,0 +1,274 @@
+"""One folder per run: what was computed, by which weights, and what is still missing.
+
+    runs/NAME/
+      config.yaml  run.json  LOCK  manifest.jsonl  metrics.jsonl
+      tables/<iteration>/<stage>/<shard>-<hash>.parquet
+      weights/<version>/            a model folder, readable by transformers and vLLM
+      checkpoints/<iteration>/<step>/   the learner's own, while an iteration trains
+      quarantine/                   whatever a hash did not confirm
+      report/
+
+Shards and folders are committed once: written under a temporary name, made durable, renamed, then named
+by a manifest line with their hash. Readers accept nothing else, so a driver that dies at any moment loses
+the work in flight and no more. Knows nothing of roles or algorithms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.errors import StoreError, WeightsError
+from engine.schema import conform
+from engine.store.disk import TEMPORARY, Disk, sha256_of
+from engine.store.lock import RunLock
+from engine.store.manifest import Manifest, Record
+from engine.store.weights import seal_weights, verify_weights, weights_digest
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One version of the weights. Version 0 is the start model, version t + 1 what iteration t learned."""
+
+    version: int
+    folder: Path
+    digest: str
+    probe: list[list[float]]
+    """The learner's per-token log-probabilities on the probe batch; generators must reproduce them."""
+
+
+class RunStore:
+    """The run folder, open for writing. One instance per process; `close()` gives the folder back."""
+
+    def __init__(self, folder: Path, disk: Disk | None = None, note: Callable[[str], None] = lambda text: None):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.disk, self._note = folder, disk or Disk(), note
+        self._lock = RunLock(folder)
+        self._manifest = Manifest(folder / "manifest.jsonl", self.disk)
+        self._index = current(self._manifest.records)
+        self._confirmed: set[str] = set()
+        self._sweep()
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Shards of tables
+
+    def has(self, iteration: int, stage: str, shard: int) -> bool:
+        """Whether the shard is committed and its bytes are still those that were; damage is set aside."""
+        record = self._index.get(("shard", iteration, stage, shard))
+        if record is None:
+            return False
+        if record["file"] in self._confirmed:
+            return True
+        path = self.folder / record["file"]
+        if path.is_file() and sha256_of(path) == record["sha256"]:
+            self._confirmed.add(record["file"])
+            return True
+        self._set_aside(path, record)
+        return False
+
+    def commit(self, iteration: int, stage: str, shard: int, table: pa.Table, schema: pa.Schema) -> None:
+        """Write one shard durably and name it in the manifest."""
+        table = conform(table, schema, f"iteration {iteration}, {stage}, shard {shard}")
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, compression="zstd")
+        data = buffer.getvalue().to_pybytes()
+        name = f"tables/{iteration:03d}/{stage}/{shard:05d}-{hashlib.sha256(data).hexdigest()[:12]}.parquet"
+        digest = self.disk.write(self.folder / name, data)
+        self._add(kind="shard", iteration=iteration, stage=stage, shard=shard, file=name, sha256=digest,
+                  rows=table.num_rows, bytes=len(data))  # fmt: skip
+        self._confirmed.add(name)
+
+    def read(self, iteration: int, stage: str, shard: int, schema: pa.Schema) -> pa.Table:
+        """Return a committed shard, confirmed by its hash. Raises StoreError if there is none."""
+        where = f"iteration {iteration}, {stage}, shard {shard}"
+        if not self.has(iteration, stage, shard):
+            raise StoreError(f"{self.folder}: {where} is not committed; run the same command again to compute it")
+        record = self._index["shard", iteration, stage, shard]
+        data = (self.folder / record["file"]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise StoreError(f"{self.folder / record['file']} changed while the run was using it")
+        return conform(pq.read_table(pa.BufferReader(data)), schema, where)
+
+    def shards(self, iteration: int, stage: str) -> list[int]:
+        """Numbers of the shards that the manifest names for this stage, in order."""
+        return sorted(key[3] for key in self._index if key[:3] == ("shard", iteration, stage))
+
+    def tables(self, iteration: int, stage: str, schema: pa.Schema) -> Iterator[pa.Table]:
+        """Every committed shard of a stage, in order, one at a time."""
+        return (self.read(iteration, stage, shard, schema) for shard in self.shards(iteration, stage))
+
+    # Weights
+
+    def adopt(self, folder: Path, probe: Callable[[str, str], list[list[float]]]) -> Policy:
+        """Make the start model version 0. It stays where it is; refused if it is not what the run began with.
+
+        `probe(folder, digest)` is asked, once per run, for the learner's log-probabilities of it.
+        """
+        if ("weights", 0) not in self._index:
+            digest = weights_digest(folder)
+            path = str(folder.resolve())
+            self._add(kind="weights", version=0, folder=path, digest=digest, probe=probe(path, digest))
+        policy = self.policy(0)
+        assert policy is not None  # just recorded
+        return policy
+
+    def policy(self, version: int) -> Policy | None:
+        """A committed and still intact version; a damaged one of our own making is set aside and made again."""
+        record = self._index.get(("weights", version))
+        if record is None:
+            return None
+        policy = self._policy(record)
+        if policy.digest in self._confirmed:
+            return policy
+        try:
+            verify_weights(policy.folder, policy.digest)
+        except WeightsError:
+            if version == 0:
+                raise
+            self._set_aside(policy.folder, record)
+            return None
+        self._confirmed.add(policy.digest)
+        return policy
+
+    def recorded_digest(self, version: int) -> str | None:
+        """Digest of a version as recorded, without reading its files."""
+        record = self._index.get(("weights", version))
+        return record["digest"] if record else None
+
+    def new_weights(self, version: int) -> Path:
+        """An empty folder to save version `version` into; it does not count before `commit_weights`."""
+        return self._fresh(self.folder / "weights" / f"{version:03d}")
+
+    def commit_weights(self, version: int, probe: list[list[float]]) -> Policy:
+        """Make the folder from `new_weights` durable and name it."""
+        path = self.folder / "weights" / f"{version:03d}"
+        digest = seal_weights(path.with_name(path.name + TEMPORARY))
+        self.disk.publish(path.with_name(path.name + TEMPORARY), path)
+        name = path.relative_to(self.folder).as_posix()
+        self._add(kind="weights", version=version, folder=name, digest=digest, probe=probe)
+        self._confirmed.add(digest)
+        return self._policy(self._index["weights", version])
+
+    def _policy(self, record: Record) -> Policy:
+        return Policy(record["version"], self.folder / record["folder"], record["digest"], record["probe"])
+
+    # The learner's checkpoints within an iteration
+
+    def new_checkpoint(self, iteration: int, step: int) -> Path:
+        """An empty folder for the learner's state after `step` optimizer steps."""
+        return self._fresh(self._checkpoint(iteration, step))
+
+    def commit_checkpoint(self, iteration: int, step: int) -> Path:
+        """Name the checkpoint, then drop the iteration's older ones."""
+        path = self._checkpoint(iteration, step)
+        part = path.with_name(path.name + TEMPORARY)
+        files = {p.relative_to(part).as_posix(): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}
+        self.disk.publish(part, path)
+        name = path.relative_to(self.folder).as_posix()
+        self._add(kind="checkpoint", iteration=iteration, step=step, folder=name, files=files)
+        for old in path.parent.iterdir():
+            if old != path:
+                self.disk.remove(old)
+        return path
+
+    def checkpoint(self, iteration: int) -> tuple[int, Path] | None:
+        """Step and folder of the iteration's last checkpoint if every file in it is confirmed, else None."""
+        record = self._index.get(("checkpoint", iteration))
+        if record is None:
+            return None
+        path = self.folder / record["folder"]
+        whole = all((path / f).is_file() and sha256_of(path / f) == h for f, h in record["files"].items())
+        if not whole and path.exists():
+            self._set_aside(path, record)
+        return (record["step"], path) if whole else None
+
+    def drop_checkpoints(self, iteration: int) -> None:
+        """Remove the iteration's checkpoints, once its weights are committed."""
+        folder = self.folder / "checkpoints" / f"{iteration:03d}"
+        if folder.exists():
+            self.disk.remove(folder)
+
+    def _checkpoint(self, iteration: int, step: int) -> Path:
+        return self.folder / "checkpoints" / f"{iteration:03d}" / f"{step:06d}"
+
+    # Notes of the run itself
+
+    def mark(self, name: str, **values: Any) -> None:
+        """Record a fact about the run, e.g. that its prompts are all in."""
+        self._add(kind="mark", name=name, **values)
+
+    def marked(self, name: str) -> Record | None:
+        """The newest fact recorded under `name`."""
+        return self._index.get(("mark", name))
+
+    def open_iterations(self, iterations: int) -> Iterator[int]:
+        """Iterations that are not complete, in order; each is asked for when the one before is done."""
+        for t in range(iterations):
+            if not (self.marked(f"iteration {t}") and self.policy(t + 1)):
+                yield t
+
+    # Inside
+
+    def _add(self, **record: Any) -> Record:
+        self._manifest.add(**record)
+        self._index[_key(record)] = record
+        return record
+
+    def _fresh(self, path: Path) -> Path:
+        """An empty temporary folder for `path`; what a crash left at either name is not in the manifest: rubbish."""
+        part = path.with_name(path.name + TEMPORARY)
+        for leftover in (part, path):
+            if leftover.exists():
+                self.disk.remove(leftover)
+        part.mkdir(parents=True)
+        return part
+
+    def _set_aside(self, path: Path, record: Record) -> None:
+        """Move what a hash does not confirm out of the way, never over anything, and forget its record."""
+        self._note(f"{path} is not what was committed; it is set aside and will be made again")
+        if path.exists():
+            target = self.folder / "quarantine" / f"{len(self._manifest.records):05d}-{path.name}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.move(path, target)
+        self._manifest.add(**{**record, "void": True})
+        del self._index[_key(record)]
+
+    def _sweep(self) -> None:
+        """Remove what a crash left: temporary names, and tables that no record names."""
+        named = {r["file"] for r in self._index.values() if r["kind"] == "shard"}
+        for path in sorted((self.folder / "tables").rglob("*")) + sorted(self.folder.rglob("*" + TEMPORARY)):
+            inside = path.relative_to(self.folder).as_posix()
+            if path.exists() and (path.name.endswith(TEMPORARY) or (path.is_file() and inside not in named)):
+                self.disk.remove(path)
+
+
+def current(records: list[Record]) -> dict[tuple[Any, ...], Record]:
+    """What counts now: the newest record of each thing, unless that one takes it back."""
+    newest = {_key(record): record for record in records}
+    return {key: record for key, record in newest.items() if not record.get("void")}
+
+
+def _key(record: Record) -> tuple[Any, ...]:
+    """What a record is about; a newer record with the same key replaces it."""
+    parts = {
+        "shard": ("iteration", "stage", "shard"),
+        "weights": ("version",),
+        "checkpoint": ("iteration",),
+        "mark": ("name",),
+    }[record["kind"]]
+    return (record["kind"], *(record[p] for p in parts))

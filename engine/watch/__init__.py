@@ -1,0 +1,1 @@
+"""What is seen while a run works: metrics, progress, the time ledger."""
