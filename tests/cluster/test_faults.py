@@ -15,9 +15,9 @@ from rich.console import Console
 from cluster.job import Job
 from cluster.replica import RayReplica
 from cluster.session import ray_session
-from engine import inspection
-from engine.config import ClusterConfig, RunConfig
-from engine.metrics_file import read_metrics
+from engine.config.model import ClusterConfig, RunConfig
+from engine.store import inspection
+from engine.watch.metrics_file import read_metrics
 from tests.cluster.conftest import CalmRun
 from tests.cluster.drivers import committed, sppo, title, until
 from tests.cluster.worlds import real_values, write_config

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from engine import inspection
-from engine.metrics_file import read_metrics
 from engine.schema import AUDITED, COMPLETIONS, JUDGED, REFERENCED, SCORED
-from engine.store import RunStore
+from engine.store import inspection
+from engine.store.run import RunStore
+from engine.watch.metrics_file import read_metrics
 from tests.cluster.conftest import CalmRun
 from tests.cluster.drivers import ROOT
 from tests.cluster.worlds import ITERATIONS, MAX_NEW_TOKENS, NUM_PROMPTS, NUM_SHARDS, NUM_STEPS, STOPS, K
