@@ -7,11 +7,12 @@ through the same code. Knows nothing of what roles do.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,19 @@ class _Task:
     deaths: int = 0
 
 
+class StartError(DeadlineError):
+    """A replica did not start within its deadline: most often there is no room for it in the cluster."""
+
+
+def _end(task: _Task, outcome: Answer | BaseException) -> None:
+    """Give the task its ending, unless it was cancelled meanwhile."""
+    with contextlib.suppress(InvalidStateError):
+        if isinstance(outcome, BaseException):
+            task.future.set_exception(outcome)
+        else:
+            task.future.set_result(outcome)
+
+
 class Pool:
     """`num_replicas` replicas of one role; a thread for each pulls calls from one queue."""
 
@@ -78,6 +92,7 @@ class Pool:
         self._memory = Memory()
         self._shared: deque[_Task] = deque()
         self._own: list[deque[_Task]] = [deque() for _ in range(num_replicas)]
+        self._given_up: set[int] = set()
         self._wake = threading.Condition()
         self._closed = False
         self.replicas: list[Replica | None] = [None] * num_replicas
@@ -92,9 +107,16 @@ class Pool:
         return self._put(self._shared, Call(method, args))
 
     def ask(self, method: str, *args: Any) -> list[Any]:
-        """Call every replica and wait for all."""
-        answers = [self._put(queue, Call(method, args)) for queue in self._own]
-        return [answer.result().value for answer in answers]
+        """Call every replica and wait for all. A replica that was given up has no part in the answer."""
+        with self._wake:
+            answers = [self._put(q, Call(method, args)) for i, q in enumerate(self._own) if i not in self._given_up]
+        values = []
+        for answer in answers:
+            with contextlib.suppress(CancelledError):
+                values.append(answer.result().value)
+        if not values:
+            raise RoleError(f"{self.name}: this pool was closed during {method}")
+        return values
 
     def tell(self, method: str, *args: Any) -> list[Any]:
         """Call every replica, wait for all, and remember the call for replacements."""
@@ -143,9 +165,13 @@ class Pool:
             return None
 
     def _work(self, index: int) -> None:
-        while task := self._next(index):
-            if task.deaths or task.future.set_running_or_notify_cancel():
+        while index not in self._given_up and (task := self._next(index)):
+            if task.future.cancelled():
+                continue
+            try:
                 self._serve(index, task)
+            except BaseException as error:  # without an ending, whoever waits for the task would wait for ever
+                _end(task, error)
 
     def _serve(self, index: int, task: _Task) -> None:
         """Run one task to an answer or an error; a death puts it back at the head of the queue."""
@@ -153,26 +179,32 @@ class Pool:
         try:
             replica = self.replicas[index] or self._revive(index)
             value = replica.call(task.call.method, task.call.args, self._limits.deadline_s)
+        except StartError as error:
+            self._give_up(index, task, error)
         except (ReplicaDied, DeadlineError) as error:
             self._bury(index)
-            if not self._closed:
-                self._retry(task, error)
-        except Exception as error:
-            task.future.set_exception(error)
+            self._retry(task, error)
         else:
-            task.future.set_result(Answer(value, start, time.monotonic()))
+            _end(task, Answer(value, start, time.monotonic()))
 
     def _revive(self, index: int) -> Replica:
         """Start a replica and tell it everything that its pool was told, before it serves."""
-        replica = self._spawn(index)
+        try:
+            replica = self._spawn(index)
+        except DeadlineError as error:
+            raise StartError(str(error)) from error
         try:
             for call in list(self._memory.calls):
                 replica.call(call.method, call.args, self._limits.deadline_s)
         except BaseException:
             replica.kill()
             raise
-        self.replicas[index] = replica
-        return replica
+        with self._wake:
+            if not self._closed:
+                self.replicas[index] = replica
+                return replica
+        replica.kill()
+        raise RoleError(f"{self.name}: this pool was closed while a replica started")
 
     def _bury(self, index: int) -> None:
         replica, self.replicas[index] = self.replicas[index], None
@@ -183,10 +215,32 @@ class Pool:
         task.deaths += 1
         if task.deaths > self._limits.max_retries:
             times = f"{task.deaths} times, each time with its replica"
-            task.future.set_exception(RoleError(f"{self.name}: {task.call.method} failed {times}. Last: {error}"))
-            return
+            raise RoleError(f"{self.name}: {task.call.method} failed {times}. Last: {error}")
+        if self._closed:
+            raise error
         self._limits.note(f"{error}; starting a replacement (try {task.deaths} of {self._limits.max_retries})")
+        self._put_back(task)
+
+    def _give_up(self, index: int, task: _Task, error: StartError) -> None:
+        """Go on without a replica that finds no place, as long as another one works; else the task has failed."""
+        if self._closed or not any(self.replicas):
+            self._retry(task, error)
+            return
         with self._wake:
+            self._given_up.add(index)
+            for own in (*self._own[index], *([task] if task.queue is self._own[index] else [])):
+                own.future.cancel()
+            self._own[index].clear()
+        left = len(self.replicas) - len(self._given_up)
+        self._limits.note(f"{error}; going on with {left} of {len(self.replicas)} replicas")
+        if task.queue is self._shared:
+            self._put_back(task)
+
+    def _put_back(self, task: _Task) -> None:
+        with self._wake:
+            if self._closed:
+                task.future.cancel()
+                return
             task.queue.appendleft(task)
             self._wake.notify_all()
 
@@ -200,6 +254,7 @@ class Group:
         self.name, self._spawn, self._num_ranks, self._limits = name, spawn, num_ranks, limits
         self._memory = Memory()
         self.ranks: list[Replica] = []
+        self._closed = False
         self._queue = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._calls = ThreadPoolExecutor(max_workers=num_ranks, thread_name_prefix=f"{name}-rank")
 
@@ -226,7 +281,8 @@ class Group:
         self._queue.submit(self._disband).result()
 
     def close(self) -> None:
-        """End all ranks."""
+        """End all ranks; a call in progress fails instead of starting them again."""
+        self._closed = True
         self._queue.shutdown(wait=False, cancel_futures=True)
         self._disband()
         self._calls.shutdown(wait=False, cancel_futures=True)
@@ -240,13 +296,21 @@ class Group:
                 return self._all(call)
             except (ReplicaDied, DeadlineError) as error:
                 self._disband()
+                if self._closed:
+                    raise
                 last = error
                 self._limits.note(f"{error}; restarting the group (try {attempt + 1} of {self._limits.max_retries})")
         raise RoleError(f"{self.name}: {call.method} failed {attempt + 1} times with its group. Last: {last}")
 
     def _assemble(self) -> None:
         """Start every rank, let rank 0 name the meeting point, and tell all what the group was told."""
-        self.ranks = list(self._calls.map(self._spawn, range(self._num_ranks)))
+        starting = [self._calls.submit(self._spawn, rank) for rank in range(self._num_ranks)]
+        wait(starting)
+        self.ranks = [future.result() for future in starting if not future.exception()]
+        for future in starting:
+            future.result()  # a rank that did not start: the others are disbanded, or they would keep its place
+        if self._closed:
+            raise ReplicaDied(f"{self.name}: the group was closed while it started")
         meeting = self.ranks[0].call("rendezvous", (), self._limits.deadline_s)
         for call in (Call("join", tuple(meeting)), *self._memory.calls):
             self._all(call)

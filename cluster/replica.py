@@ -7,6 +7,7 @@ pools, of retries or of what roles do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -88,7 +89,8 @@ class RayReplica:
         return self._get(self._actor.call.remote(method, args), deadline_s, method)
 
     def kill(self) -> None:
-        ray.kill(self._actor, no_restart=True)
+        with contextlib.suppress(RayError):  # dead already, or the cluster is gone
+            ray.kill(self._actor, no_restart=True)
 
     def _get(self, ref: ray.ObjectRef, deadline_s: float, what: str) -> Any:
         try:

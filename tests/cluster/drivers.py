@@ -6,7 +6,6 @@ tells this test's processes from all others on the machine, however they were or
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -95,10 +94,7 @@ def until(condition: Callable[[], Any], what: str, alive: Callable[[], bool] = l
 
 def committed(run: Path, **values: Any) -> list[manifest.Record]:
     """Records of the run's manifest that have these values, read while somebody writes it."""
-    path = run / "manifest.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    records = [json.loads(line) for line in lines]
-    records = [r.get("record", r) for r in records]
+    records, _ = manifest.read(run / "manifest.jsonl")
     return [r for r in records if all(r.get(key) == value for key, value in values.items())]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 
 from cluster.pool import Group, Limits, Pool
 from cluster.replica import LocalReplica, Replica, ReplicaDied
-from engine.errors import DataError, RoleError
+from engine.errors import DataError, DeadlineError, RoleError, StoreError
 from tests.cluster.counter import Counter
+from tests.cluster.drivers import until
 
 Spawn = Callable[[int], Replica]
 PATIENCE = 60.0
@@ -134,6 +136,99 @@ def test_a_group_answers_with_rank_0_and_restarts_as_a_whole() -> None:
     assert group.submit("double", pa.table({"x": [4]})).result(PATIENCE).value["x"].to_pylist() == [8]
     assert group.ask("recall") == [[5], [5], [5]]
     group.close()
+
+
+class Crowded:
+    """A cluster with room for some replicas; whoever comes later waits for room until its deadline."""
+
+    def __init__(self, room: int):
+        self.room, self.living, self.lock = room, [], threading.Lock()
+
+    def spawn(self, index: int) -> Replica:
+        with self.lock:
+            if len(self.living) >= self.room:
+                raise DeadlineError(f"counter {index}: start took longer than its deadline of 1 s")
+            self.living.append(index)
+        return LocalReplica(f"counter {index}", Counter)
+
+
+def test_a_pool_goes_on_without_a_replica_that_finds_no_room() -> None:
+    notes: list[str] = []
+    pool = Pool("counters", Crowded(room=1).spawn, 2, Limits(PATIENCE, 2, notes.append))
+    assert pool.submit("recall").result(PATIENCE).value == []
+    assert len(pool.tell("learn", 3)) == 1
+    assert pool.ask("recall") == [[3]]
+    futures = [pool.submit("double", pa.table({"x": [i]})) for i in range(9)]
+    assert [f.result(PATIENCE).value["x"].to_pylist() for f in futures] == [[2 * i] for i in range(9)]
+    assert len(notes) == 1 and notes[0].endswith("going on with 1 of 2 replicas")
+    pool.close()
+
+
+def test_a_pool_without_room_for_anybody_fails_by_name() -> None:
+    pool = Pool("counters", Crowded(room=0).spawn, 2, Limits(PATIENCE, 2))
+    with pytest.raises(RoleError, match=r"counters: recall failed 3 times(.|\n)*start took longer than its deadline"):
+        pool.submit("recall").result(PATIENCE)
+    pool.close()
+
+
+def test_a_group_that_cannot_start_whole_gives_back_the_places_of_those_who_did() -> None:
+    made: list[DyingOnce] = []
+
+    def spawn(rank: int) -> Replica:
+        if rank == 1:
+            raise DeadlineError("rank 1: start took longer than its deadline")
+        made.append(DyingOnce([], rank))
+        return made[-1]
+
+    group = Group("ranks", spawn, 3, Limits(PATIENCE, 1))
+    with pytest.raises(RoleError, match="ranks: recall failed 2 times with its group"):
+        group.ask("recall")
+    assert len(made) == 4 and all(rank._dead for rank in made)
+    group.close()
+
+
+def test_a_disk_too_full_for_a_note_ends_the_call_instead_of_leaving_it_open() -> None:
+    def full(text: str) -> None:
+        raise StoreError("metrics.jsonl: No space left on device")
+
+    pool = Pool("counters", partial(DyingOnce, [1]), 1, Limits(PATIENCE, 2, full))
+    with pytest.raises(StoreError, match="No space left"):
+        pool.submit("double", pa.table({"x": [4]})).result(PATIENCE)
+    pool.close()
+
+
+class Busy:
+    """A replica whose calls last until it is killed, as a Ray actor's do."""
+
+    def __init__(self, index: int):
+        self.killed, self.entered = threading.Event(), threading.Event()
+
+    def call(self, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
+        if method != "recall":
+            return ("here", 1)
+        self.entered.set()
+        assert self.killed.wait(PATIENCE)
+        raise ReplicaDied("counter: its process ended")
+
+    def kill(self) -> None:
+        self.killed.set()
+
+
+@pytest.mark.parametrize("kind", [Pool, Group])
+def test_closing_in_the_midst_of_a_call_ends_it_and_starts_nobody_again(kind: type) -> None:
+    made: list[Busy] = []
+
+    def spawn(index: int) -> Replica:
+        made.append(Busy(index))
+        return made[-1]
+
+    workers = kind("counters", spawn, 1, Limits(PATIENCE, max_retries=3))
+    future = workers.submit("recall")
+    until(lambda: made and made[0].entered.is_set(), "the call")
+    workers.close()
+    with pytest.raises(ReplicaDied):
+        future.result(PATIENCE)
+    assert len(made) == 1
 
 
 @pytest.mark.real
