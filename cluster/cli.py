@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from engine.errors import KumiteError
-from engine.store import inspection
+from engine.store.run import inspection
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,7 +20,6 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.errors import StoreError
-from engine.report import plots
 from engine.report.page import Figure, render
 from engine.report.summary import (
     COLUMNS,
@@ -36,6 +35,7 @@ from engine.report.summary import (
     stage_columns,
     tables,
 )
+from engine.report.write import plots
 from engine.watch.metrics_file import FILE_NAME, Record, read_metrics
 from engine.watch.text import printable
 

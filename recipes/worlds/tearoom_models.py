@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import random
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.seeds import derive_seed
+from recipes._small import CHAT_TEMPLATE, conversation, new_llama, sft_trainer
 from recipes.worlds import tearoom
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 Figures = dict[str, float]
 
-CHAT_TEMPLATE = (
-    "{%- for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor -%}"
-    "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif -%}"
-)
 POLICY_TOKENS = {"pad_token": "<|pad|>", "unk_token": "<|unknown|>", "eos_token": "<|end|>"}
 PAIRRM_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 MAX_NEW_TOKENS = 24
@@ -59,50 +55,31 @@ def policy_tokenizer() -> PreTrainedTokenizerFast:
 
 def new_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """An untrained Llama of about half a million parameters; head_dim 32 is the least that vLLM serves."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(derive_seed(seed, "policy"))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    return new_llama(
+        tokenizer,
+        seed,
         hidden_size=128,
         intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=32,
+        num_layers=2,
+        max_positions=256,
         initializer_range=0.06,  # at the usual 0.02 so narrow a model has not learnt to copy the order in 5 epochs
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
 
 
 def demonstrations(orders: list[tearoom.Order], seed: int) -> list[dict[str, Any]]:
     """One flawed answer per order, as TRL's conversational prompt and completion."""
     draw = random.Random(derive_seed(seed, "demonstrations"))
     answers = (tearoom.flawed_answer(order, tearoom.DEMONSTRATOR, draw) for order in orders)
-    return [
-        {
-            "prompt": [{"role": "user", "content": order.text}],
-            "completion": [{"role": "assistant", "content": answer}],
-        }
-        for order, answer in zip(orders, answers, strict=True)
-    ]
+    return [conversation(order.text, answer) for order, answer in zip(orders, answers, strict=True)]
 
 
 def make_policy(split: tearoom.Split, folder: Path, seed: int, epochs: float) -> Figures:
     """Train the policy on flawed demonstrations, write it to `folder`, and measure it on held-out prompts."""
     import torch
-    from transformers.trainer_callback import PrinterCallback
 
     torch.set_num_threads(1)  # the other model trains on the other core; one thread also fixes the order of sums
     started = time.monotonic()
     trainer = _sft_trainer(demonstrations(split.demonstrations, seed), seed, epochs)
-    trainer.remove_callback(PrinterCallback)
     trainer.train()
     model, tokenizer = trainer.model, trainer.processing_class
     model.save_pretrained(folder)
@@ -118,32 +95,17 @@ def make_policy(split: tearoom.Split, folder: Path, seed: int, epochs: float) ->
 
 
 def _sft_trainer(rows: list[dict[str, Any]], seed: int, epochs: float) -> Any:
-    import datasets
-    from trl import SFTConfig, SFTTrainer
-
-    datasets.disable_progress_bars()
     tokenizer = policy_tokenizer()
-    settings = SFTConfig(
-        output_dir=tempfile.gettempdir(),
+    return sft_trainer(
+        new_policy(tokenizer, seed),
+        tokenizer,
+        rows,
         num_train_epochs=epochs,
         per_device_train_batch_size=64,
         learning_rate=3e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=20,
         max_length=128,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=1,
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        dataloader_pin_memory=False,
         seed=seed,
     )
-    policy = new_policy(tokenizer, seed)
-    dataset = datasets.Dataset.from_list(rows)
-    return SFTTrainer(model=policy, args=settings, train_dataset=dataset, processing_class=tokenizer)
 
 
 def _measure(model: LlamaForCausalLM, tokenizer: Any, orders: list[tearoom.Order], seed: int) -> Figures:

@@ -16,7 +16,7 @@ from cluster.job import Job
 from cluster.replica import RayReplica
 from cluster.session import ray_session
 from engine.config.model import ClusterConfig, RunConfig
-from engine.store import inspection
+from engine.store.run import inspection
 from engine.watch.metrics_file import read_metrics
 from tests.cluster.conftest import CalmRun
 from tests.cluster.drivers import committed, sppo, title, until

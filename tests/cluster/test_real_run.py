@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from engine.schema import AUDITED, COMPLETIONS, JUDGED, REFERENCED, SCORED
-from engine.store import inspection
-from engine.store.run import RunStore
+from engine.store.run import RunStore, inspection
 from engine.watch.metrics_file import read_metrics
 from tests.cluster.conftest import CalmRun
 from tests.cluster.drivers import ROOT
