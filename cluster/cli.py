@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from engine.errors import KumiteError
-from engine.store.run import inspection
+from engine.store import inspection
 
 
 def main(argv: list[str] | None = None) -> int:

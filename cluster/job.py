@@ -21,8 +21,8 @@ import yaml
 from rich.console import Console
 
 import engine
+from engine.config import file as config_file
 from engine.config.model import RunConfig
-from engine.config.model import file as config_file
 from engine.errors import ModelError, StoreError
 from engine.loop.self_play import SelfPlay
 from engine.maths.probe import ProbeBatch, probe_batch

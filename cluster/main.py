@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from cluster.plan import make_plan
+from engine.config import file as config_file
 from engine.config.model import RunConfig
-from engine.config.model import file as config_file
 from engine.errors import KumiteError
 
 WIDTH = 160

@@ -24,8 +24,6 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         return
     # Engines that outlive their actor would keep its memory: let Ray end the actor's whole process group.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
-    # A call that arrives after the end would otherwise start a whole new cluster, which nobody would end.
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     address = config.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from engine.config.model import file as config_file
+from engine.config import file as config_file
 from engine.errors import KumiteError
 from engine.maths.evaluation import spread
 from engine.report.summary import Summary, win_rate

@@ -36,21 +36,22 @@ def make_tiny_policy(
     max_positions: int = 1024,
     spread: float = 0.1,
     eos_token_ids: list[int] | None = None,
+    tied: bool = False,
 ) -> Path:
     """Write a random LlamaForCausalLM with tokenizer and chat template to `folder` and return the folder.
 
     The same arguments give the same bytes. `corpus` trains byte-pair merges up to `vocab_size` ids
     (261: 256 bytes and 5 special tokens). `spread` is the standard deviation of the random weights:
     0.02 gives almost uniform answers, 0.1 clear preferences. `eos_token_ids` goes to
-    generation_config.json (default: the tokenizer's EOS). hidden_size / num_heads must be at least
-    32, vLLM's smallest head on CPU.
+    generation_config.json (default: the tokenizer's EOS). `tied`: input and output embeddings are one
+    tensor. hidden_size / num_heads must be at least 32, vLLM's smallest head on CPU.
     """
     if hidden_size // num_heads < 32:
         raise ValueError(f"heads of {hidden_size // num_heads} numbers; vLLM on CPU needs at least 32")
     folder = Path(folder)
     tokenizer = make_tiny_tokenizer(corpus, vocab_size)
     tokenizer.save_pretrained(folder)
-    _save_llama(folder, tokenizer, seed, hidden_size, num_layers, num_heads, max_positions, spread)
+    _save_llama(folder, tokenizer, seed, hidden_size, num_layers, num_heads, max_positions, spread, tied)
     generation = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos_token_ids or tokenizer.eos_token_id}
     (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
     return folder
@@ -91,6 +92,7 @@ def _save_llama(
     num_heads: int,
     max_positions: int,
     spread: float,
+    tied: bool,
 ) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -104,6 +106,7 @@ def _save_llama(
         num_key_value_heads=num_heads,
         max_position_embeddings=max_positions,
         initializer_range=spread,
+        tie_word_embeddings=tied,
         dtype="float32",
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

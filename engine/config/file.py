@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from engine.config import schema as schema
 from engine.config.model import RunConfig, yaml12
-from engine.config.model import schema as schema
 from engine.config.schema import Node, Path, describe, shown
 from engine.config.yaml12 import Entry
 from engine.errors import ConfigError

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.errors import StoreError
+from engine.report import plots
 from engine.report.page import Figure, render
 from engine.report.summary import (
     COLUMNS,
@@ -35,7 +36,6 @@ from engine.report.summary import (
     stage_columns,
     tables,
 )
-from engine.report.write import plots
 from engine.watch.metrics_file import FILE_NAME, Record, read_metrics
 from engine.watch.text import printable
 

@@ -318,6 +318,24 @@ def test_new_weights_answer_at_once_without_leftovers_of_the_old_ones_cache(worl
 
 
 @pytest.mark.real
+def test_new_weights_with_tied_embeddings_reach_the_output_layer(world: World, tmp_path: Path) -> None:
+    # On CPU vLLM multiplies with a packed copy of the output layer, which only a tensor of its own would refresh.
+    world.generator.sleep()
+    folders = [make_tiny_policy(tmp_path / name, seed, tied=True) for seed, name in enumerate(("first", "second"))]
+    batch = probe_batch(world.prompts, range(5, 261), RUN_SEED, max_length=64, num_tokens=4)
+    config = GeneratorConfig(kv_cache_gib=0.1)
+    generator = Generator(config, ModelConfig(path=str(folders[0]), dtype="float32"), SAMPLING, RUN_SEED)
+    try:
+        for folder in folders:
+            generator.load(folder, seal_weights(folder))
+            served = generator.probe(batch.prompt_token_ids, batch.answer_token_ids)
+            for prompt, answer, logps in zip(batch.prompt_token_ids, batch.answer_token_ids, served, strict=True):
+                assert logps == pytest.approx(transformers_logps(folder, prompt, answer), abs=1e-4)
+    finally:
+        generator.close()
+
+
+@pytest.mark.real
 def test_a_folder_that_lacks_a_tensor_is_refused_by_name_and_the_old_weights_stay(
     world: World, generator: Generator, tmp_path: Path
 ) -> None:

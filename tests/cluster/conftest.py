@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.store.run import inspection
+from engine.store import inspection
 from tests.cluster.drivers import sppo
 from tests.cluster.worlds import make_world, real_values, write_config
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.store.run import manifest
+from engine.store import manifest
 
 ROOT = Path(__file__).parents[2]
 MARK = "KUMITE_TEST_OWNER"

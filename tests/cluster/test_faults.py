@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,13 @@ from cluster.job import Job
 from cluster.replica import RayReplica
 from cluster.session import ray_session
 from engine.config.model import ClusterConfig, RunConfig
-from engine.store.run import inspection
+from engine.store import inspection
+from engine.store.run import RunStore
 from engine.watch.metrics_file import read_metrics
 from tests.cluster.conftest import CalmRun
 from tests.cluster.drivers import committed, sppo, title, until
 from tests.cluster.worlds import real_values, write_config
+from tests.runs import fake_config
 
 pytestmark = pytest.mark.real
 
@@ -127,5 +130,21 @@ def test_killed_generator_scorer_and_learner_rank_are_replaced_in_one_run(
 
 def test_roles_that_take_turns_compute_what_roles_side_by_side_do(calm: CalmRun, ray: None, tmp_path: Path) -> None:
     values = real_values(calm.world, tmp_path, "run")
-    run = play_here({**values, "cluster": {**values["cluster"], "placement": "turns"}})
-    assert inspection.run_digest(run) == calm.digest
+    run = play_here({**values, "iterations": 1, "cluster": {**values["cluster"], "placement": "turns"}})
+    made = results(run)
+    assert len(made) > 20
+    assert made.items() <= results(calm.folder).items()
+
+
+def results(run: Path) -> dict[tuple[Any, ...], str]:
+    """What a run committed: (kind, iteration or version, stage, shard) -> hash."""
+    shards = {("shard", r["iteration"], r["stage"], r["shard"]): r["sha256"] for r in committed(run, kind="shard")}
+    return shards | {("weights", r["version"]): r["digest"] for r in committed(run, kind="weights")}
+
+
+def test_a_second_driver_on_the_same_run_leaves_at_once_and_names_the_first(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", fake_config(tmp_path).model_dump(mode="json"))
+    with RunStore(tmp_path / "run"), sppo(tmp_path / "log", "--config", str(config)) as second:
+        assert second.wait() == 1
+        assert f"in use by process {os.getpid()} on {socket.gethostname()}" in second.output
+    assert not committed(tmp_path / "run")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.config import schema as config_schema
 from engine.config.file import config_digest, describe, diff, dump, load
 from engine.config.model import RunConfig
-from engine.config.model import schema as config_schema
 from engine.errors import ConfigError
 
 MINIMAL = """\

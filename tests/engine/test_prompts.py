@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from engine.config.model import PromptsConfig
 from engine.errors import DataError, ModelError
+from engine.prompts import files as prompt_files
 from engine.prompts.ingest import (
     IngestResult,
     Prompt,
@@ -27,7 +28,6 @@ from engine.prompts.ingest import (
     read_prompts,
     shards,
 )
-from engine.prompts.ingest import files as prompt_files
 from engine.schema import PROMPTS
 
 LOSSLESS = "  two leading spaces,\r\n\ttab, emoji 👩‍👩‍👧, עברית, \x07bell, trailing \n"

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.model import yaml12
+from engine.config import yaml12
 from engine.errors import ConfigError
 
 

@@ -1,0 +1,93 @@
+"""`ray job submit` against a cluster with token authentication, from a shell, as the documentation says."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from engine.store import inspection
+from tests.cluster.drivers import Driver, running, until
+
+pytestmark = pytest.mark.real
+
+RAY = str(Path(sys.executable).with_name("ray"))
+SMOKE = "recipes/configs/smoke.yaml"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head node of this test's own."""
+
+    driver: Driver
+    dashboard: str
+    token: str
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    folder, token = tmp_path_factory.mktemp("head"), secrets.token_hex(32)
+    names = (
+        "port",
+        "dashboard-port",
+        "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port",
+        "metrics-export-port",
+    )
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true", "--disable-usage-stats"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
+    with running(folder / "log", *command, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token) as driver:
+        alive = lambda: driver.process.poll() is None  # noqa: E731
+        until(lambda: "Ray runtime started" in driver.output, "the head node", alive)
+        yield Head(driver, f"http://127.0.0.1:{ports['dashboard-port']}", token)
+
+
+def submit(head: Head, log: Path, *arguments: str, token: str | None) -> tuple[int, str]:
+    """Exit code and output of `ray job submit`, which waits for the job's end."""
+    command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--"]
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
+    # The interpreter of the tests stands in for a cluster on which Kumite's libraries are installed.
+    with running(log, *command, sys.executable, "recipes/sppo.py", *arguments, **secret) as driver:
+        return driver.wait(), driver.output
+
+
+def test_a_submitted_job_succeeds_and_leaves_its_run_where_output_says(head: Head, tmp_path: Path) -> None:
+    code, output = submit(head, tmp_path / "log", "--config", SMOKE, f"output={tmp_path}", token=head.token)
+    assert code == 0, output
+    assert "succeeded" in output
+    assert f"run folder {tmp_path}/smoke" in output
+    assert inspection.state(tmp_path / "smoke")["finished"]
+    assert inspection.damages(tmp_path / "smoke") == []
+
+
+def test_a_wrong_config_fails_the_job_with_the_reason_in_its_log(head: Head, tmp_path: Path) -> None:
+    code, output = submit(head, tmp_path / "log", "--config", SMOKE, "learner.speed=9", token=head.token)
+    assert code == 1
+    assert "failed" in output
+    assert "learner.speed" in output
+
+
+@pytest.mark.parametrize("token", [None, "0" * 64])
+def test_a_client_without_the_token_is_refused(head: Head, tmp_path: Path, token: str | None) -> None:
+    code, output = submit(head, tmp_path / "log", "--config", SMOKE, f"output={tmp_path}", token=token)
+    assert code != 0
+    assert "uthenticat" in output
+    assert not (tmp_path / "smoke").exists()
