@@ -46,5 +46,7 @@ def shortages(needs: Mapping[str, Need], turns: bool, available: Mapping[str, fl
         total = math.fsum(need.total()[resource] for need in wanted)
         if total > available.get(resource, 0.0) + 1e-9:
             parts = ", ".join(f"{role} {n.total()[resource]:g}" for role, n in needs.items() if n.total()[resource])
-            lines.append(f"{total:g} {resource}s wanted ({parts}), {available.get(resource, 0.0):g} there")
+            size = wanted[0].total()[resource] / wanted[0].num_replicas
+            shape = f"{wanted[0].num_replicas} bundles of {size:g} that serve all in turn: " if turns else ""
+            lines.append(f"{total:g} {resource}s wanted ({shape}{parts}), {available.get(resource, 0.0):g} there")
     return lines

@@ -69,9 +69,6 @@ def _place(plan: Plan, config: RunConfig, there: Machines) -> None:
         plan.lines.append(f"             {many}{role} ({kind}): {need.cpus:g} CPUs, {need.gpus:g} GPUs each")
         if config.cluster.backend == "ray" and there.gpus is not None and 0 < there.gpus < need.gpus:
             plan.problems.append(f"{role}: {need.gpus:g} GPUs wanted on one node, a node has {there.gpus:g}")
-    wide, gpus = config.generator.tensor_parallel_size, config.generator.gpus
-    if gpus and wide != math.ceil(gpus):
-        plan.problems.append(f"generator: tensor_parallel_size = {wide} wants gpus = {wide}, it is {gpus:g}")
     if config.cluster.backend == "ray" and resources:
         plan.problems.extend(shortages(needs(config), turns, resources))
 

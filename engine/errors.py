@@ -23,6 +23,9 @@ class ConfigError(KumiteError):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        return type(self), (self.problems,)  # by default pickle would hand the text back as the list
+
 
 class PlanError(KumiteError):
     """The plan does not fit the machines, the memory or the disk."""

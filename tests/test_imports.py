@@ -12,7 +12,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "trl", "matplotlib")
 LIGHT_MODULES = ["engine", "engine.schema", "engine.config.model", "engine.config.file", "engine.algorithms"]
-OPTIONAL_MODULES = ["cluster.main", "cluster.cli", "actors.scorers", "actors.generator"]
+OPTIONAL_MODULES = [
+    "cluster.main",
+    "cluster.plan",
+    "cluster.needs",
+    "cluster.cli",
+    "actors.scorers",
+    "actors.generator",
+]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.py") if "__main__" in path.read_text())
 
 REPORT = "import sys, json; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
@@ -57,6 +64,29 @@ with contextlib.redirect_stdout(io.StringIO()) as out:
 assert out.getvalue().strip(), "no help was printed"
 """
     assert heavy_modules_after(code) == []
+
+
+PAPER = "recipes/configs/sppo_llama3_8b.yaml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--config", PAPER, "--dry-run"], 0, "dry run: nothing was started"),
+        (["--config", PAPER, "--dry-run", "cluster.stated.gpus=4"], 2, "the plan does not fit"),
+        (["--config", PAPER, "learner.lr=1"], 2, "learner.lr: unknown key"),
+    ],
+    ids=["dry run", "plan that does not fit", "mistake"],
+)
+def test_a_plan_and_a_mistake_bring_nothing_heavy(arguments, code, words):
+    script = f"""
+import contextlib, io
+from cluster.main import main
+with contextlib.redirect_stdout(io.StringIO()) as out:
+    assert main({{}}, "", {arguments!r}) == {code}
+assert {words!r} in out.getvalue(), out.getvalue()
+"""
+    assert heavy_modules_after(script) == []
 
 
 def test_the_probe_sees_a_heavy_import():

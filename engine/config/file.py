@@ -18,7 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from engine.config import schema as schema
-from engine.config.model import RunConfig, yaml12
+from engine.config import yaml12
+from engine.config.model import RunConfig
 from engine.config.schema import Node, Path, describe, shown
 from engine.config.yaml12 import Entry
 from engine.errors import ConfigError
@@ -33,9 +34,9 @@ WITHOUT_EFFECT = {
     "run": {"name", "output", "cluster", "tracking"},
     "model": {"num_parameters"},
     "prompts": {"expected"},
-    "role": {"num_replicas", "cpus", "gpus"},
+    "role": {"num_replicas", "cpus"},
     "generator": {"probe_tolerance"},
-    "learner": {"cpus", "gpus", "checkpoint_every"},
+    "learner": {"checkpoint_every"},
 }
 """Keys that decide where, how fast and how watchfully a run computes, but not what.
 

@@ -208,8 +208,8 @@ class LearnerConfig(Section):
     num_ranks: PositiveInt = 1
     cpus: Annotated[float, Field(ge=0.0)] = 1.0
     """CPU cores per rank."""
-    gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs per rank."""
+    gpus: Literal[0, 1] = 0
+    """GPUs per rank; a rank computes on one."""
     zero_stage: Literal[0, 1, 2, 3] = 3
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory (ZeRO 1 to 3)."""

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import KumiteError, StoreError
+from engine.store import manifest
 from engine.store.disk import sha256_of
 from engine.store.lock import owner_of
-from engine.store.run import current, manifest
+from engine.store.run import current
 from engine.store.weights import verify_weights
 
 

@@ -177,6 +177,8 @@ class RunStore:
         """Name the checkpoint, then drop the iteration's older ones."""
         path = self._checkpoint(iteration, step)
         part = path.with_name(path.name + TEMPORARY)
+        if not any(p.is_file() for p in part.rglob("*")):
+            raise StoreError(f"{part} is empty: the learner saved elsewhere. Is {self.folder} the same folder on each node?")
         files = {p.relative_to(part).as_posix(): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}
         self.disk.publish(part, path)
         name = path.relative_to(self.folder).as_posix()

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from engine.schema import AUDITED, COMPLETIONS, JUDGED, REFERENCED, SCORED
-from engine.store.run import RunStore, inspection
+from engine.store import inspection
+from engine.store.run import RunStore
 from engine.watch.metrics_file import read_metrics
 from tests.cluster.conftest import CalmRun
 from tests.cluster.drivers import ROOT

@@ -14,8 +14,9 @@ import pytest
 from actors.fakes import FakeGenerator, FakeLearner, letter_logps
 from engine.errors import DataError, NonFiniteError, RunLockedError, StoreError, WeightsError
 from engine.schema import COMPLETIONS, JUDGED, REFERENCED
+from engine.store import inspection
 from engine.store.disk import Disk
-from engine.store.run import RunStore, inspection
+from engine.store.run import RunStore
 from engine.watch.metrics_file import read_metrics
 from tests.runs import fake_config, play
 

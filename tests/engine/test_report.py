@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engine.report.write import IterationSummary, Sample, Summary, WinRate, complete, plots, print_table, write_report
+from engine.report import plots
+from engine.report.write import IterationSummary, Sample, Summary, WinRate, complete, print_table, write_report
 from engine.watch.metrics_file import read_metrics
 from engine.watch.monitor import Monitor
 

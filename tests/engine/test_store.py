@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 from actors.fakes import make_fake_policy
 from engine.errors import RunLockedError, SchemaError, StoreError, WeightsError
 from engine.schema import AUDITED
+from engine.store import inspection
 from engine.store.disk import Disk
-from engine.store.run import RunStore, inspection
+from engine.store.run import RunStore
 
 
 def audited(count: int) -> pa.Table:
