@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "trl", "matplotlib")
 LIGHT_MODULES = ["engine", "engine.schema", "engine.config", "engine.config_file", "engine.algorithms"]
-OPTIONAL_MODULES = ["cluster.main", "cluster.plan", "cluster.cli", "actors.scorers", "actors.generator"]
+OPTIONAL_MODULES = [
     "cluster.main",
     "cluster.plan",
     "cluster.needs",

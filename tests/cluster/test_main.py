@@ -137,7 +137,7 @@ def test_a_signal_ends_the_run_with_its_number_and_the_same_command_continues(
     monkeypatch.setattr(FakeGenerator, "generate", interrupted)
     assert main(BASE, "", command) == code
     assert "the same command continues" in capsys.readouterr().out
-    assert "stopped: " in (folder / "report" / "index.html").read_text()
+    assert "stopped: interrupted" in (folder / "report" / "index.html").read_text()
     assert not inspection.state(folder)["finished"]
 
     monkeypatch.setattr(FakeGenerator, "generate", honest)
