@@ -68,15 +68,16 @@ class Job:
             SelfPlay(self._config, roles, self.store, self._monitor, probe).run(policy)
         self.store.mark("finished")
 
-    def report(self, status: str) -> Path:
-        """Write the report of the run as far as it is; return its page."""
+    def report(self, status: str) -> tuple[Path, Summary]:
+        """Write the report of the run as far as it is; return its page and what it says."""
         self._monitor.close()
-        return write_report(self.folder, self.summary(status))
+        summary = self.summary(status)
+        return write_report(self.folder, summary), summary
 
     def show(self) -> None:
         """The table of a finished run, and where report and weights are."""
-        page = self.report("finished")
-        print_table(self._console, self.summary("finished"))
+        page, summary = self.report("finished")
+        print_table(self._console, summary)
         last = self.store.policy(self._config.iterations)
         where = f"report   {page}\nweights  {last.folder if last else '-'}"
         self._console.print(where, markup=False, highlight=False, soft_wrap=True)

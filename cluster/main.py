@@ -61,7 +61,8 @@ def run(config: RunConfig, console: Console) -> int:
         try:
             job.play()
         except (KumiteError, KeyboardInterrupt) as stop:
-            job.report(f"stopped: {stop or 'interrupted'}")
+            reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else stop
+            job.report(f"stopped: {reason}")
             raise
         job.show()
     return 0

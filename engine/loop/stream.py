@@ -32,19 +32,20 @@ class Stream:
         """Bring every shard through all stages. Raises the first error; what is committed stays."""
         ready = self.missing(stages)
         self._announce(stages, ready)
-        running: dict[Future[Answered], tuple[int, int]] = {}
+        running: dict[Future[Answered], tuple[int, int, pa.Table]] = {}
         try:
             while running or any(ready):
                 for index, (stage, pool) in enumerate(zip(stages, pools, strict=True)):
-                    busy = sum(i == index for i, _ in running.values())
+                    busy = sum(i == index for i, _, _ in running.values())
                     while ready[index] and busy < pool.capacity:
                         shard = ready[index].popleft()
-                        running[stage.submit(pool, self._input(stage, shard))] = (index, shard)
+                        table = self._input(stage, shard)
+                        running[stage.submit(pool, table)] = (index, shard, table)
                         busy += 1
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in sorted(done, key=running.__getitem__):
-                    index, shard = running.pop(future)
-                    self._commit(stages[index], shard, future.result())
+                for future in sorted(done, key=lambda future: running[future][:2]):
+                    index, shard, table = running.pop(future)
+                    self._commit(stages[index], shard, table, future.result())
                     if index + 1 < len(stages):
                         ready[index + 1].append(shard)
         finally:
@@ -69,7 +70,7 @@ class Stream:
         iteration = self._iteration if stage.source_iteration is None else stage.source_iteration
         return self._store.read(iteration, stage.source, shard, stage.source_schema)
 
-    def _commit(self, stage: Stage, shard: int, answer: Answered) -> None:
-        table = stage.finish(self._input(stage, shard), answer)
+    def _commit(self, stage: Stage, shard: int, given: pa.Table, answer: Answered) -> None:
+        table = stage.finish(given, answer)
         self._store.commit(self._iteration, stage.name, shard, table, stage.schema)
         self._monitor.shard_done(stage.name, answer.start, answer.end, **stage.amounts(table))

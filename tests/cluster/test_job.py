@@ -41,7 +41,7 @@ def test_no_secret_of_the_environment_reaches_the_run_folder(tmp_path, monkeypat
 
 
 def test_the_run_records_what_it_takes_to_do_it_again(tmp_path):
-    run = play(fake_config(tmp_path))
+    run = play(fake_config(tmp_path, iterations=1, evaluation=None))
     record = json.loads((run / "run.json").read_text())
     assert {"kumite", "commit", "python", "versions", "host", "cpus", "started"} <= set(record)
     assert {"ray", "torch", "pyarrow"} <= set(record["versions"])
@@ -85,8 +85,8 @@ def test_a_run_that_was_refused_gives_its_folder_back(tmp_path):
 
 
 def test_a_refused_config_gives_the_folder_back_as_well(tmp_path):
-    play(fake_config(tmp_path))
+    play(fake_config(tmp_path, iterations=1, evaluation=None))
     for _ in range(2):
         with pytest.raises(StoreError, match=r"seed: 0 -> 1"):
-            play(fake_config(tmp_path, seed=1))
-    play(fake_config(tmp_path))
+            play(fake_config(tmp_path, iterations=1, evaluation=None, seed=1))
+    play(fake_config(tmp_path, iterations=1, evaluation=None))

@@ -19,6 +19,7 @@ from engine.store import inspection
 from tests.runs import fake_config, play
 
 BASE = {"algorithm": {"name": "sppo"}}
+SMALL: dict[str, Any] = {"iterations": 1, "evaluation": None}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def signals_as_they_were() -> Iterator[None]:
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     file = tmp_path / "run.yaml"
-    file.write_text(dump(fake_config(tmp_path / "runs")))
+    file.write_text(dump(fake_config(tmp_path / "runs", **SMALL)))
     return ["--config", str(file)]
 
 
@@ -95,14 +96,14 @@ def test_a_run_ends_with_0_its_table_and_its_report(command, folder, capsys):
     assert main(BASE, "", command) == 0
     text = capsys.readouterr().out
     assert "report" in text and str(folder / "report" / "index.html") in text
-    assert str(folder / "weights" / "002") in text
+    assert str(folder / "weights" / "001") in text
     page = (folder / "report" / "index.html").read_text()
     assert "finished" in page
     assert inspection.state(folder)["finished"]
 
 
 def test_a_finished_run_is_left_alone_and_ends_with_0_again(command, folder, capfd):
-    play(fake_config(folder.parent))
+    play(fake_config(folder.parent, **SMALL))
     before = inspection.run_digest(folder), (folder / "manifest.jsonl").read_bytes()
     assert main(BASE, "", command) == 0
     told = capfd.readouterr()
@@ -129,19 +130,19 @@ def test_a_signal_ends_the_run_with_its_number_and_the_same_command_continues(
     def interrupted(self: FakeGenerator, *args: Any) -> Any:
         nonlocal answered
         answered += 1
-        if answered == 9:
+        if answered == 3:
             signal.raise_signal(number)
         return honest(self, *args)
 
     monkeypatch.setattr(FakeGenerator, "generate", interrupted)
     assert main(BASE, "", command) == code
     assert "the same command continues" in capsys.readouterr().out
-    assert "stopped: " in (folder / "report" / "index.html").read_text()
+    assert "stopped: interrupted" in (folder / "report" / "index.html").read_text()
     assert not inspection.state(folder)["finished"]
 
     monkeypatch.setattr(FakeGenerator, "generate", honest)
     assert main(BASE, "", command) == 0
-    assert inspection.run_digest(folder) == inspection.run_digest(play(fake_config(tmp_path / "undisturbed")))
+    assert inspection.run_digest(folder) == inspection.run_digest(play(fake_config(tmp_path / "undisturbed", **SMALL)))
 
 
 def test_a_rule_beside_the_config_is_found_from_where_the_command_is_given(command, tmp_path, monkeypatch):
@@ -150,4 +151,4 @@ def test_a_rule_beside_the_config_is_found_from_where_the_command_is_given(comma
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recipes.sys, "path", [p for p in recipes.sys.path if p])
-    assert main(BASE, "", [*command, "scorer.function=my_rules_of_this_test:longest", "iterations=1"]) == 0
+    assert main(BASE, "", [*command, "scorer.function=my_rules_of_this_test:longest"]) == 0
