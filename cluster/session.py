@@ -7,6 +7,8 @@ environment says RAY_AUTH_MODE=disabled. Ends only what it started.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +27,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     # Engines that outlive their actor would keep its memory: let Ray end the actor's whole process group.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     address = config.address or os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, log_to_driver=False)
@@ -37,6 +40,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             f"RAY_ADDRESS, and that RAY_AUTH_MODE=token and the token are the same on both sides"
         ) from error
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler aborts the process without tidying up
         yield
     finally:
         ray.shutdown()

@@ -148,3 +148,13 @@ def test_a_second_driver_on_the_same_run_leaves_at_once_and_names_the_first(tmp_
         assert second.wait() == 1
         assert f"in use by process {os.getpid()} on {socket.gethostname()}" in second.output
     assert not committed(tmp_path / "run")
+
+
+def test_a_driver_terminated_while_its_roles_start_leaves_in_order_and_no_process(tmp_path: Path) -> None:
+    with sppo(tmp_path / "log", "--config", "recipes/configs/smoke.yaml", f"output={tmp_path}") as driver:
+        actors = lambda: [pid for pid in driver.descendants() if title(pid).startswith("ray::Host")]  # noqa: E731
+        until(actors, "an actor", lambda: driver.process.poll() is None)
+        driver.process.terminate()
+        assert driver.wait() == 143, driver.output
+        until(lambda: not driver.descendants(), "the end of the driver's processes")
+    assert "the same command continues" in driver.output

@@ -13,8 +13,7 @@ import pytest
 
 from engine.store import inspection
 from tests.cluster.drivers import Driver, running, until
-
-pytestmark = pytest.mark.real
+from tests.runs import fake_config, play
 
 RAY = str(Path(sys.executable).with_name("ray"))
 SMOKE = "recipes/configs/smoke.yaml"
@@ -69,6 +68,7 @@ def submit(head: Head, log: Path, *arguments: str, token: str | None) -> tuple[i
         return driver.wait(), driver.output
 
 
+@pytest.mark.real
 def test_a_submitted_job_succeeds_and_leaves_its_run_where_output_says(head: Head, tmp_path: Path) -> None:
     code, output = submit(head, tmp_path / "log", "--config", SMOKE, f"output={tmp_path}", token=head.token)
     assert code == 0, output
@@ -78,6 +78,7 @@ def test_a_submitted_job_succeeds_and_leaves_its_run_where_output_says(head: Hea
     assert inspection.damages(tmp_path / "smoke") == []
 
 
+@pytest.mark.real
 def test_a_wrong_config_fails_the_job_with_the_reason_in_its_log(head: Head, tmp_path: Path) -> None:
     code, output = submit(head, tmp_path / "log", "--config", SMOKE, "learner.speed=9", token=head.token)
     assert code == 1
@@ -85,9 +86,20 @@ def test_a_wrong_config_fails_the_job_with_the_reason_in_its_log(head: Head, tmp
     assert "learner.speed" in output
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("token", [None, "0" * 64])
 def test_a_client_without_the_token_is_refused(head: Head, tmp_path: Path, token: str | None) -> None:
     code, output = submit(head, tmp_path / "log", "--config", SMOKE, f"output={tmp_path}", token=token)
     assert code != 0
     assert "uthenticat" in output
     assert not (tmp_path / "smoke").exists()
+
+
+def test_a_run_inside_the_uploaded_copy_is_told_that_it_will_vanish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_0"
+    upload.mkdir(parents=True)
+    monkeypatch.chdir(upload)
+    run = play(fake_config(Path("runs")))
+    assert "goes with it; give output= a full path" in (run / "metrics.jsonl").read_text(encoding="utf-8")
