@@ -127,7 +127,7 @@ class FakeLearner:
     def rendezvous(self) -> tuple[str, int]:
         return "localhost", 0
 
-    def join(self, host: str, port: int) -> None:
+    def join(self, host: str, port: int, timeout_s: float) -> None:
         pass
 
     def open(self, folder: str) -> None:

@@ -43,6 +43,11 @@ class Scorer(ABC):
     def start(self) -> None:
         """Load what scoring needs. Raises ConfigError or ModelError where that is impossible."""
 
+    def identify(self) -> str:
+        """Load, and tell the id under which the scores will be kept."""
+        self.start()
+        return self.id
+
     def sleep(self) -> None:  # noqa: B027 - rules hold nothing
         """Free the memory that `start` took; `start` brings the scorer back."""
 

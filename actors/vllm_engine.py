@@ -112,6 +112,9 @@ class VLLMEngine:
             arguments["enable_chunked_prefill"] = False
         else:
             arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        if config.tensor_parallel_size > 1:
+            # Inside a Ray actor vLLM would choose its Ray executor, which refuses a bundle of several GPUs.
+            arguments["distributed_executor_backend"] = "mp"
         return arguments | config.engine_args
 
     def sample(self, requests: list[SampleRequest]) -> list[list[Answer]]:

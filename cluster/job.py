@@ -47,7 +47,7 @@ class Job:
 
     def __init__(self, config: RunConfig, console: Console, disk: Disk | None = None):
         self._config, self._console = config, console
-        self.folder = Path(config.output) / config.name
+        self.folder = Path(config.output).resolve() / config.name  # actors work in folders of their own
         self.store = RunStore(self.folder, disk, self.note)
         try:
             self._check_config()
@@ -58,7 +58,7 @@ class Job:
 
     def play(self) -> None:
         """Do what is missing of the run; nothing if it is finished."""
-        if self.store.marked("finished"):
+        if self.store.marked("finished") and not any(True for _ in self.store.open_iterations(self._config.iterations)):
             self.note(f"{self.folder} is finished already; nothing is left to compute")
             return
         self.note(f"run folder {self.folder.resolve()}")
@@ -69,7 +69,7 @@ class Job:
         probe = self._probe(chat)
         from cluster.launch import launched
 
-        with launched(self._config, probe, self.note) as roles:
+        with launched(self._config, probe, self.note, self.store.seal) as roles:
             policy = self.store.adopt(model, roles.open_learner)
             SelfPlay(self._config, roles, self.store, self._monitor, probe).run(policy)
         self.store.mark("finished")
@@ -140,9 +140,12 @@ class Job:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+        shared = Path(self._config.output).resolve() / "hub"  # on storage that every node sees, unlike ~/.cache
         wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * config.trust_remote_code
         try:
-            return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=wanted))
+            return Path(
+                snapshot_download(config.path, revision=config.revision, allow_patterns=wanted, cache_dir=shared)
+            )
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise ModelError(
                 f"model.path = {config.path}: neither a folder here nor to be had from the hub "
@@ -154,14 +157,7 @@ class Job:
         from actors import chat, fakes
 
         found = fakes.FakeChat() if self._config.generator.kind == "fake" else chat.Chat(self._config.model)
-        known = self.store.marked("chat")
-        if known and known["digest"] != found.digest:
-            raise StoreError(
-                f"{self.folder} was begun with another tokenizer or chat template; its prompts are rendered "
-                f"with that one. Restore it, or give the run another name="
-            )
-        if not known:
-            self.store.mark("chat", digest=found.digest)
+        self.store.seal("tokenizer and chat template", found.digest)
         return found
 
     def _take_prompts(self, chat: Any) -> None:
@@ -176,11 +172,19 @@ class Job:
             heldout, found = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)
             stages.append((0, "heldout", heldout[0]))
             results += found
+            self._tell_of_overlap(tables, heldout[0])
         for result in results:
             self.note("prompts: " + ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count))
         named = [shard for stage in stages for shard in self._commit_prompts(*stage, begun=known is not None)]
         if not known:
             self.store.mark("prompts", shards=named)
+
+    def _tell_of_overlap(self, training: list[pa.Table], heldout: pa.Table) -> None:
+        """Say so if held-out prompts are trained on too: a prompt's id begins with the hash of its content."""
+        trained = {name.rsplit("-", 1)[0] for table in training for name in table["prompt_id"].to_pylist()}
+        both = sum(name.rsplit("-", 1)[0] in trained for name in heldout["prompt_id"].to_pylist())
+        if both:
+            self.note(f"warning: {both:,} of {heldout.num_rows:,} held-out prompts are also trained on")
 
     def _commit_prompts(self, t: int, stage: str, table: pa.Table, begun: bool) -> list[tuple[int, str, int]]:
         """Commit what is not there yet; a run that has begun cannot go on with other prompts."""

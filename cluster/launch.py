@@ -23,14 +23,16 @@ from engine.config.model import RunConfig
 from engine.maths.probe import ProbeBatch
 
 Note = Callable[[str], None]
+Seal = Callable[[str, str], None]
+"""(role, identity) -> nothing, or StoreError if the run began with another one."""
 
 
 @contextmanager
-def launched(config: RunConfig, probe: ProbeBatch, note: Note) -> Iterator[ClusterRoles]:
+def launched(config: RunConfig, probe: ProbeBatch, note: Note, seal: Seal) -> Iterator[ClusterRoles]:
     """Connect, reserve, build the pools (replicas start with their first call), and end it all afterwards."""
     turns = config.cluster.placement == "turns"
     if config.cluster.backend == "local":
-        roles = ClusterRoles(_pools(config, _local_spawn, note), turns=turns, probe=probe, note=note)
+        roles = ClusterRoles(_pools(config, _local_spawn, note), turns=turns, probe=probe, note=note, seal=seal)
         try:
             yield roles
         finally:
@@ -39,7 +41,9 @@ def launched(config: RunConfig, probe: ProbeBatch, note: Note) -> Iterator[Clust
     with ray_session(config.cluster):
         placement = Placement(needs(config), turns, config.cluster.start_deadline_s)
         spawn = partial(_ray_spawn, placement, config.cluster.start_deadline_s)
-        roles = ClusterRoles(_pools(config, spawn, note), turns=turns, probe=probe, note=note, placement=placement)
+        roles = ClusterRoles(
+            _pools(config, spawn, note), turns=turns, probe=probe, note=note, seal=seal, placement=placement
+        )
         try:
             yield roles
         finally:

@@ -40,7 +40,11 @@ class Placement:
         need = self._needs[role]
         divisor = len(self._needs) if self._turns and self.sleeps else 1
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-        return {"num_cpus": need.cpus / divisor, "num_gpus": need.gpus / divisor, "scheduling_strategy": strategy}
+        options = {"num_cpus": need.cpus / divisor, "num_gpus": need.gpus / divisor, "scheduling_strategy": strategy}
+        if not need.gpus and ray.cluster_resources().get("GPU"):
+            # Ray leaves all GPUs visible to an actor that asks for none, and the roles use what they see.
+            options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+        return options
 
     def release(self) -> None:
         for group in self._groups.values():

@@ -311,9 +311,17 @@ class Group:
             future.result()  # a rank that did not start: the others are disbanded, or they would keep its place
         if self._closed:
             raise ReplicaDied(f"{self.name}: the group was closed while it started")
-        meeting = self.ranks[0].call("rendezvous", (), self._limits.deadline_s)
-        for call in (Call("join", tuple(meeting)), *self._memory.calls):
+        self._meet()
+        for call in self._memory.calls:
             self._all(call)
+
+    def _meet(self) -> None:
+        """Let rank 0 name a meeting point and all join there. A port that was taken meanwhile is worth a new try."""
+        try:
+            meeting = self.ranks[0].call("rendezvous", (), self._limits.deadline_s)
+            self._all(Call("join", (*meeting, self._limits.deadline_s)))
+        except RoleError as error:
+            raise ReplicaDied(f"{self.name}: the ranks did not meet: {error}") from error
 
     def _all(self, call: Call) -> list[Answer]:
         """One call on every rank. A death outranks other errors: the survivors' complaints are its echo."""
@@ -325,10 +333,12 @@ class Group:
                 break
         errors = [f.exception() for f in futures if f.done() and f.exception()]
         stuck = [f for f in futures if not f.done()]
-        for error in sorted(errors, key=lambda e: not isinstance(e, ReplicaDied)):
+        deaths = [error for error in errors if isinstance(error, ReplicaDied)]
+        if stuck and not deaths:
+            told = f"{errors[0]}" if errors else "nothing was told"
+            raise ReplicaDied(f"{self.name}: {len(stuck)} ranks did not answer {call.method}: {told}")
+        for error in deaths or errors:
             raise error
-        if stuck:
-            raise ReplicaDied(f"{self.name}: {len(stuck)} ranks did not answer {call.method}")
         end = time.monotonic()
         return [Answer(f.result(), start, end) for f in futures]
 

@@ -26,9 +26,11 @@ class ClusterRoles:
         turns: bool,
         probe: ProbeBatch,
         note: Callable[[str], None],
+        seal: Callable[[str, str], None],
         placement: Placement | None = None,
     ):
         self._pools, self._turns, self._probe, self._note = pools, turns, probe, note
+        self._seal = seal
         self._placement = placement
         self._ready: dict[str, int] = {}
         """role -> version of the policy it was prepared for; absent: at rest. Two versions may have one digest."""
@@ -86,8 +88,10 @@ class ClusterRoles:
         self._pools["learner"].tell("open", str(policy.folder))
 
     def _start(self, role: str) -> None:
+        """Load the scorers; all replicas, in all sessions of a run, must be the same one."""
         if role not in self._ready:
-            self._pools[role].tell("start")
+            for identity in self._pools[role].tell("identify"):
+                self._seal(role, identity)
 
     def _rest(self, role: str) -> None:
         """Free what the role holds: by sleeping where its actors may stay, else by ending them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -50,9 +50,6 @@ class Algorithm(BaseModel, ABC):
     """Parameters and the two functions of a preference-optimization algorithm."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    generates: ClassVar[bool] = True
-    """Whether the policy answers prompts in each iteration (False: a fixed preference set trains it)."""
 
     @abstractmethod
     def select(self, scored: pa.Table) -> Selection:

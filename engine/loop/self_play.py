@@ -38,10 +38,10 @@ class SelfPlay:
         self._evaluate(policy)
         for t in self._store.open_iterations(self._config.iterations):
             self._monitor.begin_iteration(t + 1, self._config.iterations)
-            policy = self._store.policy(t + 1) or self._iterate(t)
+            policy = self._iterate(t)
             self._evaluate(policy)
             self._monitor.end_iteration(iteration_metrics(self._store, self._algorithm, t))
-            self._store.mark(f"iteration {t}")
+            self._store.complete(t)
         return self._store.policy(self._config.iterations) or policy
 
     def _iterate(self, t: int) -> Policy:
@@ -50,7 +50,7 @@ class SelfPlay:
         assert policy is not None  # iterations are done in order
         stages = training_stages(self._algorithm, policy, t, audit=self._config.audits)
         self._flow(t, stages, (t, "prompts"), policy)
-        return self._learn(t, policy)
+        return self._store.policy(t + 1) or self._learn(t, policy)
 
     def _evaluate(self, policy: Policy) -> None:
         """The policy's answers to the held-out prompts, compared with the start's and its predecessor's."""

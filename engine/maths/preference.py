@@ -19,7 +19,7 @@ def sigmoid(x: Matrix) -> Matrix:
 
 
 def pairwise_win_probabilities(logits: Matrix) -> Matrix:
-    """P[i, j] = sigmoid of the symmetrised pair logit (M_ij - M_ji) / 2; P + P^T = 1 exactly on the diagonal.
+    """P[i, j] = sigmoid of the symmetrised pair logit (M_ij - M_ji) / 2; P[i, i] = 1/2.
 
     SPPO section 5 (arXiv 2405.00675) takes sigma(s(y_i, y_j)) from one order; PairRM is not
     antisymmetric, so both orders are averaged. Keeps intransitive preferences as they are.

@@ -13,7 +13,7 @@ from engine.errors import KumiteError, StoreError
 from engine.store import manifest
 from engine.store.disk import sha256_of
 from engine.store.lock import owner_of
-from engine.store.run import current
+from engine.store.run import VERSION_STAGES, current
 from engine.store.weights import verify_weights
 
 
@@ -63,12 +63,16 @@ def state(folder: Path) -> dict[str, Any]:
     stages: dict[str, dict[str, int]] = {}
     for record in records:
         if record["kind"] == "shard":
-            counts = stages.setdefault(f"iteration {record['iteration'] + 1}", {})
+            of_version = record["stage"] in VERSION_STAGES
+            name = f"version {record['iteration']}" if of_version else f"iteration {record['iteration'] + 1}"
+            counts = stages.setdefault(name, {})
             counts[record["stage"]] = counts.get(record["stage"], 0) + 1
     return {
         "finished": any(r["kind"] == "mark" and r["name"] == "finished" for r in records),
         "weights": {r["version"]: r["digest"] for r in records if r["kind"] == "weights"},
-        "stages": {name: stages[name] for name in sorted(stages, key=lambda n: int(n.split()[1]))},
+        "stages": {
+            name: stages[name] for name in sorted(stages, key=lambda name: (name.split()[0], int(name.split()[1])))
+        },
         "checkpoints": {r["iteration"] + 1: r["step"] for r in records if r["kind"] == "checkpoint"},
     }
 
@@ -76,3 +80,9 @@ def state(folder: Path) -> dict[str, Any]:
 def owner(folder: Path) -> str | None:
     """Who drives the run at this moment, in words; None if nobody does."""
     return owner_of(folder)
+
+
+def _place(name: str) -> tuple[str, int]:
+    """Sorts "iteration 2" before "iteration 10"."""
+    kind, number = name.split()
+    return kind, int(number)

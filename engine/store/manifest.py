@@ -60,13 +60,6 @@ class Manifest:
         self.records.append(record)
         return record
 
-    def last(self, **match: Any) -> Record | None:
-        """The newest record with these values, unless a newer `void` record took it back."""
-        for record in reversed(self.records):
-            if all(record.get(k) == v for k, v in match.items()):
-                return None if record.get("void") else record
-        return None
-
 
 def _checksum(body: str) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:12]

@@ -32,6 +32,9 @@ from engine.store.lock import RunLock
 from engine.store.manifest import Manifest, Record
 from engine.store.weights import seal_weights, verify_weights, weights_digest
 
+VERSION_STAGES = ("heldout_answers", "judged")
+"""Stages that belong to a version of the policy; the iteration under which they lie is that version."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -81,6 +84,9 @@ class RunStore:
         self._set_aside(path, record)
         return False
 
+    def _has(self, shard: list[Any]) -> bool:
+        return self.has(*shard)
+
     def commit(self, iteration: int, stage: str, shard: int, table: pa.Table, schema: pa.Schema) -> None:
         """Write one shard durably and name it in the manifest."""
         table = conform(table, schema, f"iteration {iteration}, {stage}, shard {shard}")
@@ -119,10 +125,13 @@ class RunStore:
 
         `probe(folder, digest)` is asked, once per run, for the learner's log-probabilities of it.
         """
-        if ("weights", 0) not in self._index:
+        record, path = self._index.get(("weights", 0)), str(folder.resolve())
+        if record is None:
             digest = weights_digest(folder)
-            path = str(folder.resolve())
-            self._add(kind="weights", version=0, folder=path, digest=digest, probe=probe(path, digest))
+            record = self._add(kind="weights", version=0, folder=path, digest=digest, probe=probe(path, digest))
+        elif record["folder"] != path:  # moved, e.g. unpacked anew for another job: the same bytes will do
+            verify_weights(folder, record["digest"])
+            record = self._add(**{**record, "folder": path})
         policy = self.policy(0)
         assert policy is not None  # just recorded
         return policy
@@ -160,6 +169,8 @@ class RunStore:
         digest = seal_weights(path.with_name(path.name + TEMPORARY))
         self.disk.publish(path.with_name(path.name + TEMPORARY), path)
         name = path.relative_to(self.folder).as_posix()
+        if any(r["digest"] != digest for r in self._manifest.records if _key(r) == ("weights", version)):
+            self._forget_from(version)
         self._add(kind="weights", version=version, folder=name, digest=digest, probe=probe)
         self._confirmed.add(digest)
         return self._policy(self._index["weights", version])
@@ -178,7 +189,9 @@ class RunStore:
         path = self._checkpoint(iteration, step)
         part = path.with_name(path.name + TEMPORARY)
         if not any(p.is_file() for p in part.rglob("*")):
-            raise StoreError(f"{part} is empty: the learner saved elsewhere. Is {self.folder} the same folder on each node?")
+            raise StoreError(
+                f"{part} is empty: the learner saved elsewhere. Is {self.folder} the same folder on each node?"
+            )
         files = {p.relative_to(part).as_posix(): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}
         self.disk.publish(part, path)
         name = path.relative_to(self.folder).as_posix()
@@ -218,10 +231,28 @@ class RunStore:
         """The newest fact recorded under `name`."""
         return self._index.get(("mark", name))
 
+    def seal(self, name: str, identity: str) -> None:
+        """Record what the run works with under `name`, once. Raises StoreError if it is another one by now."""
+        known = self.marked(f"sealed {name}")
+        if known is None:
+            self.mark(f"sealed {name}", identity=identity)
+        elif known["identity"] != identity:
+            raise StoreError(
+                f"{self.folder} was begun with another {name} ({known['identity'][:40]}, now {identity[:40]}). "
+                f"Restore it, or give the run another name="
+            )
+
+    def complete(self, iteration: int) -> None:
+        """Record that the iteration is done, with what belongs to it: its shards, and its policy's held-out ones."""
+        belongs = [key[1:] for key in self._index if key[0] == "shard" and key[1] in (iteration, iteration + 1)]
+        shards = [key for key in belongs if key[0] == iteration or key[1] in VERSION_STAGES]
+        self.mark(f"iteration {iteration}", shards=sorted(shards))
+
     def open_iterations(self, iterations: int) -> Iterator[int]:
-        """Iterations that are not complete, in order; each is asked for when the one before is done."""
+        """Iterations that are not complete and intact, in order; each is asked for when the one before is done."""
         for t in range(iterations):
-            if not (self.marked(f"iteration {t}") and self.policy(t + 1)):
+            done = self.marked(f"iteration {t}")
+            if not (done and self.policy(t + 1) and all(list(map(self._has, done["shards"])))):
                 yield t
 
     # Inside
@@ -249,6 +280,19 @@ class RunStore:
             shutil.move(path, target)
         self._manifest.add(**{**record, "void": True})
         del self._index[_key(record)]
+
+    def _forget_from(self, version: int) -> None:
+        """Take back what other weights of this version made: their answers would train towards the wrong policy."""
+        self._note(
+            f"version {version} came out with other weights than before; what the former ones made is done again"
+        )
+        for key, record in list(self._index.items()):
+            later = (
+                key[0] in ("shard", "checkpoint") and key[1] >= version and key[2:3] not in (("prompts",), ("heldout",))
+            )
+            if later or (key[0] == "weights" and key[1] >= version):
+                self._manifest.add(**{**record, "void": True})
+                del self._index[key]
 
     def _sweep(self) -> None:
         """Remove what a crash left: temporary names, and tables that no record names."""

@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ class MetricsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(path)
         self._file = path.open("ab", buffering=0)
+        self._lock = threading.Lock()  # notes come from the threads of pools
 
     def write(
         self,
@@ -62,11 +64,12 @@ class MetricsFile:
 
     def _append(self, line: bytes) -> None:
         """Write all of `line` or, on a full disk, nothing of it."""
-        size = self._file.tell()
         try:
-            if self._file.write(line) < len(line):
-                self._file.truncate(size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with self._lock:
+                size = self._file.tell()
+                if self._file.write(line) < len(line):
+                    self._file.truncate(size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise StoreError(f"{self.path}: cannot write metrics: {error}; make room and start again") from error
 

@@ -58,5 +58,5 @@ class Counter:
     def rendezvous(self) -> tuple[str, int]:
         return "here", 1
 
-    def join(self, host: str, port: int) -> None:
+    def join(self, host: str, port: int, timeout_s: float) -> None:
         pass

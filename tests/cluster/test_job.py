@@ -55,7 +55,7 @@ def test_another_tokenizer_or_chat_template_is_refused(tmp_path, monkeypatch):
         broken.setattr(FakeGenerator, "deliver", fail)
         play(fake_config(tmp_path))
     monkeypatch.setattr(FakeChat, "digest", "another")
-    with pytest.raises(StoreError, match="begun with another tokenizer or chat template"):
+    with pytest.raises(StoreError, match="begun with another tokenizer and chat template"):
         play(fake_config(tmp_path))
 
 

@@ -192,6 +192,42 @@ def test_damaged_weights_are_learned_again_from_the_committed_rows(undisturbed: 
     assert inspection.run_digest(play(fake_config(tmp_path))) == inspection.run_digest(undisturbed)
 
 
+@pytest.mark.parametrize("victim", ["weights/002/model.safetensors", "tables/002/judged", "tables/000/scored"])
+def test_damage_to_a_finished_run_is_mended_by_the_same_command(undisturbed: Path, tmp_path: Path, victim: str) -> None:
+    shutil.copytree(undisturbed.parent, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "run" / victim
+    path = sorted(path.iterdir())[0] if path.is_dir() else path
+    path.write_bytes(path.read_bytes()[:-3])
+    assert inspection.damages(tmp_path / "run")
+    assert inspection.run_digest(play(fake_config(tmp_path))) == inspection.run_digest(undisturbed)
+    assert inspection.damages(tmp_path / "run") == []
+
+
+def test_weights_that_come_out_otherwise_take_back_what_the_former_ones_made(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On GPUs sums are not always bit-equal: a version that is learned again may be another one."""
+    shutil.copytree(undisturbed.parent, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "run/weights/001/model.safetensors").write_bytes(b"half")
+    honest = FakeLearner._update
+
+    def noisy(self: FakeLearner) -> dict[str, float]:
+        metrics = honest(self)
+        self._logits[7] += 1e-9
+        return metrics
+
+    monkeypatch.setattr(FakeLearner, "_update", noisy)
+    with RunStore(play(fake_config(tmp_path))) as store:
+        stamps = {w for table in store.tables(1, "completions", COMPLETIONS) for w in table["weights"].to_pylist()}
+        assert stamps == {store.recorded_digest(1)}
+    assert inspection.run_digest(tmp_path / "run") != inspection.run_digest(undisturbed)
+
+
+def test_another_scorer_on_a_begun_run_is_refused(undisturbed: Path) -> None:
+    with RunStore(undisturbed) as store, pytest.raises(StoreError, match="begun with another scorer"):
+        store.seal("scorer", "rule:other")
+
+
 def test_answers_of_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = FakeGenerator.generate
 
