@@ -120,6 +120,7 @@ def sft_trainer(
         report_to="none",
         disable_tqdm=True,
         logging_steps=20,
+        logging_first_step=True,  # a training of fewer steps has a loss to report too
         bf16=False,
         gradient_checkpointing=False,
         use_cpu=True,
