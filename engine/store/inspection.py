@@ -70,9 +70,7 @@ def state(folder: Path) -> dict[str, Any]:
     return {
         "finished": any(r["kind"] == "mark" and r["name"] == "finished" for r in records),
         "weights": {r["version"]: r["digest"] for r in records if r["kind"] == "weights"},
-        "stages": {
-            name: stages[name] for name in sorted(stages, key=lambda name: (name.split()[0], int(name.split()[1])))
-        },
+        "stages": {name: stages[name] for name in sorted(stages, key=_place)},
         "checkpoints": {r["iteration"] + 1: r["step"] for r in records if r["kind"] == "checkpoint"},
     }
 

@@ -84,9 +84,6 @@ class RunStore:
         self._set_aside(path, record)
         return False
 
-    def _has(self, shard: list[Any]) -> bool:
-        return self.has(*shard)
-
     def commit(self, iteration: int, stage: str, shard: int, table: pa.Table, schema: pa.Schema) -> None:
         """Write one shard durably and name it in the manifest."""
         table = conform(table, schema, f"iteration {iteration}, {stage}, shard {shard}")
@@ -252,7 +249,8 @@ class RunStore:
         """Iterations that are not complete and intact, in order; each is asked for when the one before is done."""
         for t in range(iterations):
             done = self.marked(f"iteration {t}")
-            if not (done and self.policy(t + 1) and all(list(map(self._has, done["shards"])))):
+            intact = [self.has(*shard) for shard in done["shards"]] if done else [False]  # every damage is set aside
+            if not (all(intact) and self.policy(t + 1)):
                 yield t
 
     # Inside
