@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine.errors import KumiteError
 from engine.store import inspection
+from engine.store.lock import owner_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def _status(run: Path) -> int:
         print(f"  {name}: " + ", ".join(f"{stage} {count} shards" for stage, count in stages.items()))
     for iteration, step in state["checkpoints"].items():
         print(f"  iteration {iteration}: the learner last saved at step {step}")
-    owner = inspection.owner(run)
+    owner = owner_of(run)
     print(f"  in use by {owner}" if owner else "  not in use")
     return 0
 

@@ -12,7 +12,6 @@ from typing import Any
 from engine.errors import KumiteError, StoreError
 from engine.store import manifest
 from engine.store.disk import sha256_of
-from engine.store.lock import owner_of
 from engine.store.run import VERSION_STAGES, current
 from engine.store.weights import verify_weights
 
@@ -73,11 +72,6 @@ def state(folder: Path) -> dict[str, Any]:
         "stages": {name: stages[name] for name in sorted(stages, key=_place)},
         "checkpoints": {r["iteration"] + 1: r["step"] for r in records if r["kind"] == "checkpoint"},
     }
-
-
-def owner(folder: Path) -> str | None:
-    """Who drives the run at this moment, in words; None if nobody does."""
-    return owner_of(folder)
 
 
 def _place(name: str) -> tuple[str, int]:

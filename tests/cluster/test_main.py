@@ -16,6 +16,7 @@ from cluster.main import main
 from engine.config.file import dump
 from engine.config.schema import describe
 from engine.store import inspection
+from engine.store.lock import owner_of
 from tests.runs import fake_config, play
 
 BASE = {"algorithm": {"name": "sppo"}}
@@ -117,7 +118,7 @@ def test_a_run_that_stops_with_an_error_reports_how_far_it_came_and_ends_with_1(
     assert "the loss is nan; no update was made" in capsys.readouterr().out
     page = (folder / "report" / "index.html").read_text()
     assert "stopped: " in page and "the loss is nan" in page
-    assert inspection.owner(folder) is None
+    assert owner_of(folder) is None
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -16,6 +16,7 @@ from engine.errors import RunLockedError, SchemaError, StoreError, WeightsError
 from engine.schema import AUDITED
 from engine.store import inspection
 from engine.store.disk import Disk
+from engine.store.lock import owner_of
 from engine.store.run import RunStore
 
 
@@ -223,5 +224,5 @@ def test_a_folder_that_is_no_run_is_told_so(tmp_path: Path) -> None:
 def test_the_lock_file_tells_people_who_the_owner_is(tmp_path: Path) -> None:
     with RunStore(tmp_path):
         assert set(json.loads((tmp_path / "LOCK").read_text())) == {"host", "pid", "since"}
-        assert "process" in (inspection.owner(tmp_path) or "")
-    assert inspection.owner(tmp_path) is None
+        assert "process" in (owner_of(tmp_path) or "")
+    assert owner_of(tmp_path) is None
