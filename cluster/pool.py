@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor, wait
@@ -83,13 +84,34 @@ def _end(task: _Task, outcome: Answer | BaseException) -> None:
             task.future.set_result(outcome)
 
 
-class Pool:
+class Told(ABC):
+    """What pools and groups share: whoever joins later hears what the others were told."""
+
+    def __init__(self) -> None:
+        self._memory = Memory()
+
+    @abstractmethod
+    def ask(self, method: str, *args: Any) -> list[Any]:
+        """Call every replica (every rank) and wait for all."""
+
+    def tell(self, method: str, *args: Any) -> list[Any]:
+        """Call every replica (every rank), wait for all, and remember the call for replacements."""
+        values = self.ask(method, *args)
+        self.remember(method, *args)
+        return values
+
+    def remember(self, method: str, *args: Any) -> None:
+        """What a replacement is told before it serves, after everything remembered earlier."""
+        self._memory.add(Call(method, args))
+
+
+class Pool(Told):
     """`num_replicas` replicas of one role; a thread for each pulls calls from one queue."""
 
     def __init__(self, name: str, spawn: Spawn, num_replicas: int, limits: Limits):
         self.name, self._spawn, self._limits = name, spawn, limits
         self.capacity = num_replicas + QUEUED
-        self._memory = Memory()
+        super().__init__()
         self._shared: deque[_Task] = deque()
         self._own: list[deque[_Task]] = [deque() for _ in range(num_replicas)]
         self._given_up: set[int] = set()
@@ -117,15 +139,6 @@ class Pool:
         if not values:
             raise RoleError(f"{self.name}: this pool was closed during {method}")
         return values
-
-    def tell(self, method: str, *args: Any) -> list[Any]:
-        """Call every replica, wait for all, and remember the call for replacements."""
-        values = self.ask(method, *args)
-        self._memory.add(Call(method, args))
-        return values
-
-    def remember(self, method: str, *args: Any) -> None:
-        self._memory.add(Call(method, args))
 
     def retire(self) -> None:
         """End all replicas but not the pool: the next call starts fresh ones, which have been told nothing."""
@@ -245,14 +258,14 @@ class Pool:
             self._wake.notify_all()
 
 
-class Group:
+class Group(Told):
     """Ranks in lock-step: a call goes to all at once; if one dies, all are replaced and told again."""
 
     capacity = 1 + QUEUED
 
     def __init__(self, name: str, spawn: Spawn, num_ranks: int, limits: Limits):
         self.name, self._spawn, self._num_ranks, self._limits = name, spawn, num_ranks, limits
-        self._memory = Memory()
+        super().__init__()
         self.ranks: list[Replica] = []
         self._closed = False
         self._queue = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -265,15 +278,6 @@ class Group:
     def ask(self, method: str, *args: Any) -> list[Any]:
         """Call all ranks and wait."""
         return [answer.value for answer in self._queue.submit(self._persist, Call(method, args)).result()]
-
-    def tell(self, method: str, *args: Any) -> list[Any]:
-        """Call all ranks, wait, and remember the call for a restarted group."""
-        values = self.ask(method, *args)
-        self._memory.add(Call(method, args))
-        return values
-
-    def remember(self, method: str, *args: Any) -> None:
-        self._memory.add(Call(method, args))
 
     def retire(self) -> None:
         """End all ranks but not the group: the next call assembles one that has been told nothing."""
