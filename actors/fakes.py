@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
-from engine.algorithm import Algorithm, Batch
+from engine.algorithm import Algorithm
 from engine.config.model import LearnerConfig, SamplingConfig
 from engine.errors import NonFiniteError, RoleError, WeightsError
 from engine.maths.probe import compare_probe
@@ -184,21 +184,17 @@ class FakeLearner:
         """One step of normalised gradient descent on the mean loss of the next batch."""
         import torch
 
+        from actors.rows import batches_of
+
         size = self._config.batch_size
         rows = self._rows[self._step * size : (self._step + 1) * size]
         values, slopes = zip(*(self._logps(row["answer_token_ids"]) for row in rows), strict=True)
-        logps = torch.tensor(np.array(values), requires_grad=True)
-        batch = Batch(
-            logps=logps,
-            reference_logps=torch.tensor([row["reference_logps"] for row in rows], dtype=torch.float64),
-            win_rate=torch.tensor([row["win_rate"] for row in rows], dtype=torch.float64),
-            baseline=torch.tensor([[row["baseline"]] for row in rows], dtype=torch.float64),
-        )
-        loss = self._algorithm.loss(batch).mean()
+        logps = torch.tensor(np.concatenate(values), requires_grad=True)
+        loss = torch.cat([self._algorithm.loss(batch) for batch in batches_of(rows, logps)]).mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(f"step {self._step + 1}: the loss is {loss.item()}; no update was made")
         loss.backward()
-        gradient = np.einsum("bn,bnv->v", logps.grad.numpy(), np.array(slopes))
+        gradient = logps.grad.numpy() @ np.concatenate(slopes)
         self._logits -= self._config.optimizer.lr * gradient / max(float(np.linalg.norm(gradient)), 1e-12)
         self._step += 1
         return {"step": self._step, "loss": loss.item(), "learning_rate": self._config.optimizer.lr}

@@ -25,8 +25,9 @@ from actors.policy import PolicyModule, collate, load_policy
 from actors.policy_folder import gather_weights, write_policy
 from actors.process_group import device, free_address, join_group
 from actors.reference import reference_logps, rows_of
+from actors.rows import batches_of
 from actors.step_totals import GradientWatch, StepTotals
-from engine.algorithm import Algorithm, Batch
+from engine.algorithm import Algorithm
 from engine.config.model import LearnerConfig, ModelConfig
 from engine.errors import DataError, NonFiniteError, RoleError, StoreError
 from engine.maths.batches import MicroBatch, Step, count_steps, fingerprint, micro_batches, training_order
@@ -228,17 +229,11 @@ class Learner:
             totals.add_tokens(int(batch["attention_mask"].sum()))
 
     def _row_losses(self, rows: list[dict], logps: Tensor, totals: StepTotals) -> Tensor:
-        """Sum of the rows' losses; row by row, since rows may differ in their number of answers."""
+        """Sum of the rows' losses; rows of one size share a batch, since some losses compare rows."""
         losses = []
-        for row, row_logps in zip(rows, logps.split([len(row["answer_index"]) for row in rows]), strict=True):
-            batch = Batch(
-                logps=row_logps[None],
-                reference_logps=row_logps.new_tensor([row["reference_logps"]]),
-                win_rate=row_logps.new_tensor([row["win_rate"]]),
-                baseline=row_logps.new_tensor([[row["baseline"]]]),
-            )
+        for batch in batches_of(rows, logps):
             losses.append(self.algorithm.loss(batch))
-            totals.add_row(batch, losses[-1], self.algorithm.reward_scale())
+            totals.add(batch, losses[-1], self.algorithm.reward_scale())
         return torch.cat(losses).sum()
 
     def _update_weights(self) -> float:

@@ -69,7 +69,9 @@ class Scorer(ABC):
             SCORED,
             where,
             pair_logits=[logits.tolist() for logits, _ in verdicts],
+            scores=[[]] * len(verdicts),
             num_truncated=[count for _, count in verdicts],
+            verdicts=[[]] * len(verdicts),
             scorer=[self.id] * len(verdicts),
         )
 

@@ -34,15 +34,16 @@ class StepTotals:
         """[passes][ranks][loss, gradient]: 1 where it is NaN or infinite."""
 
     @torch.no_grad()
-    def add_row(self, batch: Batch, loss: Tensor, reward_scale: float) -> None:
-        """One training row: a Batch of B = 1 and its loss [1]."""
-        logps, rewards = batch.logps[0], reward_scale * batch.log_ratio[0]
-        rates = batch.win_rate[0].tolist()
-        chosen = max(range(len(rates)), key=rates.__getitem__)
-        rejected = min(reversed(range(len(rates))), key=rates.__getitem__)
-        margin = rewards[chosen] - rewards[rejected]
-        values = [loss[0], rewards[chosen], rewards[rejected], margin, margin > 0, logps[chosen], logps[rejected]]
-        self.sums[:-1] += torch.stack([value.double() for value in values])
+    def add(self, batch: Batch, losses: Tensor, reward_scale: float) -> None:
+        """B training rows and their losses [B]."""
+        rewards = reward_scale * batch.log_ratio
+        chosen = batch.win_rate.argmax(dim=1, keepdim=True)
+        # The last of equals, so that two equal answers are not one.
+        rejected = batch.win_rate.shape[1] - 1 - batch.win_rate.flip(1).argmin(dim=1, keepdim=True)
+        best, worst = rewards.gather(1, chosen)[:, 0], rewards.gather(1, rejected)[:, 0]
+        logps = [batch.logps.gather(1, index)[:, 0] for index in (chosen, rejected)]
+        values = [losses, best, worst, best - worst, best > worst, *logps]
+        self.sums[:-1] += torch.stack([value.double().sum() for value in values])
         self.largest_log_ratio = torch.maximum(self.largest_log_ratio, batch.log_ratio.abs().max().double())
 
     def add_tokens(self, count: int) -> None:

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from actors.pairrm_training import new_pairrm
 from actors.scorers import Scorer, build_scorer
 from engine.config.model import BlenderConfig, PairRMConfig, ScorerConfig
-from engine.schema import COMPLETIONS
+from engine.schema import COMPLETIONS, NOTHING_GIVEN
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in "nrst"]
 TOLERANCE = 1e-4
@@ -62,6 +62,7 @@ def completions(num_prompts: int, num_answers: int) -> pa.Table:
             "messages": [{"role": "user", "content": prompt}],
             "prompt_text": prompt,
             "prompt_token_ids": [],
+            **NOTHING_GIVEN,
             "answers": [text(150) for _ in range(num_answers)],
             "answer_token_ids": [[]] * num_answers,
             "answer_logps": [0.0] * num_answers,

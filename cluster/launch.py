@@ -53,11 +53,9 @@ def launched(config: RunConfig, probe: ProbeBatch, note: Note, seal: Seal) -> It
 def _pools(config: RunConfig, spawn: Callable[[str, Callable[[int], Factory]], Spawn], note: Note) -> dict:
     cluster, pools = config.cluster, {}
     limits = Limits(cluster.shard_deadline_s, cluster.max_retries, note)
-    sections = {"generator": config.generator, "scorer": config.scorer, "evaluator": config.evaluator}
-    for role, section in sections.items():
-        if section is not None:
-            factory = _generator(config) if role == "generator" else partial(build_scorer, section)
-            pools[role] = Pool(role, spawn(role, lambda index, made=factory: made), section.num_replicas, limits)
+    for role, section in config.pools.items():
+        factory = _generator(config) if role == "generator" else partial(build_scorer, section)
+        pools[role] = Pool(role, spawn(role, lambda index, made=factory: made), section.num_replicas, limits)
     ranks = partial(_learner, config)
     patience = Limits(cluster.step_deadline_s, cluster.max_retries, note)
     pools["learner"] = Group("learner", spawn("learner", ranks), config.learner.num_ranks, patience)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from cluster import estimates
 from cluster.machines import GIB, Machines, machines
 from cluster.needs import ADVICE, Need, shortages
-from engine.config.model import ReplicasConfig, RunConfig, StatedCluster
+from engine.config.model import RunConfig, StatedCluster
 from engine.errors import PlanError
 
 
@@ -32,12 +32,7 @@ class Plan:
 
 def needs(config: RunConfig) -> dict[str, Need]:
     """What every role of this config asks of the cluster."""
-    sections: dict[str, ReplicasConfig | None] = {
-        "generator": config.generator,
-        "scorer": config.scorer,
-        "evaluator": config.evaluator,
-    }
-    found = {role: Need(s.num_replicas, s.cpus, s.gpus) for role, s in sections.items() if s is not None}
+    found = {role: Need(s.num_replicas, s.cpus, s.gpus) for role, s in config.pools.items()}
     learner = config.learner
     return found | {"learner": Need(learner.num_ranks, learner.cpus, learner.gpus, strategy="PACK")}
 
@@ -62,9 +57,8 @@ def _place(plan: Plan, config: RunConfig, there: Machines) -> None:
     if config.cluster.backend == "local":
         together = "one after the other, in this process"
     plan.lines.extend([f"cluster    {there.where}{has}", f"placement  {together}"])
-    kinds = {"generator": config.generator, "scorer": config.scorer, "evaluator": config.evaluator}
     for role, need in needs(config).items():
-        kind = (kinds.get(role) or config.learner).kind
+        kind = config.pools[role].kind if role in config.pools else config.learner.kind
         many = f"{need.num_replicas} x " if need.num_replicas > 1 else "    "
         plan.lines.append(f"             {many}{role} ({kind}): {need.cpus:g} CPUs, {need.gpus:g} GPUs each")
         if config.cluster.backend == "ray" and there.gpus is not None and 0 < there.gpus < need.gpus:
@@ -75,11 +69,11 @@ def _place(plan: Plan, config: RunConfig, there: Machines) -> None:
 
 def _work(plan: Plan, config: RunConfig) -> None:
     """Answers, comparisons and optimizer steps."""
-    k, learner = config.sampling.num_samples, config.learner
+    learner = config.learner
     each = estimates.prompts_per_iteration(config)
     prompts = each or 1000
     steps = estimates.max_steps(learner, prompts)
-    amounts = f"{prompts * k:,} answers, {prompts * k * (k - 1):,} comparisons, up to {steps:,} optimizer steps"
+    amounts = ", ".join([*_stage_amounts(config, prompts), f"up to {steps:,} optimizer steps"])
     if each:
         text = (
             f"{config.iterations} iterations x {each:,} prompts: {amounts} each, {config.iterations * steps:,} in all"
@@ -90,6 +84,15 @@ def _work(plan: Plan, config: RunConfig) -> None:
     plan.lines.extend([f"work       {text}", f"batch      {batch}"])
 
 
+def _stage_amounts(config: RunConfig, prompts: int) -> list[str]:
+    """What the algorithm's stages amount to, in words."""
+    k, stages = config.sampling.num_samples, config.algorithm.stages(0)
+    answers = prompts * k * (2 if "anchored" in stages else 1)
+    k = answers // prompts
+    found = [f"{answers:,} answers"] if "completions" in stages else []
+    return found + ([f"{prompts * k * (k - 1):,} comparisons"] if "scored" in stages else [])
+
+
 def _memory(plan: Plan, config: RunConfig, there: Machines, parameters: float | None) -> None:
     """Weights and states per replica against a GPU, and what has to pass through host memory."""
     if parameters is None:
@@ -98,9 +101,8 @@ def _memory(plan: Plan, config: RunConfig, there: Machines, parameters: float | 
     plan.lines.append(f"memory     {_count(parameters)} parameters; weights and states per replica:")
     _generator_memory(plan, config, there, parameters)
     dtype, learner = config.model.dtype, config.learner
-    resting = {"scorer": estimates.scorer_bytes(config.scorer)}
-    if config.evaluator is not None:
-        resting["evaluator"] = estimates.scorer_bytes(config.evaluator)
+    scorers = {"scorer": config.scorer, "evaluator": config.evaluator}
+    resting = {role: estimates.scorer_bytes(scorer) for role, scorer in scorers.items() if scorer is not None}
     if learner.kind == "deepspeed":
         resting["learner"] = estimates.learner_bytes(learner, dtype, parameters)
     for role, size in resting.items():

@@ -6,7 +6,6 @@ works. Knows the roles' methods by name; knows nothing of tables, algorithms or 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from cluster.placement import Placement
@@ -14,6 +13,9 @@ from cluster.pool import Group, Pool
 from engine.loop.roles import Stage
 from engine.maths.probe import ProbeBatch
 from engine.store.run import Policy
+
+HOLDERS = ("generator", "learner")
+"""Roles that hold a policy; the others only need to be awake."""
 
 
 class ClusterRoles:
@@ -32,25 +34,34 @@ class ClusterRoles:
         self._pools, self._turns, self._probe, self._note = pools, turns, probe, note
         self._seal = seal
         self._placement = placement
-        self._ready: dict[str, int] = {}
-        """role -> version of the policy it was prepared for; absent: at rest. Two versions may have one digest."""
+        self._ready: dict[str, int | None] = {}
+        """role -> version of the policy that it holds; absent: at rest. Two versions may have one digest."""
 
     def pool(self, role: str) -> Pool | Group:
         return self._pools[role]
 
     def together(self, stages: Sequence[Stage]) -> list[Sequence[Stage]]:
-        if not self._turns:
-            return [stages]
-        return [list(group) for _, group in itertools.groupby(stages, key=lambda stage: stage.role)]
+        groups: list[list[Stage]] = []
+        for stage in stages:
+            if groups and all(self._compatible(stage, other) for other in groups[-1]):
+                groups[-1].append(stage)
+            else:
+                groups.append([stage])
+        return list(groups)
 
-    def prepare(self, roles: Sequence[str], policy: Policy) -> None:
+    def _compatible(self, one: Stage, other: Stage) -> bool:
+        """Whether both can work at the same time."""
+        return one.policy == other.policy if one.role == other.role else not self._turns
+
+    def prepare(self, policies: Mapping[str, Policy | None]) -> None:
         if self._turns:
-            for role in [r for r in self._ready if r not in roles]:
+            for role in [r for r in self._ready if r not in policies]:
                 self._rest(role)
-        for role in roles:
-            if self._ready.get(role) != policy.version:
+        for role, policy in policies.items():
+            version = policy.version if policy and role in HOLDERS else None
+            if role not in self._ready or self._ready[role] != version:
                 getattr(self, f"_prepare_{role}")(policy)
-                self._ready[role] = policy.version
+                self._ready[role] = version
 
     def open_learner(self, folder: str, digest: str) -> list[list[float]]:
         """Open the start model, version 0, in the learner; return its log-probabilities on the probe batch."""
@@ -78,10 +89,10 @@ class ClusterRoles:
             f"learner's by at most {max(gaps):.1e} nats per token"
         )
 
-    def _prepare_scorer(self, policy: Policy) -> None:
+    def _prepare_scorer(self, policy: None) -> None:
         self._start("scorer")
 
-    def _prepare_evaluator(self, policy: Policy) -> None:
+    def _prepare_evaluator(self, policy: None) -> None:
         self._start("evaluator")
 
     def _prepare_learner(self, policy: Policy) -> None:
@@ -89,9 +100,8 @@ class ClusterRoles:
 
     def _start(self, role: str) -> None:
         """Load the scorers; all replicas, in all sessions of a run, must be the same one."""
-        if role not in self._ready:
-            for identity in self._pools[role].tell("identify"):
-                self._seal(role, identity)
+        for identity in self._pools[role].tell("identify"):
+            self._seal(role, identity)
 
     def _rest(self, role: str) -> None:
         """Free what the role holds: by sleeping where its actors may stay, else by ending them."""

@@ -3,11 +3,13 @@
 Each stage adds columns and never renames one. The same Arrow table travels between roles and
 lies on disk. Reading this file is reading the dataflow:
 
-    PROMPTS -> COMPLETIONS -> SCORED -> ROWS -> REFERENCED          what trains
-                              SCORED -> AUDITED                     the scorer against the evaluator
-    PROMPTS -> COMPLETIONS -> JUDGED                                held-out prompts
+    PROMPTS -> COMPLETIONS -> SCORED -> RESCORED -> ROWS -> REFERENCED   what trains; an algorithm names the stages
+                              SCORED -> AUDITED                          the scorer against the evaluator
+               COMPLETIONS -> CANARY                                     the scorer against an answer that says nothing
+    PROMPTS -> COMPLETIONS -> JUDGED                                     held-out prompts
 
-K is the number of answers sampled per prompt, n the number of them that train (2 for a pair).
+K is the number of answers sampled per prompt, n the number of answers in a training row (2 for a pair), G the number
+of answers that came with the prompt (0; 1 for a demonstration; 2 for a preference pair).
 """
 
 from __future__ import annotations
@@ -16,12 +18,20 @@ import pyarrow as pa
 
 from engine.errors import SchemaError
 
-VERSION = 1
+VERSION = 2
 """Written into each table's metadata; raised when a column changes its meaning."""
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 IDS = pa.list_(pa.int32())
 REALS = pa.list_(pa.float64())
+VERDICT = pa.struct(
+    [
+        ("answer", pa.int32()),  # index of the answer judged, the one shown first in a comparison
+        ("other", pa.int32()),  # index of the answer shown second; -1 where the judge saw one answer alone
+        ("text", pa.string()),  # the judge's reply as it came
+        ("value", pa.float64()),  # the score, or the logit of "first is better", read from it; NaN: unreadable
+    ]
+)
 
 
 def _schema(name: str, *fields: tuple[str, pa.DataType]) -> pa.Schema:
@@ -39,7 +49,13 @@ PROMPTS = _schema(
     ("messages", MESSAGES),  # the conversation up to the answer
     ("prompt_text", pa.string()),  # the chat template's rendering, exactly what the policy reads
     ("prompt_token_ids", IDS),
+    ("given_answers", pa.list_(pa.string())),  # [G] answers of the data set, chosen before rejected
+    ("given_token_ids", pa.list_(IDS)),  # [G][tokens], with the tokens that end an answer
+    ("given_win_rates", REALS),  # [G] in [0, 1]: 1 and 0 for a plain label, 1/2 for a tie, 1 for a demonstration
 )
+
+NOTHING_GIVEN: dict[str, list] = {"given_answers": [], "given_token_ids": [], "given_win_rates": []}
+"""The part of a PROMPTS row for a prompt that came alone."""
 
 COMPLETIONS = _extend(
     PROMPTS,
@@ -55,29 +71,41 @@ COMPLETIONS = _extend(
 SCORED = _extend(
     COMPLETIONS,
     "scored",
-    ("pair_logits", pa.list_(REALS)),  # [K][K], M[i][j] > 0: answer i, shown first, beats answer j
+    ("pair_logits", pa.list_(REALS)),  # [K][K], M[i][j] > 0: answer i, shown first, beats answer j; NaN: no verdict
+    ("scores", REALS),  # [K] of a scorer that judges answers one by one, NaN where it has none; else []
     ("num_truncated", pa.int32()),  # comparisons in which the scorer could not read a text to its end
-    ("scorer", pa.string()),  # id of the scorer
+    ("verdicts", pa.list_(VERDICT)),  # what an LLM judge said, word by word; [] for other scorers
+    ("scorer", pa.string()),  # id of the scorer: for a judge its model, prompt version and order of answers too
 )
+
+RESCORED = _extend(SCORED, "rescored", ("previous_scores", REALS))  # [K] by the policy before this one; NaN likewise
 
 ROWS = _schema(
     "rows",
     ("prompt_id", pa.string()),
     ("prompt_token_ids", IDS),
-    ("answer_index", IDS),  # [n] which of the K answers these are
+    ("answer_index", IDS),  # [n] which of the K sampled answers; -1 - g: given answer g; ELSEWHERE: another prompt's
     ("answer_token_ids", pa.list_(IDS)),  # [n][tokens]
-    ("win_rate", REALS),  # [n] in [0, 1]: estimated P(answer beats the policy | prompt)
+    ("win_rate", REALS),  # [n] in [0, 1]: estimated P(answer beats the policy | prompt), or the label of a data set
     ("baseline", pa.float64()),  # log-partition divided by eta, in units of a win rate; 1/2 for "half"
-    ("weights", pa.string()),  # digest of the policy that answered, which is also the reference
 )
 
 REFERENCED = _extend(ROWS, "referenced", ("reference_logps", REALS))  # [n] nats, summed over tokens
+
+ELSEWHERE = -1_000_000
+"""`answer_index` of an answer to another prompt, by which KTO estimates a divergence."""
 
 AUDITED = _schema(
     "audited",
     ("prompt_id", pa.string()),
     ("agreements", pa.float64()),  # answer pairs on which scorer and evaluator agree, ties of the scorer at 1/2
     ("comparable", pa.int32()),  # answer pairs between which the evaluator sees a difference
+)
+
+CANARY = _schema(
+    "canary",
+    ("prompt_id", pa.string()),
+    ("win_prob", pa.float64()),  # P(the answer that says nothing beats the policy's first); NaN: no verdict
 )
 
 JUDGED = _extend(

@@ -11,14 +11,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
-from engine.algorithm import Algorithm, Batch, Selection
+from engine.algorithm import Algorithm, Batch, Selection, row_of
 from engine.maths import losses, preference
-from engine.schema import ROWS, conform
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
 ESTIMATORS = {
@@ -47,15 +46,19 @@ class SPPO(Algorithm):
     """Answers without text, likewise."""
 
     def select(self, scored: pa.Table) -> Selection:
-        counts: Counter[str] = Counter(prompts=0, ties=0, no_pair=0, duplicates=0, truncated=0, empty=0)
+        names = ("prompts", "ties", "no_pair", "missing", "duplicates", "truncated", "empty")
+        counts: Counter[str] = Counter(dict.fromkeys(names, 0))
         rows = [row for prompt in scored.to_pylist() if (row := self._row(prompt, counts))]
-        return Selection(conform(pa.Table.from_pylist(rows, ROWS), ROWS, "sppo rows"), dict(counts))
+        return Selection.of(rows, counts, "sppo rows")
 
     def _row(self, prompt: dict, counts: Counter[str]) -> dict | None:
         """One training row, or None where the declared rules leave nothing to learn from."""
         counts["prompts"] += 1
         counts["duplicates"] += len(prompt["answers"]) - len(set(prompt["answers"]))
         rates = preference.win_rates(ESTIMATORS[self.estimator](np.array(prompt["pair_logits"])))
+        if np.isnan(rates).any():  # a judge gave no readable verdict in either order
+            counts["missing"] += 1
+            return None
         chosen = self._choose(rates, self._eligible(prompt, counts))
         if len(chosen) < 2:
             counts["no_pair"] += 1
@@ -65,15 +68,8 @@ class SPPO(Algorithm):
             counts["ties"] += 1
             if self.ties == "drop":
                 return None
-        return {
-            "prompt_id": prompt["prompt_id"],
-            "prompt_token_ids": prompt["prompt_token_ids"],
-            "answer_index": chosen,
-            "answer_token_ids": [prompt["answer_token_ids"][i] for i in chosen],
-            "win_rate": rates[chosen].tolist(),
-            "baseline": self._baseline(rates),
-            "weights": prompt["weights"],
-        }
+        token_ids = [prompt["answer_token_ids"][i] for i in chosen]
+        return row_of(prompt, chosen, token_ids, rates[chosen].tolist(), self._baseline(rates))
 
     def _eligible(self, prompt: dict, counts: Counter[str]) -> list[int]:
         """Indices of the answers that may train; counts what each rule looked at."""

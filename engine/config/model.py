@@ -72,7 +72,7 @@ class PromptsConfig(Section):
 class SamplingConfig(Section):
     """How the policy answers."""
 
-    num_samples: Annotated[int, Field(ge=2, le=256)] = 5
+    num_samples: Annotated[int, Field(ge=1, le=256)] = 5
     """K, the answers per prompt ("pairs", "num_generations", "n_samples_per_prompt" elsewhere)."""
     temperature: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
     """1.0 in the SPPO paper; the released scripts use 0.7."""
@@ -89,6 +89,7 @@ class SamplingConfig(Section):
 class ReplicasConfig(Section):
     """Resources of one pool."""
 
+    kind: str
     num_replicas: PositiveInt = 1
     cpus: Annotated[float, Field(ge=0.0)] = 1.0
     """CPU cores per replica."""
@@ -314,7 +315,8 @@ class RunConfig(Section):
     prompts: PromptsConfig
     sampling: SamplingConfig = SamplingConfig()
     generator: GeneratorConfig = GeneratorConfig()
-    scorer: ScorerConfig
+    scorer: ScorerConfig | None = None
+    """Who compares the answers; null where the algorithm asks nobody."""
     algorithm: AlgorithmConfig = SPPO()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig | None = None
@@ -323,13 +325,53 @@ class RunConfig(Section):
 
     @property
     def evaluator(self) -> ScorerConfig | None:
-        """The scorer that compares policies on held-out prompts; None without an evaluation."""
-        return (self.evaluation.scorer or self.scorer) if self.evaluation else None
+        """The scorer that only compares policies on held-out prompts; None: the training scorer does, or nobody."""
+        return self.evaluation.scorer if self.evaluation else None
 
     @property
     def audits(self) -> bool:
         """Whether a second opinion on the training scorer's verdicts is to be had."""
-        return self.evaluation is not None and self.evaluation.scorer is not None
+        return self.evaluator is not None
+
+    @property
+    def scoring_role(self) -> str:
+        """Who compares the answers that train."""
+        return "scorer"
+
+    @property
+    def evaluating_role(self) -> str:
+        """Who compares policies on held-out prompts."""
+        return "evaluator" if self.evaluator else self.scoring_role
+
+    @property
+    def canary(self) -> str | None:
+        """The answer that says nothing, with which an LLM judge is tried; None: no trial."""
+        return None
+
+    @property
+    def pools(self) -> dict[str, ReplicasConfig]:
+        """The sections of the pools that this run needs, by role."""
+        generates = self.evaluation is not None or "completions" in self.algorithm.stages(0)
+        sections = {
+            "generator": self.generator if generates else None,
+            "scorer": self.scorer,
+            "evaluator": self.evaluator,
+        }
+        return {role: section for role, section in sections.items() if section is not None}
+
+    @model_validator(mode="after")
+    def _has_what_the_algorithm_needs(self) -> RunConfig:
+        algorithm = self.algorithm
+        if self.scorer is None and "scored" in algorithm.stages(0):
+            raise ValueError(f"scorer is missing: algorithm.name = {algorithm.name} learns from its verdicts")
+        if self.evaluation is not None and self.scorer is None and self.evaluation.scorer is None:
+            raise ValueError("evaluation.scorer is missing: without a training scorer nobody can compare policies")
+        if self.sampling.num_samples < algorithm.min_samples:
+            raise ValueError(
+                f"sampling.num_samples = {self.sampling.num_samples}, but algorithm.name = {algorithm.name} needs at "
+                f"least {algorithm.min_samples} answers per prompt"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_source_per_iteration(self) -> RunConfig:

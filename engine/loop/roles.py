@@ -6,7 +6,7 @@ both through futures, and one switch for whose turn it is. Knows nothing of Ray,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -54,17 +54,20 @@ class Stage:
     name: str
     """Name of the output in the store, and for people."""
     role: str
+    policy: Policy | None
+    """The version that the role must have ready; None where it holds no policy."""
     source: str
     """Stage whose committed shards are the input."""
-    source_iteration: int | None
-    """Iteration in which the input lies; None: the one that the stream belongs to."""
     source_schema: pa.Schema
     schema: pa.Schema
-    submit: Callable[[Pool, pa.Table], Future[Answered]]
+    submit: Callable[[Pool, pa.Table, int], Future[Answered]]
+    """(pool, input, number of the shard) -> the answer to come."""
     finish: Callable[[pa.Table, Answered], pa.Table]
     """(input, answer) -> output table; runs in the driver. Raises if the answer may not be used."""
     amounts: Callable[[pa.Table], dict[str, float]]
     """What the shard amounted to (tokens, pairs, rows), for rates."""
+    source_iteration: int | None = None
+    """Iteration in which the input lies; None: the one that the stream belongs to."""
 
 
 class Roles(Protocol):
@@ -74,10 +77,13 @@ class Roles(Protocol):
         """The pool of "generator", "scorer", "learner" or "evaluator"."""
 
     def together(self, stages: Sequence[Stage]) -> list[Sequence[Stage]]:
-        """Split stages, in dataflow order, into groups whose roles may work at the same time."""
+        """Split stages, in dataflow order, into groups whose roles may work at the same time.
 
-    def prepare(self, roles: Sequence[str], policy: Policy) -> None:
-        """Have these roles ready with the policy's weights; where roles take turns, send the others to rest.
+        No group asks one role for two policies.
+        """
+
+    def prepare(self, policies: Mapping[str, Policy | None]) -> None:
+        """Have these roles ready, each with its policy's weights; where roles take turns, send the others to rest.
 
         Raises WeightsError if a replica does not prove that it serves exactly these weights.
         """

@@ -46,25 +46,22 @@ class SelfPlay:
 
     def _iterate(self, t: int) -> Policy:
         """One turn: every prompt shard through all stages, then the update."""
-        policy = self._store.policy(t)
-        assert policy is not None  # iterations are done in order
-        stages = training_stages(self._algorithm, policy, t, audit=self._config.audits)
-        self._flow(t, stages, (t, "prompts"), policy)
-        return self._store.policy(t + 1) or self._learn(t, policy)
+        self._flow(t, training_stages(self._config, self._version, t), (t, "prompts"))
+        return self._store.policy(t + 1) or self._learn(t, self._version(t))
 
     def _evaluate(self, policy: Policy) -> None:
         """The policy's answers to the held-out prompts, compared with the start's and its predecessor's."""
         if self._config.evaluation:
-            stages = heldout_stages(self._config.evaluation, policy, self._earlier_answers)
-            self._flow(policy.version, stages, (0, "heldout"), policy)
+            stages = heldout_stages(self._config, policy, self._earlier_answers)
+            self._flow(policy.version, stages, (0, "heldout"))
 
-    def _flow(self, t: int, stages: list[Stage], source: tuple[int, str], policy: Policy) -> None:
+    def _flow(self, t: int, stages: list[Stage], source: tuple[int, str]) -> None:
         """Bring the shards of `source` (iteration, stage) through the stages, role groups one after the other."""
         stream = Stream(self._store, self._monitor, t, num_shards=len(self._store.shards(*source)))
         for together in self._roles.together(stages):
             if any(stream.missing(together)):
                 with self._monitor.timed("prepare"):
-                    self._roles.prepare([stage.role for stage in together], policy)
+                    self._roles.prepare({stage.role: stage.policy for stage in together})
                 stream.run(together, [self._roles.pool(stage.role) for stage in together])
 
     def _learn(self, t: int, policy: Policy) -> Policy:
@@ -73,11 +70,12 @@ class SelfPlay:
         if not sum(shard.num_rows for shard in shards):
             raise DataError(
                 f"iteration {t}: no prompt is left to train on, every one fell under a rule of the algorithm "
-                f"({iteration_metrics(self._store, self._algorithm, t)}); look at sampling.temperature and the scorer"
+                f"({iteration_metrics(self._store, self._algorithm, t)}); look at the prompts, sampling.temperature "
+                f"and the scorer"
             )
         learner = self._roles.pool("learner")
         with self._monitor.timed("prepare"):
-            self._roles.prepare(["learner"], policy)
+            self._roles.prepare({"learner": policy})
             plan = learner.tell("begin", shards, t)[0]
         step, num_steps = 0, plan["num_steps"]
         if checkpoint := self._store.checkpoint(t):
@@ -109,9 +107,12 @@ class SelfPlay:
             learner.remember("load_checkpoint", str(self._store.commit_checkpoint(t, until)))
         return until
 
-    def _earlier_answers(self, answers: pa.Table, version: int) -> pa.Table:
+    def _version(self, version: int) -> Policy:
+        """A version that is there because iterations are done in order."""
+        policy = self._store.policy(version)
+        assert policy is not None
+        return policy
+
+    def _earlier_answers(self, version: int, shard: int) -> pa.Table:
         """Another version's answers to the same held-out prompts."""
-        for table in self._store.tables(version, "heldout_answers", COMPLETIONS):
-            if table["prompt_id"].equals(answers["prompt_id"]):
-                return table
-        raise DataError(f"version {version} has no answers to the held-out prompts of this shard")
+        return self._store.read(version, "heldout_answers", shard, COMPLETIONS)

@@ -1,7 +1,11 @@
 """The stages of an iteration: which role turns which table into which, and what is checked on the way.
 
-Each stage of each shard is a function of its input shard, the policy's weights, the config and seeds
-derived from names. Nothing else may enter, or a restart would compute something else.
+    prompts -> completions -> anchored -> scored -> rescored -> referenced -> learner
+                                             └─> audited, canary
+
+An algorithm names those it needs, in this order; each reads what the one before it committed. Each stage of
+each shard is a function of its input shard, the weights that its role serves, the config and seeds derived
+from names. Nothing else may enter, or a restart would compute something else.
 """
 
 from __future__ import annotations
@@ -14,74 +18,154 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.algorithm import Algorithm
-from engine.config.model import EvaluationConfig
+from engine.config.model import EvaluationConfig, RunConfig
 from engine.errors import WeightsError
 from engine.loop.roles import Answered, Pool, Stage
 from engine.maths import evaluation
-from engine.schema import AUDITED, COMPLETIONS, JUDGED, PROMPTS, REFERENCED, SCORED, append
+from engine.maths.preference import pairwise_win_probabilities
+from engine.schema import AUDITED, CANARY, COMPLETIONS, JUDGED, PROMPTS, REFERENCED, RESCORED, SCORED, append
 from engine.store.run import Policy
 
+Versions = Callable[[int], Policy]
+"""version -> that policy, committed and intact."""
+Earlier = Callable[[int, int], pa.Table]
+"""(version, shard) -> that version's answers to a shard of held-out prompts."""
 
-def training_stages(algorithm: Algorithm, policy: Policy, iteration: int, audit: bool) -> list[Stage]:
-    """prompts -> completions -> scored -> referenced, and the scorer's verdicts against the evaluator's."""
-    stages = [_completions(policy, iteration), _scored(), _referenced(algorithm)]
-    return [*stages, _audited()] if audit else stages
+SCHEMAS = {
+    "prompts": PROMPTS,
+    "completions": COMPLETIONS,
+    "anchored": COMPLETIONS,
+    "scored": SCORED,
+    "rescored": RESCORED,
+}
+"""What lies in the store under each name from which `select` may read."""
+CANARY_PROMPTS = 8
+"""Prompts per shard on which the canary is tried."""
 
 
-Earlier = Callable[[pa.Table, int], pa.Table]
-"""(answers to a held-out shard, version) -> that version's answers to the same shard."""
+def selected_from(algorithm: Algorithm, iteration: int) -> str:
+    """The stage whose shards the algorithm selects from."""
+    return (*("prompts",), *algorithm.stages(iteration))[-1]
 
 
-def heldout_stages(config: EvaluationConfig, policy: Policy, earlier: Earlier) -> list[Stage]:
+def training_stages(config: RunConfig, version: Versions, iteration: int) -> list[Stage]:
+    """What the algorithm asks for, the reference's log-probabilities, and second opinions on the scorer."""
+    algorithm = config.algorithm
+    stages, source = [], "prompts"
+    for name in algorithm.stages(iteration):
+        stages.append(MAKERS[name](config, version, iteration, source))
+        source = name
+    reference = version(0 if algorithm.reference == "start" else iteration)
+    stages.append(_referenced(algorithm, reference, source))
+    if "scored" in algorithm.stages(iteration):
+        stages += [_audited(config)] if config.audits else []
+        stages += [_canary(config, version(iteration))] if config.canary else []
+    return stages
+
+
+def heldout_stages(config: RunConfig, policy: Policy, earlier: Earlier) -> list[Stage]:
     """heldout -> answers -> judged, for one version of the policy; version 0 has nobody to be compared with."""
-    stages = [_heldout_answers(config, policy)]
-    return [*stages, _judged(policy.version, earlier)] if policy.version else stages
+    assert config.evaluation is not None
+    stages = [_heldout_answers(config.evaluation, policy)]
+    return [*stages, _judged(config, policy, earlier)] if policy.version else stages
 
 
-def _completions(policy: Policy, iteration: int) -> Stage:
+def _completions(config: RunConfig, version: Versions, iteration: int, source: str) -> Stage:
+    policy = version(iteration)
     return Stage(
         name="completions",
         role="generator",
-        source="prompts",
-        source_iteration=None,
+        policy=policy,
+        source=source,
         source_schema=PROMPTS,
         schema=COMPLETIONS,
-        submit=lambda pool, prompts: pool.submit("generate", prompts, iteration),
+        submit=lambda pool, prompts, shard: pool.submit("generate", prompts, iteration),
         finish=lambda prompts, answer: _made_by(answer.value, policy),
         amounts=lambda table: {"tokens": _num_tokens(table), "answers": len(pc.list_flatten(table["answers"]))},
     )
 
 
-def _scored() -> Stage:
+def _anchored(config: RunConfig, version: Versions, iteration: int, source: str) -> Stage:
+    """The start policy's answers behind the policy's own: K of each (anchored rejection, arXiv 2508.06026)."""
+    start = version(0)
+
+    def finish(completions: pa.Table, answer: Answered) -> pa.Table:
+        return side_by_side(completions, _made_by(answer.value, start))
+
+    return Stage(
+        name="anchored",
+        role="generator",
+        policy=start,
+        source=source,
+        source_schema=COMPLETIONS,
+        schema=COMPLETIONS,
+        submit=lambda pool, table, shard: pool.submit(
+            "generate", table.select(PROMPTS.names), iteration, None, None, "anchor"
+        ),
+        finish=finish,
+        amounts=lambda table: {"tokens": _num_tokens(table)},
+    )
+
+
+def _scored(config: RunConfig, version: Versions, iteration: int, source: str) -> Stage:
     return Stage(
         name="scored",
-        role="scorer",
-        source="completions",
-        source_iteration=None,
+        role=config.scoring_role,
+        policy=version(iteration),
+        source=source,
         source_schema=COMPLETIONS,
         schema=SCORED,
-        submit=lambda pool, completions: pool.submit("score", completions),
+        submit=lambda pool, completions, shard: pool.submit("score", completions),
         finish=lambda completions, answer: answer.value,
         amounts=lambda table: {"pairs": sum(len(answers) * (len(answers) - 1) for answers in table["answers"])},
     )
 
 
-def _referenced(algorithm: Algorithm) -> Stage:
-    """Training rows with the log-probabilities of the previous iterate, taken before its first update."""
-
-    def submit(pool: Pool, scored: pa.Table) -> Future[Answered]:
-        return pool.submit("reference", algorithm.select(scored).rows)
+def _rescored(config: RunConfig, version: Versions, iteration: int, source: str) -> Stage:
+    """The previous policy's scores of the same answers: how far does one judgement outlast an update?"""
 
     def finish(scored: pa.Table, answer: Answered) -> pa.Table:
-        rows = algorithm.select(scored).rows
+        again = answer.value["scores"].to_pylist()
+        return append(scored, RESCORED, f"iteration {iteration}, scores of the policy before", previous_scores=again)
+
+    return Stage(
+        name="rescored",
+        role=config.scoring_role,
+        policy=version(max(0, iteration - 1)),
+        source=source,
+        source_schema=SCORED,
+        schema=RESCORED,
+        submit=lambda pool, scored, shard: pool.submit("score", scored.select(COMPLETIONS.names)),
+        finish=finish,
+        amounts=lambda table: {"answers": len(pc.list_flatten(table["answers"]))},
+    )
+
+
+MAKERS: dict[str, Callable[[RunConfig, Versions, int, str], Stage]] = {
+    "completions": _completions,
+    "anchored": _anchored,
+    "scored": _scored,
+    "rescored": _rescored,
+}
+"""Every stage that an algorithm may name."""
+
+
+def _referenced(algorithm: Algorithm, reference: Policy, source: str) -> Stage:
+    """Training rows with the log-probabilities of the reference."""
+
+    def submit(pool: Pool, table: pa.Table, shard: int) -> Future[Answered]:
+        return pool.submit("reference", algorithm.select(table).rows)
+
+    def finish(table: pa.Table, answer: Answered) -> pa.Table:
+        rows = algorithm.select(table).rows
         return append(rows, REFERENCED, "reference log-probabilities", reference_logps=answer.value)
 
     return Stage(
         name="referenced",
         role="learner",
-        source="scored",
-        source_iteration=None,
-        source_schema=SCORED,
+        policy=reference,
+        source=source,
+        source_schema=SCHEMAS[source],
         schema=REFERENCED,
         submit=submit,
         finish=finish,
@@ -89,7 +173,7 @@ def _referenced(algorithm: Algorithm) -> Stage:
     )
 
 
-def _audited() -> Stage:
+def _audited(config: RunConfig) -> Stage:
     def finish(scored: pa.Table, answer: Answered) -> pa.Table:
         verdicts = zip(scored["pair_logits"].to_pylist(), answer.value["pair_logits"].to_pylist(), strict=True)
         counts = [evaluation.agreement(np.array(ours), np.array(theirs)) for ours, theirs in verdicts]
@@ -98,25 +182,60 @@ def _audited() -> Stage:
 
     return Stage(
         name="audited",
-        role="evaluator",
+        role=config.evaluating_role,
+        policy=None,
         source="scored",
-        source_iteration=None,
         source_schema=SCORED,
         schema=AUDITED,
-        submit=lambda pool, scored: pool.submit("score", scored.select(COMPLETIONS.names)),
+        submit=lambda pool, scored, shard: pool.submit("score", scored.select(COMPLETIONS.names)),
         finish=finish,
         amounts=lambda table: {"pairs": pc.sum(table["comparable"]).as_py() or 0},
     )
 
 
+def _canary(config: RunConfig, policy: Policy) -> Stage:
+    """An answer that fits every question and none, against the policy's first: a judge must not fall for it."""
+
+    def submit(pool: Pool, completions: pa.Table, shard: int) -> Future[Answered]:
+        some = completions.take(list(range(min(CANARY_PROMPTS, completions.num_rows))))
+        return pool.submit("score", _with_canary(some, config.canary or ""))
+
+    def finish(completions: pa.Table, answer: Answered) -> pa.Table:
+        logits = [np.array(matrix) for matrix in answer.value["pair_logits"].to_pylist()]
+        wins = [float(pairwise_win_probabilities(matrix)[1, 0]) for matrix in logits]
+        return pa.table([answer.value["prompt_id"], wins], names=CANARY.names)
+
+    return Stage(
+        name="canary",
+        role=config.scoring_role,
+        policy=policy,
+        source="completions",
+        source_schema=COMPLETIONS,
+        schema=CANARY,
+        submit=submit,
+        finish=finish,
+        amounts=lambda table: {"pairs": 2 * table.num_rows},
+    )
+
+
+def _with_canary(completions: pa.Table, text: str) -> pa.Table:
+    """Two answers per prompt: the policy's first, and `text`."""
+    columns = {name: completions[name].to_pylist() for name in COMPLETIONS.names}
+    replaced = {"answers": text, "answer_token_ids": [], "answer_logps": 0.0, "finish_reasons": "stop", "seeds": 0}
+    for name, value in replaced.items():
+        columns[name] = [[row[0], value] for row in columns[name]]
+    return pa.table(columns, schema=COMPLETIONS)
+
+
 def _heldout_answers(config: EvaluationConfig, policy: Policy) -> Stage:
-    def submit(pool: Pool, prompts: pa.Table) -> Future[Answered]:
+    def submit(pool: Pool, prompts: pa.Table, shard: int) -> Future[Answered]:
         # The same seeds for every version: two versions then differ by their weights alone.
         return pool.submit("generate", prompts, 0, config.num_samples, config.temperature, "evaluate")
 
     return Stage(
         name="heldout_answers",
         role="generator",
+        policy=policy,
         source="heldout",
         source_iteration=0,
         source_schema=PROMPTS,
@@ -127,9 +246,11 @@ def _heldout_answers(config: EvaluationConfig, policy: Policy) -> Stage:
     )
 
 
-def _judged(version: int, earlier: Earlier) -> Stage:
-    def submit(pool: Pool, answers: pa.Table) -> Future[Answered]:
-        return pool.submit("score", _side_by_side(answers, earlier(answers, 0), earlier(answers, version - 1)))
+def _judged(config: RunConfig, policy: Policy, earlier: Earlier) -> Stage:
+    version = policy.version
+
+    def submit(pool: Pool, answers: pa.Table, shard: int) -> Future[Answered]:
+        return pool.submit("score", side_by_side(answers, earlier(0, shard), earlier(version - 1, shard)))
 
     def finish(answers: pa.Table, answer: Answered) -> pa.Table:
         logits = [np.array(matrix) for matrix in answer.value["pair_logits"].to_pylist()]
@@ -146,9 +267,9 @@ def _judged(version: int, earlier: Earlier) -> Stage:
 
     return Stage(
         name="judged",
-        role="evaluator",
+        role=config.evaluating_role,
+        policy=policy,
         source="heldout_answers",
-        source_iteration=None,
         source_schema=COMPLETIONS,
         schema=JUDGED,
         submit=submit,
@@ -162,12 +283,12 @@ def _wins(logits: np.ndarray, m: int) -> float:
     return evaluation.win_rate_from_margins(evaluation.margins_from_pair_logits(logits, m))
 
 
-def _side_by_side(*versions: pa.Table) -> pa.Table:
-    """One table whose answers are those of all versions, in this order."""
-    first = versions[0]
+def side_by_side(*tables: pa.Table) -> pa.Table:
+    """One table whose answers are those of all tables, in this order; `weights` are the first one's."""
+    first = tables[0]
     columns = {name: first[name].to_pylist() for name in COMPLETIONS.names}
     for name in ("answers", "answer_token_ids", "answer_logps", "finish_reasons", "seeds"):
-        rows = zip(*(version[name].to_pylist() for version in versions), strict=True)
+        rows = zip(*(table[name].to_pylist() for table in tables), strict=True)
         columns[name] = [[value for part in row for value in part] for row in rows]
     return pa.table(columns, schema=COMPLETIONS)
 

@@ -40,7 +40,7 @@ class Stream:
                     while ready[index] and busy < pool.capacity:
                         shard = ready[index].popleft()
                         table = self._input(stage, shard)
-                        running[stage.submit(pool, table)] = (index, shard, table)
+                        running[stage.submit(pool, table, shard)] = (index, shard, table)
                         busy += 1
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in sorted(done, key=lambda future: running[future][:2]):

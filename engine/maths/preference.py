@@ -1,7 +1,8 @@
 """From a scorer's pair logits to win probabilities, win rates and baselines. numpy only, float64.
 
 Knows nothing of tables, models or losses. K is the number of answers to one prompt;
-`logits[i, j] > 0` says that answer i, shown first, beats answer j. The diagonal is 0.
+`logits[i, j] > 0` says that answer i, shown first, beats answer j; NaN, that there is no verdict. The
+diagonal is 0.
 """
 
 from __future__ import annotations
@@ -18,13 +19,19 @@ def sigmoid(x: Matrix) -> Matrix:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
+def symmetrised(logits: Matrix) -> Matrix:
+    """(M_ij - M_ji) / 2; where one order has no verdict (NaN) the other alone, NaN where neither has one."""
+    both = (logits - logits.T) / 2
+    return np.where(np.isnan(both), np.where(np.isnan(logits), -logits.T, logits), both)
+
+
 def pairwise_win_probabilities(logits: Matrix) -> Matrix:
-    """P[i, j] = sigmoid of the symmetrised pair logit (M_ij - M_ji) / 2; P[i, i] = 1/2.
+    """P[i, j] = sigmoid of the symmetrised pair logit; P[i, i] = 1/2.
 
     SPPO section 5 (arXiv 2405.00675) takes sigma(s(y_i, y_j)) from one order; PairRM is not
     antisymmetric, so both orders are averaged. Keeps intransitive preferences as they are.
     """
-    return sigmoid((logits - logits.T) / 2)
+    return sigmoid(symmetrised(logits))
 
 
 def bradley_terry_win_probabilities(logits: Matrix) -> Matrix:
@@ -33,7 +40,7 @@ def bradley_terry_win_probabilities(logits: Matrix) -> Matrix:
     The mean runs over all K, the zero diagonal included, and adds both orders without halving, so a
     transitive preference comes out at twice its logit and an intransitive one is flattened.
     """
-    scores = (logits - logits.T).mean(axis=1)
+    scores = 2 * symmetrised(logits).mean(axis=1)
     return sigmoid(scores[:, None] - scores[None, :])
 
 

@@ -22,7 +22,7 @@ from engine.config.model import PromptsConfig
 from engine.errors import DataError, ModelError
 from engine.prompts.conversations import SYSTEM_COLUMNS, Message, Prompt, to_prompt
 from engine.prompts.files import BadRow, Columns, Row, read_rows
-from engine.schema import PROMPTS, conform
+from engine.schema import NOTHING_GIVEN, PROMPTS, conform
 from engine.seeds import derive_seed
 from engine.watch.text import printable
 
@@ -153,6 +153,7 @@ class _Ingestion:
             "messages": prompt.messages,
             "prompt_text": text,
             "prompt_token_ids": token_ids,
+            **NOTHING_GIVEN,
         }
 
     def _is_refused_duplicate(self, digest: str, where: str) -> bool:

@@ -14,14 +14,15 @@ import pyarrow.compute as pc
 
 from engine.algorithm import Algorithm
 from engine.config.model import RunConfig
+from engine.loop.stages import SCHEMAS, selected_from
 from engine.maths import evaluation
-from engine.maths.preference import pairwise_win_probabilities, win_rates
 from engine.report.summary import IterationSummary, Sample, Summary, WinRate
-from engine.schema import AUDITED, COMPLETIONS, JUDGED, SCORED
+from engine.schema import AUDITED, COMPLETIONS, ELSEWHERE, JUDGED
 from engine.store.run import RunStore
 
 NUM_SAMPLES = 8
 """Answers shown in the report."""
+REFERENCES = {"previous": "the policy at the start of each iteration", "start": "the policy at the start of the run"}
 
 
 def iteration_metrics(store: RunStore, algorithm: Algorithm, t: int) -> dict[str, float]:
@@ -41,11 +42,12 @@ def iteration_metrics(store: RunStore, algorithm: Algorithm, t: int) -> dict[str
 def summarize(store: RunStore, config: RunConfig, status: str, provenance: dict[str, Any]) -> Summary:
     """Everything that the report shows of the run so far."""
     start = store.recorded_digest(0)
-    done = [t for t in range(config.iterations) if store.shards(t, "completions")]
-    evaluator = config.evaluator
-    judge = None
-    if evaluator is not None:
-        judge = evaluator.kind if config.audits else f"{evaluator.kind}, the training scorer itself"
+    done = [t for t in range(config.iterations) if store.shards(t, "referenced")]
+    judge: str | None = None
+    if config.evaluator is not None:
+        judge = config.evaluator.kind
+    elif config.evaluation is not None and config.scorer is not None:
+        judge = f"{config.scorer.kind}, the training scorer itself"
     return Summary(
         name=config.name,
         status=status,
@@ -55,7 +57,7 @@ def summarize(store: RunStore, config: RunConfig, status: str, provenance: dict[
         config=highlights(config),
         provenance=provenance,
         iterations=tuple(_iteration(store, config.algorithm, t) for t in done),
-        samples=tuple(_samples(store, done[-1])) if done else (),
+        samples=tuple(_samples(store, config.algorithm, done[-1])) if done else (),
     )
 
 
@@ -68,10 +70,10 @@ def highlights(config: RunConfig) -> dict[str, Any]:
         "sampling.num_samples": config.sampling.num_samples,
         "sampling.temperature": config.sampling.temperature,
         "sampling.top_p": config.sampling.top_p,
-        "scorer.kind": config.scorer.kind,
+        "scorer.kind": config.scorer.kind if config.scorer else "none",
         "learner.optimizer": f"{optimizer.name}, lr {optimizer.lr:g}",
         "learner.batch_size": config.learner.batch_size,
-        "reference": "the policy at the start of each iteration",
+        "reference": REFERENCES[config.algorithm.reference],
         "seed": config.seed,
     }
 
@@ -81,7 +83,7 @@ def _iteration(store: RunStore, algorithm: Algorithm, t: int) -> IterationSummar
     return IterationSummary(
         iteration=t + 1,
         weights=store.recorded_digest(t + 1),
-        reference=store.recorded_digest(t),
+        reference=store.recorded_digest(0 if algorithm.reference == "start" else t),
         win_rate_start=_win_rate(store, t + 1, "start"),
         win_rate_previous=_win_rate(store, t + 1, "previous"),
         mean_length=_mean_length(store, t + 1),
@@ -94,12 +96,14 @@ def _iteration(store: RunStore, algorithm: Algorithm, t: int) -> IterationSummar
 
 
 def _counts(store: RunStore, algorithm: Algorithm, t: int) -> dict[str, int]:
+    stage = selected_from(algorithm, t)
     total: Counter[str] = Counter()
-    for table in store.tables(t, "scored", SCORED):
+    for table in store.tables(t, stage, SCHEMAS[stage]):
         selection = algorithm.select(table)
         total.update(selection.counts)
         total["rows"] += selection.rows.num_rows
-        total["scorer_truncated"] += pc.sum(table["num_truncated"]).as_py()
+        if "num_truncated" in table.column_names:
+            total["scorer_truncated"] += pc.sum(table["num_truncated"]).as_py()
     return dict(total)
 
 
@@ -129,16 +133,23 @@ def _agreement(store: RunStore, t: int) -> float | None:
     return sum(pc.sum(table["agreements"]).as_py() or 0 for table in tables) / comparable if comparable else None
 
 
-def _samples(store: RunStore, t: int) -> list[Sample]:
-    """Best and worst answers to the first prompts of iteration t, by the scorer."""
+def _samples(store: RunStore, algorithm: Algorithm, t: int) -> list[Sample]:
+    """What iteration t trained on for its first prompts: the answers with the highest and the lowest target."""
     samples: list[Sample] = []
-    for table in store.tables(t, "scored", SCORED):
-        for row in table.slice(0, NUM_SAMPLES - len(samples)).to_pylist():
-            rates = win_rates(pairwise_win_probabilities(np.array(row["pair_logits"])))
-            best, worst = int(rates.argmax()), int(rates.argmin())
-            prompt = row["messages"][-1]["content"]
-            answers = row["answers"]
-            samples.append(Sample(prompt, answers[best], answers[worst], float(rates[best]), float(rates[worst])))
+    stage = selected_from(algorithm, t)
+    for table in store.tables(t, stage, SCHEMAS[stage]):
+        prompts = {row["prompt_id"]: row for row in table.to_pylist()}
+        for row in algorithm.select(table).rows.slice(0, NUM_SAMPLES - len(samples)).to_pylist():
+            prompt, rates = prompts[row["prompt_id"]], row["win_rate"]
+            known = [i for i, index in enumerate(row["answer_index"]) if index != ELSEWHERE]
+            best, worst = max(known, key=rates.__getitem__), min(reversed(known), key=rates.__getitem__)
+            texts = [_text(prompt, row["answer_index"][i]) for i in (best, worst)]
+            samples.append(Sample(prompt["messages"][-1]["content"], texts[0], texts[1], rates[best], rates[worst]))
         if len(samples) == NUM_SAMPLES:
             break
     return samples
+
+
+def _text(prompt: dict[str, Any], index: int) -> str:
+    """The text behind an `answer_index`."""
+    return prompt["answers"][index] if index >= 0 else prompt["given_answers"][-1 - index]

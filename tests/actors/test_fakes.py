@@ -12,7 +12,7 @@ from actors.fakes import END, LETTERS, FakeChat, FakeGenerator, FakeLearner, let
 from engine.algorithms.sppo import SPPO
 from engine.config.model import LearnerConfig, SamplingConfig
 from engine.errors import SchemaError, WeightsError
-from engine.schema import PROMPTS, REFERENCED, ROWS
+from engine.schema import NOTHING_GIVEN, PROMPTS, REFERENCED, ROWS
 from engine.store.weights import weights_digest
 
 CONFIG = LearnerConfig.model_validate({"kind": "fake", "batch_size": 2, "zero_stage": 0, "optimizer": {"lr": 0.1}})
@@ -30,6 +30,7 @@ def prompts(count: int = 3) -> pa.Table:
         "messages": [[{"role": "user", "content": f"q{i}"}] for i in range(count)],
         "prompt_text": [text for text, _ in rendered],
         "prompt_token_ids": [ids for _, ids in rendered],
+        **{name: [[]] * len(rendered) for name in NOTHING_GIVEN},
     }
     return pa.Table.from_pydict(values, PROMPTS)
 
@@ -54,7 +55,6 @@ def rows(answers: list[list[list[int]]]) -> pa.Table:
         "answer_token_ids": answers,
         "win_rate": [[0.9, 0.1]] * count,
         "baseline": [0.5] * count,
-        "weights": ["w"] * count,
     }
     return pa.Table.from_pydict(values, ROWS)
 

@@ -24,7 +24,7 @@ from actors.vllm_engine import Answer, SampleRequest
 from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
 from engine.maths.probe import compare_probe, probe_batch
-from engine.schema import COMPLETIONS, PROMPTS
+from engine.schema import COMPLETIONS, NOTHING_GIVEN, PROMPTS
 from engine.seeds import derive_seed
 from engine.store.weights import seal_weights
 from tests.tiny import make_tiny_policy
@@ -86,7 +86,9 @@ def make_prompts(folder: Path, count: int) -> pa.Table:
         messages = [{"role": "user", "content": f"Question number {i:03d} of the test" + "?" * (i % 3)}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        rows.append({"prompt_id": f"id{i}", "messages": messages, "prompt_text": text, "prompt_token_ids": ids})
+        rows.append(
+            {"prompt_id": f"id{i}", "messages": messages, "prompt_text": text, "prompt_token_ids": ids} | NOTHING_GIVEN
+        )
     return pa.Table.from_pylist(rows, schema=PROMPTS)
 
 

@@ -153,7 +153,6 @@ def rows(sizes: tuple[int, ...]) -> list[pa.Table]:
             "answer_token_ids": [ids(1, 10) for _ in range(n - 1)] + [[] if i == 2 else ids(1, 10)],
             "win_rate": torch.rand(n, generator=generator).double().tolist(),
             "baseline": 0.5,
-            "weights": "digest",
         }
 
     return [

@@ -22,7 +22,7 @@ from actors.pairrm_training import new_pairrm
 from actors.scorers import build_scorer, find_function, plain_text
 from engine.config.model import BlenderConfig, PairRMConfig, RuleConfig
 from engine.errors import ConfigError, ModelError, RoleError, SchemaError
-from engine.schema import COMPLETIONS, SCORED
+from engine.schema import COMPLETIONS, NOTHING_GIVEN, SCORED
 
 WORDS = ["what", "is", "a", "good", "answer", "the", "cat", "runs", "to", "question"]
 ROOM = Room(source=24, answer=16)
@@ -39,6 +39,7 @@ def completions(answers: list[list[str]], contents: list[str] | None = None) -> 
             "messages": [{"role": "user", "content": content}],
             "prompt_text": f"<user> {content} <assistant>",
             "prompt_token_ids": [1, 2],
+            **NOTHING_GIVEN,
             "answers": texts,
             "answer_token_ids": [[3] for _ in texts],
             "answer_logps": [-1.0 for _ in texts],

@@ -9,12 +9,12 @@ import pytest
 
 from engine.errors import WeightsError
 from engine.maths.probe import compare_probe, probe_batch, probe_tolerance
-from engine.schema import PROMPTS
+from engine.schema import NOTHING_GIVEN, PROMPTS
 
 
 def prompts(lengths: list[int]) -> pa.Table:
     rows = [
-        {"prompt_id": f"p{i}", "messages": [], "prompt_text": "", "prompt_token_ids": [i] * n}
+        {"prompt_id": f"p{i}", "messages": [], "prompt_text": "", "prompt_token_ids": [i] * n} | NOTHING_GIVEN
         for i, n in enumerate(lengths)
     ]
     return pa.Table.from_pylist(rows, schema=PROMPTS)

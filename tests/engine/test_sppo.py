@@ -14,7 +14,7 @@ import pytest
 from engine.algorithm import Selection
 from engine.algorithms.sppo import SPPO
 from engine.maths.preference import pairwise_win_probabilities, win_rates
-from engine.schema import ROWS, SCORED, conform
+from engine.schema import NOTHING_GIVEN, ROWS, SCORED, conform
 
 ORACLES = json.loads((Path(__file__).parent / "loss_oracles.json").read_text())
 CASES = {row["case"]: row for row in ORACLES["preferences"]}
@@ -33,6 +33,7 @@ def scored(*logits: list[list[float]], **columns: list[Any]) -> pa.Table:
         "messages": [[{"role": "user", "content": f"question {i}"}] for i in range(len(sizes))],
         "prompt_text": [f"question {i}" for i in range(len(sizes))],
         "prompt_token_ids": [[100 + i] for i in range(len(sizes))],
+        **{name: [[]] * len(sizes) for name in NOTHING_GIVEN},
         "answers": [[f"answer {j}" for j in range(k)] for k in sizes],
         "answer_token_ids": [[[j, 9] for j in range(k)] for k in sizes],
         "answer_logps": [[-1.0] * k for k in sizes],
@@ -40,7 +41,9 @@ def scored(*logits: list[list[float]], **columns: list[Any]) -> pa.Table:
         "seeds": [list(range(k)) for k in sizes],
         "weights": ["w" * 64] * len(sizes),
         "pair_logits": list(logits),
+        "scores": [[]] * len(sizes),
         "num_truncated": [0] * len(sizes),
+        "verdicts": [[]] * len(sizes),
         "scorer": ["test"] * len(sizes),
     }
     return conform(pa.Table.from_pydict(values | columns, SCORED), SCORED, "test")
@@ -52,7 +55,7 @@ def only_row(selection: Selection) -> dict[str, Any]:
 
 
 def expected_counts(**counts: int) -> dict[str, int]:
-    return {"prompts": 1, "ties": 0, "no_pair": 0, "duplicates": 0, "truncated": 0, "empty": 0} | counts
+    return {"prompts": 1, "ties": 0, "no_pair": 0, "missing": 0, "duplicates": 0, "truncated": 0, "empty": 0} | counts
 
 
 @pytest.mark.parametrize("case", CASES)

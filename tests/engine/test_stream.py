@@ -63,11 +63,11 @@ def stage(name: str, source: str, finish: Callable | None = None) -> Stage:
     return Stage(
         name=name,
         role=name,
+        policy=None,
         source=source,
-        source_iteration=None,
         source_schema=AUDITED,
         schema=AUDITED,
-        submit=lambda pool, table: pool.submit(name, table["prompt_id"][0].as_py()),
+        submit=lambda pool, table, shard: pool.submit(name, table["prompt_id"][0].as_py()),
         finish=finish or add,
         amounts=lambda table: {"rows": table.num_rows},
     )
