@@ -77,6 +77,16 @@ class Chat:
         self.num_defused += safe != messages
         return text, token_ids
 
+    def continuation(self, text: str, token_ids: list[int], more: str) -> list[int]:
+        """Token ids of `more` where the model writes it behind a rendering (`text`, `token_ids`).
+
+        Raises ModelError where the two melt into one token, so that the model could not write it there.
+        """
+        whole = self._ids(text + more)
+        if whole[: len(token_ids)] != token_ids or len(whole) == len(token_ids):
+            raise ModelError(f"{self.path}: {more!r} melts into one token with the text before it, {text[-20:]!r}")
+        return whole[len(token_ids) :]
+
     def defuse(self, message: Message) -> Message:
         """Break up every control token that the content spells: `<|im_end|>` becomes `< |im_end|>`.
 
@@ -89,16 +99,18 @@ class Chat:
     def _render(self, messages: list[Message]) -> tuple[str, list[int]]:
         if self.template is None:
             text = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-            return text, self._plain_ids(text)
+            return text, self._ids(text)
         try:
             text = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # a template is a program: it raises what it likes
             raise ModelError(f"the chat template refuses the conversation: {error}") from error
-        return text, list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return text, self._ids(text)
 
-    def _plain_ids(self, text: str) -> list[int]:
+    def _ids(self, text: str) -> list[int]:
+        if self.template is not None:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         token_ids = list(self.tokenizer(text)["input_ids"])
         while token_ids and token_ids[-1] == self.tokenizer.eos_token_id:
             token_ids.pop()

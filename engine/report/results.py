@@ -6,6 +6,7 @@ of roles or of the screen.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from engine.algorithm import Algorithm
 from engine.config.model import RunConfig
 from engine.loop.stages import SCHEMAS, selected_from
 from engine.maths import evaluation
+from engine.report.judges import judge_figures
 from engine.report.summary import IterationSummary, Sample, Summary, WinRate
 from engine.schema import AUDITED, COMPLETIONS, ELSEWHERE, JUDGED
 from engine.store.run import RunStore
@@ -34,7 +36,9 @@ def iteration_metrics(store: RunStore, algorithm: Algorithm, t: int) -> dict[str
                 f"evaluate/win_rate_vs_{against}": rate.value,
                 f"evaluate/win_rate_vs_{against}_low": rate.low,
                 f"evaluate/win_rate_vs_{against}_high": rate.high,
+                "evaluate/num_prompts": rate.num_prompts or 0,
             }
+    figures |= judge_figures(store, t)
     optional = {"evaluate/mean_length": _mean_length(store, t + 1), "score/agreement": _agreement(store, t)}
     return figures | {name: value for name, value in optional.items() if value is not None}
 
@@ -88,6 +92,7 @@ def _iteration(store: RunStore, algorithm: Algorithm, t: int) -> IterationSummar
         win_rate_previous=_win_rate(store, t + 1, "previous"),
         mean_length=_mean_length(store, t + 1),
         agreement=_agreement(store, t),
+        judge=judge_figures(store, t),
         num_prompts=counts.get("prompts"),
         num_rows=counts.get("rows"),
         num_ties=counts.get("ties"),
@@ -111,6 +116,7 @@ def _win_rate(store: RunStore, version: int, against: str) -> WinRate | None:
     rates = [
         rate for table in store.tables(version, "judged", JUDGED) for rate in table[f"win_vs_{against}"].to_pylist()
     ]
+    rates = [rate for rate in rates if not math.isnan(rate)]  # nobody gave a verdict; num_prompts tells how many did
     if not rates:
         return None
     interval = evaluation.bootstrap(np.array(rates))

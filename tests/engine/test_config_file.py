@@ -315,7 +315,7 @@ def test_what_is_missing_says_what_belongs_there():
 
 def test_a_section_without_its_kind_lists_the_kinds(write):
     path = write(MINIMAL.replace("  kind: pairrm\n", ""))
-    assert problems(path) == [f"scorer.kind: missing; expected one of pairrm, rule, llm_blender ({path}:5)"]
+    assert problems(path) == [f"scorer.kind: missing; expected one of pairrm, rule, llm_blender, judge ({path}:5)"]
 
 
 def test_a_value_with_several_types_has_one_message():
