@@ -45,7 +45,7 @@ class Generator:
         """`seed` is the run's; with a `judge` the policy also judges. Raises ConfigError for engine_args that other
         keys decide.
         """
-        check_engine_args(config)
+        check_engine_args(config.engine_args, "generator")
         self._config, self._model, self._sampling, self._seed = config, model, sampling, seed
         self._judge = judge
         self._replies: VLLMReplies | None = None

@@ -60,11 +60,11 @@ class Answer:
     finish_reason: str | None
 
 
-def check_engine_args(config: GeneratorConfig) -> None:
-    """Raise ConfigError for entries of generator.engine_args that Kumite itself decides."""
-    clashes = sorted(RESERVED_ARGS & config.engine_args.keys())
+def check_engine_args(engine_args: dict[str, Any], section: str) -> None:
+    """Raise ConfigError for entries of `section`.engine_args that Kumite itself decides."""
+    clashes = sorted(RESERVED_ARGS & engine_args.keys())
     if clashes:
-        raise ConfigError([f"generator.engine_args.{name}: decided by other keys; remove it" for name in clashes])
+        raise ConfigError([f"{section}.engine_args.{name}: decided by other keys; remove it" for name in clashes])
 
 
 class VLLMEngine:

@@ -22,6 +22,7 @@ from engine.store.weights import weights_digest
 if TYPE_CHECKING:
     from actors.judge import Judge
 
+SECTION = "scorer.server"
 NOT_ASKED = Reply(())
 OVERLONG = Reply((), overlong=True)
 
@@ -108,7 +109,7 @@ class VLLMModel:
             kv_cache_gib=server.kv_cache_gib,
             engine_args=server.engine_args,
         )
-        check_engine_args(self._config)
+        check_engine_args(server.engine_args, SECTION)
         self._engine: VLLMEngine | None = None
         self._replies: VLLMReplies | None = None
         self._folder = ""
@@ -126,7 +127,7 @@ class VLLMModel:
         model = ModelConfig(
             path=self._folder, **server.model_dump(include={"dtype", "chat_template", "trust_remote_code"})
         )
-        chat = Chat(model)
+        chat = Chat(model, SECTION)
         if self._engine is None:
             sampling = SamplingConfig(max_prompt_tokens=config.max_prompt_tokens, max_new_tokens=config.reply_tokens)
             self._engine = VLLMEngine(self._folder, self._config, model, sampling, self._judge.seed)
@@ -178,6 +179,6 @@ def _local(server: VLLMServer) -> Path:
         return Path(snapshot_download(server.path, revision=server.revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"scorer.server.path = {server.path}: neither a folder here nor to be had from the hub "
+            f"{SECTION}.path = {server.path}: neither a folder here nor to be had from the hub "
             f"({type(error).__name__}: {error})"
         ) from error

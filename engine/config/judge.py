@@ -75,8 +75,9 @@ class JudgeConfig(ReplicasConfig):
     max_new_tokens: PositiveInt = 512
     """pointwise: room for one judgement; one that is cut before its score counts as missing."""
     min_score: float = 0.0
+    """pointwise: the lowest score of the prompt's scale; one below it counts as missing."""
     max_score: float = 5.0
-    """pointwise: a score outside min_score to max_score counts as missing."""
+    """pointwise: the highest score of the prompt's scale; one above it counts as missing."""
     max_prompt_tokens: PositiveInt = 4096
     """Room for the filled-in prompt; a longer one is not asked, and counts as truncated and missing."""
     canary: str | None = CANARY
