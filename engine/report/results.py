@@ -36,8 +36,9 @@ def iteration_metrics(store: RunStore, algorithm: Algorithm, t: int) -> dict[str
                 f"evaluate/win_rate_vs_{against}": rate.value,
                 f"evaluate/win_rate_vs_{against}_low": rate.low,
                 f"evaluate/win_rate_vs_{against}_high": rate.high,
-                "evaluate/num_prompts": rate.num_prompts or 0,
             }
+    if (missing := _missing_rate(store, t + 1)) is not None:
+        figures["evaluate/missing_rate"] = missing
     figures |= judge_figures(store, t)
     optional = {"evaluate/mean_length": _mean_length(store, t + 1), "score/agreement": _agreement(store, t)}
     return figures | {name: value for name, value in optional.items() if value is not None}
@@ -113,14 +114,24 @@ def _counts(store: RunStore, algorithm: Algorithm, t: int) -> dict[str, int]:
 
 
 def _win_rate(store: RunStore, version: int, against: str) -> WinRate | None:
-    rates = [
-        rate for table in store.tables(version, "judged", JUDGED) for rate in table[f"win_vs_{against}"].to_pylist()
-    ]
-    rates = [rate for rate in rates if not math.isnan(rate)]  # nobody gave a verdict; num_prompts tells how many did
+    """Over the held-out prompts on which there is a verdict; `_missing_rate` tells of the others."""
+    rates = [rate for rate in _judged(store, version, against) if not math.isnan(rate)]
     if not rates:
         return None
     interval = evaluation.bootstrap(np.array(rates))
     return WinRate(interval.mean, interval.low, interval.high, len(rates))
+
+
+def _missing_rate(store: RunStore, version: int) -> float | None:
+    """Share of held-out prompts on which the evaluator gave no verdict against the start."""
+    rates = _judged(store, version, "start")
+    return sum(map(math.isnan, rates)) / len(rates) if rates else None
+
+
+def _judged(store: RunStore, version: int, against: str) -> list[float]:
+    return [
+        rate for table in store.tables(version, "judged", JUDGED) for rate in table[f"win_vs_{against}"].to_pylist()
+    ]
 
 
 def _mean_length(store: RunStore, version: int) -> float | None:
