@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from engine.algorithm import Algorithm
-from engine.config.model import RunConfig
+from engine.config.judge import JudgeConfig
+from engine.config.model import RunConfig, ScorerConfig
 from engine.loop.stages import SCHEMAS, selected_from
 from engine.maths import evaluation
 from engine.report.judges import judge_figures
@@ -50,9 +51,9 @@ def summarize(store: RunStore, config: RunConfig, status: str, provenance: dict[
     done = [t for t in range(config.iterations) if store.shards(t, "referenced")]
     judge: str | None = None
     if config.evaluator is not None:
-        judge = config.evaluator.kind
+        judge = _in_words(config.evaluator)
     elif config.evaluation is not None and config.scorer is not None:
-        judge = f"{config.scorer.kind}, the training scorer itself"
+        judge = f"{_in_words(config.scorer)}, the training scorer itself"
     return Summary(
         name=config.name,
         status=status,
@@ -75,12 +76,20 @@ def highlights(config: RunConfig) -> dict[str, Any]:
         "sampling.num_samples": config.sampling.num_samples,
         "sampling.temperature": config.sampling.temperature,
         "sampling.top_p": config.sampling.top_p,
-        "scorer.kind": config.scorer.kind if config.scorer else "none",
+        "scorer.kind": _in_words(config.scorer) if config.scorer else "none",
         "learner.optimizer": f"{optimizer.name}, lr {optimizer.lr:g}",
         "learner.batch_size": config.learner.batch_size,
         "reference": REFERENCES[config.algorithm.reference],
         "seed": config.seed,
     }
+
+
+def _in_words(scorer: ScorerConfig) -> str:
+    """The kind of a scorer; for an LLM judge its mode and model too."""
+    if not isinstance(scorer, JudgeConfig):
+        return scorer.kind
+    model = scorer.server.model_dump().get("path", "the policy itself")
+    return f"{scorer.kind} ({scorer.mode}, {model})"
 
 
 def _iteration(store: RunStore, algorithm: Algorithm, t: int) -> IterationSummary:

@@ -17,10 +17,10 @@ import pytest
 
 from actors.chat import Chat
 from actors.generator import Generator
-from actors.judge import Judge, choice_logit, parse_score
+from actors.judge import Judge, JudgeScorer, choice_logit, parse_score
 from actors.judge_model import Question, Reply
 from actors.judge_prompts import draw_mark, read_judge_prompt
-from actors.vllm_judge import VLLMReplies
+from actors.vllm_judge import VLLMModel, VLLMReplies, _chosen
 from engine.config.judge import JudgeConfig
 from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, ModelError, RoleError
@@ -352,7 +352,45 @@ def test_the_id_names_everything_that_changes_a_verdict() -> None:
     assert make_judge("pointwise").id("vllm:0123").endswith(":n=3:temperature=0.7:tokens=512:range=0..5:room=4096")
 
 
-# With a real vLLM
+# vLLM
+
+
+def test_log_probabilities_are_divided_among_the_choices() -> None:
+    """Raw ones sum to less than 1: 0.03 and 0.01 of everything that the model might say are 3/4 and 1/4."""
+    reply = _chosen(("A", "B"), (math.log(0.01), math.log(0.03)))
+    assert reply.texts == ("B",)
+    assert reply.choice_logps == pytest.approx({"A": math.log(0.25), "B": math.log(0.75)})
+    assert _chosen(("A", "B"), (-math.inf, -math.inf)) == Reply(())
+    assert _chosen(("A", "B"), (-math.inf, -900.0)).choice_logps == {"A": -math.inf, "B": 0.0}
+
+
+def test_engine_arguments_that_other_keys_decide_are_refused_by_their_own_name(tmp_path: Path) -> None:
+    server = {"kind": "vllm", "path": "x", "engine_args": {"seed": 1, "max_num_seqs": 4}}
+    config = JudgeConfig(server=server, prompt=str(SHIPPED / "pairwise.txt"))
+    with pytest.raises(ConfigError, match=r"scorer\.server\.engine_args\.seed: decided by other keys") as caught:
+        VLLMModel(config.server, Judge(config, read_judge_prompt(config), 0))
+    assert len(caught.value.problems) == 1
+
+
+def test_a_judge_that_was_not_started_says_so() -> None:
+    config = JudgeConfig(server={"kind": "vllm", "path": "x"}, prompt=str(SHIPPED / "pairwise.txt"))
+    judge = Judge(config, read_judge_prompt(config), 0)
+    with pytest.raises(RoleError, match="no model is loaded; call start"):
+        VLLMModel(config.server, judge).reply([])
+    idle = JudgeScorer(judge)
+    idle.sleep()
+    with pytest.raises(RoleError, match="no model is loaded; call start"):
+        idle._verdicts([])
+
+
+def test_building_a_judge_loads_neither_torch_nor_vllm() -> None:
+    code = (
+        "import sys; from actors.scorers import build_scorer; from engine.config.judge import JudgeConfig;"
+        "config = JudgeConfig(server={'kind': 'vllm', 'path': 'x'}, prompt='recipes/judges/pairwise.txt');"
+        "build_scorer(config, 3).sleep(); assert not {'torch', 'vllm', 'transformers', 'ray'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
 
 CHOICES_PROMPT = "[system]\nYou compare.\n[user]\n{instruction}\n{answer_a}\n{answer_b}\nReply A or B.\n"
 POINTS_PROMPT = "{instruction}\n{answer}\nSay something.\n"
