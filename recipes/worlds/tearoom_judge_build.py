@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import DataError, KumiteError
 from engine.seeds import derive_seed
-from recipes._small import conversation, new_llama, sft_trainer
+from recipes._small import CHAT_TEMPLATE, conversation, new_llama, sft_trainer
 from recipes.worlds import tearoom, tearoom_judge
 from recipes.worlds.tearoom_build import write_prompts, write_world
 from recipes.worlds.tearoom_models import POLICY_TOKENS, measure, word_tokenizer
@@ -98,6 +98,7 @@ def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, 
     judge_prompt = _judge_prompt()
     texts = [*tearoom.texts(), *tearoom_judge.texts(), _asked(judge_prompt, 0, "Good morning!", "What?")]
     tokenizer = word_tokenizer(POLICY_TOKENS, ["<|user|>", "<|assistant|>"], texts)
+    tokenizer.chat_template = CHAT_TEMPLATE
     rows = [*_instructions(split, settings), *_judgements(split, settings, judge_prompt)]
     random.Random(derive_seed(settings.seed, "examples")).shuffle(rows)
     model = new_llama(
