@@ -103,6 +103,7 @@ class FakeGenerator:
             finish_reasons=[["stop" if answer[-1:] == [END] else "length" for answer in row] for row in ids],
             seeds=seeds,
             weights=[self._digest] * prompts.num_rows,
+            num_own=[k] * prompts.num_rows,
         )
 
     def sleep(self) -> None:
