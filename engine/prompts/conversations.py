@@ -84,7 +84,7 @@ def conversation_of(row: dict[str, Any], column: str) -> tuple[list[Message], li
 
 
 def with_system(row: dict[str, Any], messages: list[Message], column: str, notes: list[str]) -> list[Message]:
-    """Put the row's system column, where it has one, before `messages`. Raises Unusable where they begin with another."""
+    """Put the row's system column, where it has one, before `messages`. Raises Unusable where each has one."""
     system = next((s for name in SYSTEM_COLUMNS if isinstance(s := row.get(name), str) and s), None)
     if not system or column in SYSTEM_COLUMNS:
         return messages

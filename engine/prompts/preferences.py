@@ -17,7 +17,6 @@ from engine.prompts.conversations import (
     Unusable,
     asking,
     conversation_of,
-    message_of,
     text_of,
     turns_of,
     user_turn,
@@ -51,7 +50,8 @@ def to_given(row: Row, layout: Layout) -> Prompt | BadRow:
 
 def _pair(row: dict[str, Any], layout: Layout) -> Given:
     """Two completions of a prompt, or two conversations that begin with it; both at once have to agree."""
-    sides, notes = [row[name] for name in layout.answers], []
+    sides: list[Any] = [row[name] for name in layout.answers]
+    notes: list[str] = []
     if [isinstance(side, str) for side in sides].count(True) == 1:
         raise Unusable(f"chosen holds {kind(sides[0])} and rejected {kind(sides[1])}; expected the same of both")
     stated: list[Message] = []
@@ -128,7 +128,9 @@ def _arena(row: dict[str, Any], layout: Layout) -> Given:
         messages.append(user_turn(text_of(questions[i], f"{names[0]}[{i}]")))
         if i < turns - 1:
             messages.append({"role": "assistant", "content": text_of(first[i], f"{names[1]}[{i}]")})
-    answers = [text_of(side[turns - 1], f"{name}[{turns - 1}]") for name, side in zip(names[1:], (first, second), strict=True)]
+    answers = [
+        text_of(side[turns - 1], f"{name}[{turns - 1}]") for name, side in zip(names[1:], (first, second), strict=True)
+    ]
     won = [label_of(row.get(name), name) for name in WINNERS]
     if sum(won) != 1:
         raise Unusable(f"{', '.join(WINNERS)} are {[int(one) for one in won]}; expected exactly one 1")

@@ -5,7 +5,6 @@ Knows whole texts of preference sets, HH-RLHF's transcripts among them, and noth
 
 from __future__ import annotations
 
-import os
 import re
 from itertools import zip_longest
 
@@ -24,12 +23,18 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     answers; but two answers that begin with the same letters keep them ("cat" and "car" part before the c).
     Raises Unusable where nothing is shared.
     """
-    shared = os.path.commonprefix([chosen, rejected])
+    shared = chosen[: _num_shared(chosen, rejected)]
     cut = len(shared) - len(re.split(r"\s", shared)[-1])
     cut -= chosen[cut - 1 : cut] == " "
     if not chosen[:cut].strip():
         raise Unusable("chosen and rejected share no beginning that could be the prompt, and no column holds one")
     return chosen[:cut], chosen[cut:], rejected[cut:]
+
+
+def _num_shared(first: str, second: str) -> int:
+    """Characters that both begin with."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def transcript(text: str) -> list[Message]:
@@ -52,7 +57,7 @@ def difference(first: list[Message], second: list[Message]) -> str:
             return f"one has {len(first)} turns, the other {len(second)}"
         if one["role"] != other["role"]:
             return f"turn {number} is the {one['role']}'s in one, the {other['role']}'s in the other"
-        at = len(os.path.commonprefix([one["content"], other["content"]]))
+        at = _num_shared(one["content"], other["content"])
         start = max(0, at - SHOWN)
         shown = (repr(turn["content"][start : at + SHOWN]) for turn in (one, other))
         return f"turn {number} at character {at + 1}: {' and '.join(shown)}"

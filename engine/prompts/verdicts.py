@@ -38,7 +38,9 @@ def rates_of_pair(row: dict[str, Any], answers: list[str], notes: list[str]) -> 
     if high is None or low is None:
         return [1.0, 0.0]
     if high < low:
-        raise Unusable(f"{names[0]} = {high:g} is below {names[1]} = {low:g}; expected the chosen answer's to be higher")
+        raise Unusable(
+            f"{names[0]} = {high:g} is below {names[1]} = {low:g}; expected the chosen answer's to be higher"
+        )
     notes += ["ties"] * (high == low)
     return [0.5, 0.5] if high == low else [1.0, 0.0]
 
