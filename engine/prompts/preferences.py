@@ -123,20 +123,24 @@ def _arena(row: dict[str, Any], layout: Layout) -> Given:
     turns = len(questions)
     if turns > 1 and first[:-1] != second[:-1]:
         turns, notes = 1, ["first_turn"]
-    messages: list[Message] = []
-    for i in range(turns):
+    messages = [user_turn(text_of(questions[0], f"{names[0]}[0]"))]
+    for i in range(1, turns):
+        messages.append({"role": "assistant", "content": text_of(first[i - 1], f"{names[1]}[{i - 1}]")})
         messages.append(user_turn(text_of(questions[i], f"{names[0]}[{i}]")))
-        if i < turns - 1:
-            messages.append({"role": "assistant", "content": text_of(first[i], f"{names[1]}[{i}]")})
-    answers = [
-        text_of(side[turns - 1], f"{name}[{turns - 1}]") for name, side in zip(names[1:], (first, second), strict=True)
-    ]
+    last = turns - 1
+    answers = [text_of(first[last], f"{names[1]}[{last}]"), text_of(second[last], f"{names[2]}[{last}]")]
+    winner = _winner(row)
+    if winner is None:
+        return messages, answers, [0.5, 0.5], [*notes, "ties"]
+    return messages, [answers[winner], answers[1 - winner]], [1.0, 0.0], notes
+
+
+def _winner(row: dict[str, Any]) -> int | None:
+    """0 for response_a, 1 for response_b, None for a tie."""
     won = [label_of(row.get(name), name) for name in WINNERS]
     if sum(won) != 1:
         raise Unusable(f"{', '.join(WINNERS)} are {[int(one) for one in won]}; expected exactly one 1")
-    if won[2]:
-        return messages, answers, [0.5, 0.5], [*notes, "ties"]
-    return messages, answers if won[0] else answers[::-1], [1.0, 0.0], notes
+    return None if won[2] else won.index(True)
 
 
 def _json_turns(value: Any, name: str) -> list[Any]:
