@@ -59,6 +59,10 @@ class FakeChat:
         text = messages[-1]["content"]
         return text, list(text.encode())
 
+    def answer_ids(self, messages: list[dict[str, str]], answer: str) -> list[int]:
+        """The letters a to h as 0 to 7, any other character as one of them, and END."""
+        return [*((ord(character) - ord("a")) % len(LETTERS) for character in answer), END]
+
 
 class FakeGenerator:
     """Answers with up to six letters; an answer ends by itself unless it runs into max_new_tokens."""
