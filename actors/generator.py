@@ -153,6 +153,7 @@ class Generator:
             # vLLM gives sample i of a request the seed `seed + i` (v1/engine/parallel_sampling.py).
             seeds=[[seed + i for i in range(count)] for seed in seeds],
             weights=[self._serving] * len(names),
+            num_own=[count] * len(names),
         )
 
     def identify(self) -> str:

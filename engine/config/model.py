@@ -20,7 +20,8 @@ class ModelConfig(Section):
     """The policy that the run starts from."""
 
     path: str
-    """Folder or hub id of a causal language model with safetensors weights."""
+    """Folder or hub id of a causal language model with safetensors weights; "tiny": an untrained one of 0.1 million
+    parameters is made in the run's folder, for trying the engines."""
     revision: str | None = None
     """Hub revision; pin it when trust_remote_code is on."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -44,6 +45,8 @@ class PromptsConfig(Section):
     """Split of a hub data set."""
     column: str | None = None
     """Column with the prompt (text or chat messages); null: prompt, messages, instruction or question."""
+    format: Literal["pair", "arena", "labelled", "completion", "conversation", "kumite"] | None = None
+    """How the source brings answers along, where an algorithm wants them; null: as its columns say."""
     use: Literal["parts", "all"] = "parts"
     """parts: disjoint parts, one per iteration, as in the paper; all: every prompt in every iteration."""
     limit: PositiveInt | None = None
@@ -58,6 +61,10 @@ class PromptsConfig(Section):
     """The same prompt again; kept ones get ids and seeds of their own."""
     on_overlong: Literal["error", "drop"] = "error"
     """Prompts of more than sampling.max_prompt_tokens tokens."""
+    on_identical: Literal["drop", "error"] = "drop"
+    """Preference pairs whose two answers are the same."""
+    on_long_answer: Literal["truncate", "drop", "error"] = "truncate"
+    """Rows with an answer of more than sampling.max_new_tokens tokens; truncate keeps its start, without EOS."""
 
 
 class SamplingConfig(Section):

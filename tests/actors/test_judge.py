@@ -20,6 +20,7 @@ from actors.generator import Generator
 from actors.judge import Judge, JudgeScorer, choice_logit, parse_score
 from actors.judge_model import Question, Reply
 from actors.judge_prompts import draw_mark, read_judge_prompt
+from actors.tiny_policy import make_tiny_policy
 from actors.vllm_judge import VLLMModel, VLLMReplies, _chosen
 from engine.config.judge import JudgeConfig
 from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
@@ -28,7 +29,6 @@ from engine.maths.preference import pairwise_win_probabilities
 from engine.schema import COMPLETIONS, NOTHING_GIVEN
 from engine.seeds import derive_seed
 from engine.store.weights import seal_weights
-from tests.tiny import make_tiny_policy
 
 RUN_SEED = 7
 SHIPPED = Path(__file__).parents[2] / "recipes" / "judges"
@@ -455,6 +455,7 @@ def completions(rows: list[dict[str, Any]]) -> pa.Table:
             "finish_reasons": ["stop"] * len(one["answers"]),
             "seeds": [0] * len(one["answers"]),
             "weights": "digest",
+            "num_own": len(one["answers"]),
         }
         for one in rows
     ]
