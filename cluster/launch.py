@@ -65,7 +65,9 @@ def _pools(config: RunConfig, spawn: Callable[[str, Callable[[int], Factory]], S
 def _generator(config: RunConfig) -> Factory:
     if config.generator.kind == "fake":
         return partial(fakes.FakeGenerator, config.sampling, config.seed)
-    return partial(Generator, config.generator, config.model, config.sampling, config.seed)
+    return partial(
+        Generator, config.generator, config.model, config.sampling, config.seed, lora_rank=config.served_rank
+    )
 
 
 def _learner(config: RunConfig, rank: int) -> Factory:

@@ -81,7 +81,13 @@ class ClusterRoles:
         """Deliver the weights; every replica proves them on the probe batch, replacements too."""
         batch = self._probe
         gaps = self._pools["generator"].tell(
-            "deliver", str(policy.folder), policy.digest, batch.prompt_token_ids, batch.answer_token_ids, policy.probe
+            "deliver",
+            str(policy.folder),
+            policy.digest,
+            batch.prompt_token_ids,
+            batch.answer_token_ids,
+            policy.probe,
+            _base(policy),
         )
         many = "1 generator; its" if len(gaps) == 1 else f"{len(gaps)} generators; their"
         self._note(
@@ -96,7 +102,7 @@ class ClusterRoles:
         self._start("evaluator")
 
     def _prepare_learner(self, policy: Policy) -> None:
-        self._pools["learner"].tell("open", str(policy.folder))
+        self._pools["learner"].tell("open", str(policy.folder), _base(policy), policy.version)
 
     def _start(self, role: str) -> None:
         """Load the scorers; all replicas, in all sessions of a run, must be the same one."""
@@ -111,3 +117,7 @@ class ClusterRoles:
             pool.ask("sleep")
         else:
             pool.retire()
+
+
+def _base(policy: Policy) -> str | None:
+    return str(policy.base) if policy.base else None
