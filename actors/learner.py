@@ -298,11 +298,12 @@ class Learner:
     def save_weights(
         self, folder: str, step: int, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]
     ) -> list[list[float]]:
-        """Advance to `step`, write the policy as a complete model folder or as an adapter, and return `probe` of it.
+        """Advance to `step`, write the policy as a whole model or an adapter of it, and return `probe` of it.
 
         Rank 0 writes, all ranks call. safetensors in model.dtype; a whole model with the config, the tokenizer
-        and the chat template of the folder that was opened, an adapter in PEFT's format. Returns on every rank once the files are there; the
-        log-probabilities come from the weights in memory, so they prove the files to whoever loads them.
+        and the chat template of the folder that was opened, an adapter in PEFT's format. Returns on every rank
+        once the files are there; the log-probabilities come from the weights in memory, so they prove the files
+        to whoever loads them.
         """
         self._require_engine()
         if self._done < step:

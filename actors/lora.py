@@ -14,7 +14,7 @@ from torch import nn
 
 from engine.config.lora import LoRAConfig
 from engine.errors import ModelError, WeightsError
-from engine.store.adapters import A, B, PREFIX, WEIGHTS, read_adapter
+from engine.store.adapters import PREFIX, WEIGHTS, A, B, read_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,11 +123,11 @@ def _check_layers(model: PreTrainedModel, config: LoRAConfig) -> None:
     named = config.target_modules if isinstance(config.target_modules, list) else []
     missing = [t for t in named if not any(n == t or n.endswith(f".{t}") for n in adapted)]
     if missing:
-        linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        inside = sorted(linear - {"lm_head", "base_layer", TRAINED, FROZEN})
+        linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not outer[0]]
+        inside = {n.rpartition(".")[2] for n in [*linear, *adapted]} - {"base_layer", TRAINED, FROZEN}
         raise ModelError(
-            f"learner.lora.target_modules: {type(model).__name__} has no layer {', '.join(missing)}; its other linear "
-            f"layers are {', '.join(inside)}"
+            f"learner.lora.target_modules: {type(model).__name__} has no layer {', '.join(missing)}; its linear layers "
+            f"are {', '.join(sorted(inside))}"
         )
 
 

@@ -41,8 +41,9 @@ def refuse_adapter(folder: str | Path, key: str) -> None:
     if is_adapter(folder):
         base = _read(Path(folder) / CONFIG).get("base_model_name_or_path")
         raise ModelError(
-            f"{key} = {folder} is a PEFT adapter of {base}, expected a whole model; merge it first (PEFT's "
-            f"merge_and_unload() and save_pretrained(), or `kumite merge RUN OUTPUT` for a run's own) and name that folder"
+            f"{key} = {folder} is a PEFT adapter of {base}, expected a whole model; merge it first "
+            f"(`kumite merge RUN OUTPUT` for a run's own, else PEFT's merge_and_unload() and save_pretrained()) and "
+            f"name that folder"
         )
 
 
@@ -54,8 +55,8 @@ def read_adapter(folder: str | Path) -> Adapter:
         return Adapter(int(config["r"]), float(config["lora_alpha"]), str(base["digest"]))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{folder}: not an adapter that a learner of Kumite saved ({type(error).__name__}: {error}); expected r and "
-            f"lora_alpha in {CONFIG} and the base model's digest in {BASE}"
+            f"{folder}: not an adapter that a learner of Kumite saved ({type(error).__name__}: {error}); expected r "
+            f"and lora_alpha in {CONFIG} and the base model's digest in {BASE}"
         ) from error
 
 
