@@ -80,7 +80,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Base, two adapters far from it, one so small that greedy texts stay the same, and one of a higher rank."""
     root = tmp_path_factory.mktemp("adapters")
     base = make_tiny_policy(root / "base", 0)
-    made = {"one": (1, 0.03, 4), "two": (2, 0.03, 4), "tiny": (3, 1e-3, 4), "grown": (4, 0.03, 12)}
+    made = {"one": (1, 0.03, 4), "two": (2, 0.03, 4), "tiny": (3, 1e-4, 4), "grown": (4, 0.03, 12)}
     return {"base": base} | {name: make_adapter(base, root / name, *how) for name, how in made.items()}
 
 
