@@ -50,7 +50,7 @@ class Versions:
         policy = load_policy(self.model, self._whole, config.logits_chunk, config.gradient_checkpointing, quantize)
         if lora is not None:
             adapt(policy.model, lora, folder if base else None, seed)
-        return policy.train()
+        return policy
 
     def save(self, policy: PolicyModule, folder: Path, keep: bool) -> None:
         """Write the version as it is now; only where `keep` is true."""
