@@ -109,16 +109,16 @@ class Generator:
                     f"generator: {folder} is an adapter, but this engine serves whole models (lora_rank = 0)"
                 )
             return
-        if self._base is None:
-            self._base = digest if base is None else weights_digest(base)
-        if base is None and digest != self._base:
+        known = self._base or (digest if base is None else weights_digest(base))
+        if base is not None:
+            check_base(folder, known)
+            self._check_rank(folder)
+        elif digest != known:
             raise WeightsError(
-                f"{folder}: whole model {digest[:12]}, but this generator serves adapters of {self._base[:12]}; "
+                f"{folder}: whole model {digest[:12]}, but this generator serves adapters of {known[:12]}; "
                 f"deliver an adapter of that one, or start another generator"
             )
-        if base is not None:
-            check_base(folder, self._base)
-            self._check_rank(folder)
+        self._base = known
 
     def _check_rank(self, folder: str) -> None:
         rank = read_adapter(folder).rank

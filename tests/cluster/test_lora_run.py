@@ -5,7 +5,6 @@ One vLLM starts, in the run that is killed while its second iteration trains; wh
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from engine.store.adapters import read_adapter
 from engine.store.run import RunStore
 from engine.watch.metrics_file import read_metrics
 from tests.cluster.drivers import committed, sppo, until
-from tests.cluster.worlds import make_world, real_values, write_config
+from tests.cluster.worlds import NUM_STEPS, make_world, real_values, write_config
 
 pytestmark = pytest.mark.real
 
@@ -100,15 +99,15 @@ def test_each_iteration_starts_from_a_log_ratio_of_exactly_zero(finished: Run) -
     steps = [r for r in read_metrics(finished.folder / "metrics.jsonl") if r["kind"] == "step"]
     assert {r["iteration"] for r in steps} == {1, 2}
     for record in steps:
-        assert (record["log_ratio/max_abs"] == 0.0) == (record["step"] == 1)
+        assert record["log_ratio/max_abs"] == 0.0 or record["step"] > 1
+        assert record["log_ratio/max_abs"] > 0.0 or record["step"] < NUM_STEPS
 
 
 def test_an_iteration_that_nobody_disturbed_ends_with_the_same_digest(finished: Run, tmp_path: Path) -> None:
     again = Path(shutil.copytree(finished.folder, tmp_path / "runs/lora"))
-    records = [json.loads(line) for line in (again / "manifest.jsonl").read_text().splitlines()]
-    trained = next(i for i, r in enumerate(records) if r["kind"] == "checkpoint" and r["iteration"] == 1)
-    kept = (again / "manifest.jsonl").read_text().splitlines(keepends=True)[:trained]
-    (again / "manifest.jsonl").write_text("".join(kept))
+    lines = (again / "manifest.jsonl").read_text().splitlines(keepends=True)
+    trains = next(i for i, line in enumerate(lines) if '"kind":"checkpoint"' in line and '"iteration":1' in line)
+    (again / "manifest.jsonl").write_text("".join(lines[:trains]))
     with sppo(tmp_path / "log", "--config", str(finished.config), f"output={tmp_path / 'runs'}") as driver:
         assert driver.wait() == 0, driver.output
     assert "the learner continues" not in driver.output
