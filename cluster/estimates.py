@@ -135,7 +135,8 @@ def disk_bytes(config: RunConfig, parameters: float | None) -> dict[str, float]:
     size, learner, dtype = parameters or 0.0, config.learner, config.model.dtype
     trained = trained_parameters(config, parameters) or 0.0
     prompts = (prompts_per_iteration(config) or 0) * config.iterations
-    answers = prompts * config.sampling.num_samples * config.sampling.max_new_tokens
+    sampled = config.sampling.num_samples if "completions" in config.algorithm.stages(0) else 0
+    answers = prompts * (sampled + config.algorithm.given) * config.sampling.max_new_tokens
     return {
         "weights": _saved_parameters(config, size, trained) * BYTES[dtype],
         "two learner checkpoints": 2 * trained * (BYTES[dtype] + optimizer_bytes(learner, dtype)),
