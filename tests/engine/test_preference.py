@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,9 @@ from engine.maths.preference import (
     sigmoid,
     win_rates,
 )
+from tests.oracles import ORACLES
 
-ORACLES = json.loads((Path(__file__).parent / "loss_oracles.json").read_text())
-CASES = {row["case"]: row for row in ORACLES["preferences"]}
+CASES = {row["case"]: row for row in ORACLES["pairrm_to_sppo"]}
 ESTIMATORS = [pairwise_win_probabilities, bradley_terry_win_probabilities]
 
 matrices = st.integers(2, 7).flatmap(lambda k: arrays(np.float64, (k, k), elements=st.floats(-50, 50)))
