@@ -89,6 +89,7 @@ def test_the_order_of_the_answers_does_not_matter(estimator, logits, seed):
 def test_enormous_logits_become_certainties_and_never_warn():
     with np.errstate(all="raise", under="ignore"):
         assert sigmoid(np.array([-1e308, -800.0, 0.0, 800.0, 1e308])).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+        assert np.isnan(sigmoid(np.array([math.nan]))).all()
 
 
 @pytest.mark.parametrize("row", ORACLES["log_partition"][1:], ids=lambda row: f"eta={row['beta']:g}")
