@@ -15,8 +15,9 @@ Vector = NDArray[np.float64]
 
 
 def sigmoid(x: Matrix) -> Matrix:
-    """Logistic function without overflow at either end."""
-    return np.exp(-np.logaddexp(0.0, -x))
+    """Logistic function without overflow at either end; NaN, which is no verdict, stays NaN without a warning."""
+    with np.errstate(invalid="ignore"):
+        return np.exp(-np.logaddexp(0.0, -x))
 
 
 def symmetrised(logits: Matrix) -> Matrix:
