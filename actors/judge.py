@@ -34,14 +34,14 @@ ALONE = -1
 """`other` of engine.schema.VERDICT where the judge saw one answer."""
 
 _SCORE = re.compile(
-    r"^[\s>#*_`-]*(?:(?:final|total|overall)\s+)?score[\s*_`]*[:=][\s*_`<]*"
+    r"(?<!\w)score[\s*_`]*[:=][\s*_`<]*"
     r"(?P<score>[+-]?\d+(?:\.\d+)?)[\s*_`>]*(?:(?:/|out\s+of)[\s*_`]*(?P<of>\d+(?:\.\d+)?))?[\s*_`.]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 
 
 def parse_score(text: str, low: float, high: float) -> float:
-    """The number of the last line of the form "Score: n" in a judge's reply; NaN if none is from `low` to `high`.
+    """The number of the last line in a judge's reply that ends in "Score: n"; NaN if it is not from `low` to `high`.
 
     Markdown around it does not matter, nor does "n/5" or "n out of 5" where 5 is `high`; another scale is unreadable.
     """
