@@ -109,7 +109,10 @@ def exo_pair(pairs: Pairs, *, beta: float = 0.1, label_smoothing: float = 1e-3) 
 
 
 def discopop(pairs: Pairs, *, beta: float = 0.1, tau: float = 0.05) -> Tensor:
-    """-log sg(z) (1 - m) + e^-z m, m = sg(z / tau), z = beta D. DiscoPOP (2406.08414); not convex, tau < 1."""
+    """-log sg(z) (1 - m) + e^-z m, m = sg(z / tau), z = beta D. DiscoPOP (2406.08414); tau < 1.
+
+    Not convex: for tau below 0.1 it rises in D at D = 0, so that the very first steps narrow the margin.
+    """
     z = beta * pairs.margin
     # e^-z overflows only where m vanishes: one exponential of the sum instead of their product.
     return softplus(-z) * (-z / tau).sigmoid() + (-z - softplus(-z / tau)).exp()
