@@ -34,10 +34,11 @@ class Chat:
     where the template fails on a plain question or leaves its text out.
     """
 
-    def __init__(self, config: ModelConfig):
-        self.path = config.path
+    def __init__(self, config: ModelConfig, section: str = "model"):
+        """`section`: where in the configuration the model stands, for messages."""
+        self.path, self._section = config.path, section
         self.tokenizer = _load_tokenizer(config)
-        self.template = _load_template(config, self.tokenizer)
+        self.template = _load_template(config, self.tokenizer, section)
         """Jinja source, or None: the last user message as it is."""
         special, spelled = _control_tokens(self.tokenizer, self.template or "")
         self._separator = next(s for s in (" ", "\u200b", "_", "") if s not in "".join({**special, **spelled}))
@@ -85,6 +86,16 @@ class Chat:
             raise ModelError("the text itself turns into control tokens of this tokenizer")
         self.num_defused += safe != messages
         return text, token_ids
+
+    def continuation(self, text: str, token_ids: list[int], more: str) -> list[int]:
+        """Token ids of `more` where the model writes it behind a rendering (`text`, `token_ids`).
+
+        Raises ModelError where the two melt into one token, so that the model could not write it there.
+        """
+        whole = self._ids(text + more)
+        if whole[: len(token_ids)] != token_ids or len(whole) == len(token_ids):
+            raise ModelError(f"{self.path}: {more!r} melts into one token with the text before it, {text[-20:]!r}")
+        return whole[len(token_ids) :]
 
     def answer_ids(self, messages: list[Message], answer: str) -> list[int]:
         """Return the token ids with which the policy would have given `answer` to `messages`, at least one.
@@ -196,13 +207,14 @@ class Chat:
         try:
             _, token_ids = self.render([{"role": "user", "content": HARMLESS}])
         except ModelError as error:
-            raise ModelError(f"{self.path}: {error}; {_WAYS_OUT}") from error
+            raise ModelError(f"{self.path}: {error}; {_ways_out(self._section)}") from error
         bos = self.tokenizer.bos_token_id
         if bos is not None and token_ids[:2] == [bos, bos]:
-            raise ModelError(f"{self.path}: the chat template begins with two BOS tokens; {_WAYS_OUT}")
+            raise ModelError(f"{self.path}: the chat template begins with two BOS tokens; {_ways_out(self._section)}")
 
 
-_WAYS_OUT = 'give a Jinja file in model.chat_template, or "none" to use the last user message as it is'
+def _ways_out(section: str) -> str:
+    return f'give a Jinja file in {section}.chat_template, or "none" to use the last user message as it is'
 
 
 def _load_tokenizer(config: ModelConfig) -> Any:
@@ -222,27 +234,27 @@ def _load_tokenizer(config: ModelConfig) -> Any:
         ) from error
 
 
-def _load_template(config: ModelConfig, tokenizer: Any) -> str | None:
+def _load_template(config: ModelConfig, tokenizer: Any, section: str) -> str | None:
     """The Jinja source: the file of the config, else the model's own. None for "none"."""
     if config.chat_template == "none":
         return None
     if config.chat_template is not None:
-        return _read_template(config.chat_template)
+        return _read_template(config.chat_template, section)
     template: Any = tokenizer.chat_template
     if isinstance(template, dict):  # several by name, e.g. one for tools
         template = template.get("default")
     if not template:
-        raise ModelError(f"{config.path}: the tokenizer has no chat template; {_WAYS_OUT}")
+        raise ModelError(f"{config.path}: the tokenizer has no chat template; {_ways_out(section)}")
     return str(template)
 
 
-def _read_template(path: str) -> str:
+def _read_template(path: str, section: str) -> str:
     try:
         template = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"model.chat_template = {path!r}: cannot be read: {error}") from error
+        raise ModelError(f"{section}.chat_template = {path!r}: cannot be read: {error}") from error
     if not template.strip():  # transformers would use the model's own without a word
-        raise ModelError(f"model.chat_template = {path!r}: the file is empty; {_WAYS_OUT}")
+        raise ModelError(f"{section}.chat_template = {path!r}: the file is empty; {_ways_out(section)}")
     return template
 
 

@@ -8,6 +8,7 @@ store and the algorithms are exercised in earnest; only models and engines are m
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
+from actors.judge import Judge
+from actors.judge_model import Question, Reply
+from actors.scorer import rows_of, scored
 from engine.algorithm import Algorithm
 from engine.config.model import LearnerConfig, SamplingConfig
 from engine.errors import NonFiniteError, RoleError, WeightsError
@@ -64,11 +68,31 @@ class FakeChat:
         return [*((ord(character) - ord("a")) % len(LETTERS) for character in answer), END]
 
 
+class FakeJudge:
+    """A JudgeModel that counts the letter "a" between the marked lines, and trusts nothing outside of them."""
+
+    id = "fake"
+    _SHOWN = re.compile(r"^<<< begin (answer(?: [AB])?) (\w+) >>>\n(.*?)\n<<< end \1 \2 >>>$", re.DOTALL | re.MULTILINE)
+
+    def reply(self, questions: list[Question]) -> list[Reply]:
+        return [self._reply(question) for question in questions]
+
+    def _reply(self, question: Question) -> Reply:
+        worth = [text.count("a") for _, _, text in self._SHOWN.findall(question.messages[-1]["content"])]
+        if not question.choices:
+            return Reply(
+                tuple(f"It counts {worth[0]}.\nScore: {min(worth[0], 5)}" for _ in range(question.num_samples))
+            )
+        logps = [-float(np.logaddexp(0.0, sign * (worth[1] - worth[0]))) for sign in (1, -1)]
+        best = question.choices[int(np.argmax(logps))]
+        return Reply((best,), dict(zip(question.choices, logps, strict=True)))
+
+
 class FakeGenerator:
     """Answers with up to six letters; an answer ends by itself unless it runs into max_new_tokens."""
 
-    def __init__(self, sampling: SamplingConfig, seed: int):
-        self._sampling, self._seed = sampling, seed
+    def __init__(self, sampling: SamplingConfig, seed: int, judge: Judge | None = None):
+        self._sampling, self._seed, self._judge = sampling, seed, judge
         self._digest, self._logps = "", np.zeros(0)
 
     def deliver(
@@ -109,6 +133,19 @@ class FakeGenerator:
             weights=[self._digest] * prompts.num_rows,
             num_own=[k] * prompts.num_rows,
         )
+
+    def identify(self) -> str:
+        return self._judging().id("policy")
+
+    def score(self, completions: pa.Table) -> pa.Table:
+        judge = self._judging()
+        completions = conform(completions, COMPLETIONS, "fake generator")
+        return scored(completions, judge.judge(FakeJudge(), rows_of(completions)), judge.id("policy"))
+
+    def _judging(self) -> Judge:
+        if self._judge is None or not self._digest:
+            raise RoleError("the fake generator was asked to judge without a judge, or before it was given weights")
+        return self._judge
 
     def sleep(self) -> None:
         self._digest, self._logps = "", np.zeros(0)

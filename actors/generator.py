@@ -1,4 +1,4 @@
-"""The generator: answers prompts with the policy and says which weights it answered with.
+"""The generator: answers prompts with the policy and says which weights it answered with; may judge answers too.
 
 A plain class, used by one caller at a time in a process of its own. It knows tables, seeds and digests;
 how vLLM is driven is actors/vllm_engine.py's work, where the shards come from its caller's.
@@ -9,31 +9,46 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 from pathlib import Path
 
 import pyarrow as pa
 
+from actors.chat import Chat
+from actors.judge import Judge
+from actors.scorer import rows_of, scored
 from actors.vllm_engine import Answer, SampleRequest, VLLMEngine, check_engine_args
+from actors.vllm_judge import VLLMReplies
 from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
 from engine.maths.probe import compare_probe, probe_tolerance
-from engine.schema import COMPLETIONS, PROMPTS, append, conform
+from engine.schema import COMPLETIONS, PROMPTS, append, arrow_safe, conform
 from engine.seeds import derive_seed
 from engine.store.weights import check_same_tensors, stop_token_ids, tensor_shapes, verify_weights
 
 log = logging.getLogger(__name__)
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
+POLICY = "policy"
+"""The model's name in the id of a judge that the policy serves."""
 
 
 class Generator:
     """A policy that answers; cheap to construct, `load` starts the engine."""
 
-    def __init__(self, config: GeneratorConfig, model: ModelConfig, sampling: SamplingConfig, seed: int) -> None:
-        """`seed` is the run's. Raises ConfigError for engine_args that other keys decide."""
-        check_engine_args(config)
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        model: ModelConfig,
+        sampling: SamplingConfig,
+        seed: int,
+        judge: Judge | None = None,
+    ) -> None:
+        """`seed` is the run's; with a `judge` the policy also judges. Raises ConfigError for engine_args that other
+        keys decide.
+        """
+        check_engine_args(config.engine_args, "generator")
         self._config, self._model, self._sampling, self._seed = config, model, sampling, seed
+        self._judge = judge
+        self._replies: VLLMReplies | None = None
         self._engine: VLLMEngine | None = None
         self._serving: str | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -53,7 +68,8 @@ class Generator:
         self._check_same_model(folder)
         self._serving = None
         if self._engine is None:
-            self._engine = VLLMEngine(folder, self._config, self._model, self._sampling, self._seed)
+            judging = self._judge.config.max_prompt_tokens + self._judge.config.reply_tokens if self._judge else 0
+            self._engine = VLLMEngine(folder, self._config, self._model, self._sampling, self._seed, room=judging)
         else:
             self._reload(folder)
         self._serving = digest
@@ -140,6 +156,35 @@ class Generator:
             num_own=[count] * len(names),
         )
 
+    def identify(self) -> str:
+        """The id under which verdicts are kept: "policy" for the model, whose weights are in the table beside it."""
+        return self._judging()[0].id(POLICY)
+
+    def score(self, completions: pa.Table) -> pa.Table:
+        """Judge COMPLETIONS, of whatever policy, with the served weights; returns SCORED.
+
+        Raises SchemaError for another table, ModelError where the policy cannot be asked what the judge's prompt
+        asks, and RoleError where vLLM fails.
+        """
+        judge, replies = self._judging()
+        completions = conform(completions, COMPLETIONS, f"completions for {judge.id(POLICY)}")
+        try:
+            verdicts = judge.judge(replies, rows_of(completions))
+        except Exception as error:
+            self.close()
+            raise RoleError(f"generator: vLLM failed to judge {completions.num_rows} prompts: {error}") from error
+        return scored(completions, verdicts, judge.id(POLICY))
+
+    def _judging(self) -> tuple[Judge, VLLMReplies]:
+        """The judge and the policy that replies to it; built once per engine."""
+        engine = self._ready()
+        if self._judge is None:
+            raise RoleError("generator: it was given no judge, so it can answer but not score")
+        if self._replies is None:
+            chat = Chat(self._model.model_copy(update={"path": engine.folder, "revision": None}))
+            self._replies = VLLMReplies(POLICY, engine, chat, self._judge.config, self._judge.trial())
+        return self._judge, self._replies
+
     def probe(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
         """Return the log-probability, in nats, of each given answer token under the served weights.
 
@@ -176,7 +221,7 @@ class Generator:
 
     def close(self) -> None:
         """Take the engine down and free its memory; harmless if there is none."""
-        self._serving = None
+        self._serving = self._replies = None
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
@@ -203,11 +248,6 @@ class Generator:
                 f"generator: prompts of 1 to {limit} tokens (sampling.max_prompt_tokens) can be answered, "
                 f"not {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
             )
-
-
-def arrow_safe(text: str) -> str:
-    """Return `text` with each lone surrogate, which UTF-8 and so Arrow can not hold, as U+FFFD."""
-    return _SURROGATES.sub("�", text)
 
 
 def _check_answers(name: str, answers: list[Answer], count: int) -> None:

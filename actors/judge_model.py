@@ -19,6 +19,7 @@ class Question:
 
     messages: tuple[Message, ...]
     seed: int
+    """Of the first reply; reply n draws with seed + n, where the server takes seeds."""
     choices: tuple[str, ...] = ()
     """If there are any, the reply is exactly one of them; else it is free text."""
     num_samples: int = 1
@@ -34,6 +35,8 @@ class Reply:
     """[num_samples]; fewer where the model gave none in spite of retries."""
     choice_logps: dict[str, float] | None = None
     """Log-probability, in nats, of each choice, normalised over the choices; None where unknown or not asked."""
+    overlong: bool = False
+    """Whether the chat had more tokens than the model has room for, so that it was not asked."""
 
 
 class JudgeModel(Protocol):
@@ -45,3 +48,13 @@ class JudgeModel(Protocol):
 
     def reply(self, questions: list[Question]) -> list[Reply]:
         """One Reply per Question, in order. Raises RoleError where the model cannot be asked at all."""
+
+
+class ServedModel(JudgeModel, Protocol):
+    """A model with a life of its own; `id` is known once it is started."""
+
+    def start(self) -> None:
+        """Load it or connect; harmless if that is done. Raises ConfigError, ModelError or RoleError."""
+
+    def sleep(self) -> None:
+        """Give back memory and connections; `start` brings it back."""

@@ -1,7 +1,7 @@
 """Scorers: from K answers to a K x K table of pair logits, by PairRM, a Python rule or llm_blender.
 
-Each turns engine.schema.COMPLETIONS into SCORED. Constructing one is cheap; `start()` loads. Knows nothing
-of Ray, of how logits become win rates, or of who trains on them. Importing this module loads no torch.
+`build_scorer` knows LLM judges too, which are actors/judge.py. Knows nothing of Ray, of how logits become win
+rates, or of who trains on them. Importing this module loads no torch.
 """
 
 from __future__ import annotations
@@ -12,84 +12,37 @@ import importlib
 import itertools
 import json
 import pkgutil
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
+from actors.judge import Judge, JudgeScorer
+from actors.judge_prompts import read_judge_prompt
+from actors.scorer import Logits, Scorer, Verdict, plain_text
+from engine.config.judge import JudgeConfig
 from engine.config.model import BlenderConfig, PairRMConfig, RuleConfig, ScorerConfig
 from engine.errors import ConfigError, ModelError, RoleError
-from engine.schema import COMPLETIONS, SCORED, append, conform
 
 if TYPE_CHECKING:
     from actors.pairrm_inputs import Candidates, PairInputs
 
-Logits = NDArray[np.float64]
-Verdict = tuple[Logits, int]
-"""[K, K] pair logits of one prompt, and in how many comparisons a text was cut."""
+__all__ = ["Scorer", "build_scorer", "find_function", "plain_text"]
 
 
-class Scorer(ABC):
-    """Compares the answers of each prompt. Used by one caller at a time."""
+def build_scorer(config: ScorerConfig, seed: int = 0) -> Scorer:
+    """Return the scorer that `config` describes, not yet started; `seed`, the run's, is what a judge draws from.
 
-    id: str
-    """Names what decided, e.g. "pairrm:" and a digest of all that changes its scores. Known once started."""
-
-    @abstractmethod
-    def start(self) -> None:
-        """Load what scoring needs. Raises ConfigError or ModelError where that is impossible."""
-
-    def identify(self) -> str:
-        """Load, and tell the id under which the scores will be kept."""
-        self.start()
-        return self.id
-
-    def sleep(self) -> None:  # noqa: B027 - rules hold nothing
-        """Free the memory that `start` took; `start` brings the scorer back."""
-
-    @abstractmethod
-    def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
-        """One verdict per row of prompt_id, messages, prompt_text and answers."""
-
-    def score(self, completions: pa.Table) -> pa.Table:
-        """Return engine.schema.SCORED: `completions` with pair_logits, num_truncated and scorer.
-
-        Raises SchemaError for another table and RoleError, naming prompts, for answers that cannot be scored.
-        """
-        where = f"completions for scorer {self.id}"
-        completions = conform(completions, COMPLETIONS, where)
-        rows = completions.select(["prompt_id", "messages", "prompt_text", "answers"]).to_pylist()
-        verdicts = self._verdicts(rows)
-        return append(
-            completions,
-            SCORED,
-            where,
-            pair_logits=[logits.tolist() for logits, _ in verdicts],
-            scores=[[]] * len(verdicts),
-            num_truncated=[count for _, count in verdicts],
-            verdicts=[[]] * len(verdicts),
-            scorer=[self.id] * len(verdicts),
-        )
-
-
-def build_scorer(config: ScorerConfig) -> Scorer:
-    """Return the scorer that `config` describes, not yet started."""
+    Raises ConfigError for a judge whose prompt cannot be used.
+    """
+    if isinstance(config, JudgeConfig):
+        return JudgeScorer(Judge(config, read_judge_prompt(config), seed))
     if isinstance(config, PairRMConfig):
         return PairRMScorer(config)
     if isinstance(config, RuleConfig):
         return RuleScorer(config)
     return BlenderScorer(config)
-
-
-def plain_text(messages: list[dict[str, str]]) -> str:
-    """The words of a conversation: a lone message's content, else one "role: content" line per message."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 class PairRMScorer(Scorer):
@@ -123,7 +76,7 @@ class PairRMScorer(Scorer):
 
         prompts = _candidates(rows, self._config.source)
         scores = score_candidates(self._model, prompts, self._config.batch_tokens)
-        return [(score.logits, score.num_truncated) for score in scores]
+        return [Verdict(score.logits, score.num_truncated) for score in scores]
 
 
 class RuleScorer(Scorer):
@@ -141,7 +94,7 @@ class RuleScorer(Scorer):
         self.id = f"rule:{self._config.function}" + (f":{_digest(None, arguments)}" if arguments else "")
 
     def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
-        return [(self._logits(row["prompt_id"], row["messages"], row["answers"]), 0) for row in rows]
+        return [Verdict(self._logits(row["prompt_id"], row["messages"], row["answers"]), 0) for row in rows]
 
     def _logits(self, prompt_id: str, messages: list[dict[str, str]], answers: list[str]) -> Logits:
         where = f"rule {self._config.function}, prompt_id {prompt_id!r}"
@@ -226,7 +179,7 @@ class BlenderScorer(Scorer):
             ids = [prompt.prompt_id for prompt in prompts]
             raise RoleError(f"llm_blender failed on prompt_ids {ids}: {type(error).__name__}: {error}") from error
         parts = self._inputs.encode(prompts, shared_room=True)
-        return [(matrix, part.num_cut(every=True)) for matrix, part in zip(logits, parts, strict=True)]
+        return [Verdict(matrix, part.num_cut(every=True)) for matrix, part in zip(logits, parts, strict=True)]
 
 
 def _import_llm_blender() -> Any:

@@ -34,7 +34,7 @@ def make_tiny_policy(
     hidden_size: int = 64,
     num_layers: int = 2,
     num_heads: int = 2,
-    max_positions: int = 1024,
+    max_positions: int = 4096,
     spread: float = 0.1,
     eos_token_ids: list[int] | None = None,
     tied: bool = False,

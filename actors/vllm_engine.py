@@ -1,4 +1,4 @@
-"""vLLM behind five verbs: sample, score, reload, sleep, close. Nothing else imports vllm for generation.
+"""vLLM behind six verbs: sample, choose, score, reload, sleep, close. Nothing else imports vllm for generation.
 
 Written against vLLM 0.32, whose weight and sleep calls change between minor versions; the contract test
 in tests/actors/test_generator.py names each call that is used here. Knows no tables, digests or seeds.
@@ -43,6 +43,8 @@ class SampleRequest:
     seed: int
     temperature: float
     """0: greedy, with num_samples 1."""
+    max_new_tokens: int | None = None
+    """None: as in the sampling section, top_p and top_k included; else from the whole distribution."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,31 @@ class Answer:
     finish_reason: str | None
 
 
-def check_engine_args(config: GeneratorConfig) -> None:
-    """Raise ConfigError for entries of generator.engine_args that Kumite itself decides."""
-    clashes = sorted(RESERVED_ARGS & config.engine_args.keys())
+def check_engine_args(engine_args: dict[str, Any], section: str) -> None:
+    """Raise ConfigError for entries of `section`.engine_args that Kumite itself decides."""
+    clashes = sorted(RESERVED_ARGS & engine_args.keys())
     if clashes:
-        raise ConfigError([f"generator.engine_args.{name}: decided by other keys; remove it" for name in clashes])
+        raise ConfigError([f"{section}.engine_args.{name}: decided by other keys; remove it" for name in clashes])
 
 
 class VLLMEngine:
     """One in-process vllm.LLM with a policy loaded from a folder."""
 
     def __init__(
-        self, folder: str, config: GeneratorConfig, model: ModelConfig, sampling: SamplingConfig, seed: int
+        self,
+        folder: str,
+        config: GeneratorConfig,
+        model: ModelConfig,
+        sampling: SamplingConfig,
+        seed: int,
+        room: int = 0,
     ) -> None:
-        """Start vLLM from `folder`; raises RoleError with vLLM's own words if it can not."""
-        self.sampling = sampling
+        """Start vLLM from `folder`; raises RoleError with vLLM's own words if it can not.
+
+        `room`: tokens of the longest sequence for any use besides `sampling`.
+        """
+        self.folder, self.sampling = folder, sampling
+        self.room = max(room, sampling.max_prompt_tokens + sampling.max_new_tokens)
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -82,7 +94,7 @@ class VLLMEngine:
         if current_platform.is_cpu():
             _limit_threads(config.cpus)
         self.can_sleep = current_platform.is_cuda_alike() and current_platform.is_sleep_mode_available()
-        arguments = self._arguments(config, model, sampling, seed, on_cpu=current_platform.is_cpu())
+        arguments = self._arguments(config, model, seed, on_cpu=current_platform.is_cpu())
         try:
             self.llm = vllm.LLM(folder, **arguments)
         except Exception as error:
@@ -90,16 +102,14 @@ class VLLMEngine:
                 f"generator: vLLM {vllm.__version__} could not start from {folder} with {arguments}: {error}"
             ) from error
 
-    def _arguments(
-        self, config: GeneratorConfig, model: ModelConfig, sampling: SamplingConfig, seed: int, *, on_cpu: bool
-    ) -> dict[str, Any]:
+    def _arguments(self, config: GeneratorConfig, model: ModelConfig, seed: int, *, on_cpu: bool) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "skip_tokenizer_init": False,
             "dtype": model.dtype,
             "seed": seed,
             "trust_remote_code": model.trust_remote_code,
             "tensor_parallel_size": config.tensor_parallel_size,
-            "max_model_len": sampling.max_prompt_tokens + sampling.max_new_tokens,
+            "max_model_len": self.room,
             "logprobs_mode": "raw_logprobs",
             "enable_sleep_mode": self.can_sleep,
             "use_tqdm_on_load": False,
@@ -132,17 +142,29 @@ class VLLMEngine:
     def _parameters(self, request: SampleRequest) -> Any:
         from vllm import SamplingParams
 
-        greedy = request.temperature == 0.0
+        whole = request.temperature == 0.0 or request.max_new_tokens is not None
         return SamplingParams(
             n=request.num_samples,
             temperature=request.temperature,
-            top_p=1.0 if greedy else self.sampling.top_p,
-            top_k=0 if greedy else self.sampling.top_k,
-            max_tokens=self.sampling.max_new_tokens,
+            top_p=1.0 if whole else self.sampling.top_p,
+            top_k=0 if whole else self.sampling.top_k,
+            max_tokens=request.max_new_tokens or self.sampling.max_new_tokens,
             seed=request.seed,
             logprobs=0,  # of the sampled tokens only
             flat_logprobs=True,
         )
+
+    def choose(self, prompts: list[list[int]], token_ids: list[int]) -> list[list[float]]:
+        """Return log p(token | prompt), in nats, of each of `token_ids` right behind each prompt.
+
+        Asked for by id, under the model's own distribution: among the likeliest few they need not be.
+        """
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=token_ids, detokenize=False)
+        outputs = self._run(prompts, [parameters] * len(prompts))
+        found = [output.outputs[0].logprobs[0] for output in outputs]
+        return [[of_prompt[token].logprob for token in token_ids] for of_prompt in found]
 
     def score(self, sequences: list[list[int]]) -> list[list[float]]:
         """Return log p(token | all before it), in nats, of each sequence's tokens from the second on."""

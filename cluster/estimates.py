@@ -10,6 +10,7 @@ import json
 import math
 from pathlib import Path
 
+from engine.config.judge import JudgeConfig, VLLMServer
 from engine.config.model import LearnerConfig, PairRMConfig, PromptsConfig, RuleConfig, RunConfig, ScorerConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -89,12 +90,33 @@ def offloaded_bytes(learner: LearnerConfig, dtype: str, parameters: float) -> fl
     return parameters * optimizer_bytes(learner, dtype) / learner.num_ranks
 
 
-def scorer_bytes(scorer: ScorerConfig) -> float:
-    """Bytes of a scorer's weights; rules have none."""
+def scorer_bytes(scorer: ScorerConfig) -> float | None:
+    """Bytes of a scorer's weights per GPU; rules, and judges that others serve, have none.
+
+    None for a judge that is not on this machine and whose num_parameters is not set.
+    """
+    if isinstance(scorer, JudgeConfig):
+        return judge_bytes(scorer.server) if isinstance(scorer.server, VLLMServer) else 0.0
     if isinstance(scorer, RuleConfig):
         return 0.0
     width = BYTES[scorer.dtype] if isinstance(scorer, PairRMConfig) else BYTES["float32"]
     return width * (count_parameters(scorer.path) or SCORER_PARAMETERS)
+
+
+def judge_bytes(server: VLLMServer) -> float | None:
+    """Bytes of a judge's weights per GPU."""
+    parameters = server.num_parameters or count_parameters(server.path)
+    return parameters and parameters * BYTES[server.dtype] / server.tensor_parallel_size
+
+
+def num_verdicts(config: RunConfig, prompts: int, answers: int) -> tuple[int, str]:
+    """What the scorer is asked about `prompts` prompts of `answers` answers each, and the word for it."""
+    pairs = prompts * answers * (answers - 1)
+    if isinstance(config.scorer, JudgeConfig):
+        if config.scorer.mode == "pointwise":
+            return prompts * answers * config.scorer.num_judgements, "judgements"
+        return (pairs if config.scorer.orders == "both" else pairs // 2), "comparisons"
+    return pairs, "comparisons"
 
 
 def disk_bytes(config: RunConfig, parameters: float | None) -> dict[str, float]:

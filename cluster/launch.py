@@ -11,6 +11,8 @@ from functools import partial
 
 from actors import fakes
 from actors.generator import Generator
+from actors.judge import Judge, JudgeScorer
+from actors.judge_prompts import read_judge_prompt
 from actors.learner import Learner
 from actors.scorers import build_scorer
 from cluster.placement import Placement
@@ -19,7 +21,8 @@ from cluster.pool import Group, Limits, Pool, Spawn
 from cluster.replica import Factory, LocalReplica, RayReplica, Replica
 from cluster.roles import ClusterRoles
 from cluster.session import ray_session
-from engine.config.model import RunConfig
+from engine.config.judge import JudgeConfig
+from engine.config.model import RunConfig, ScorerConfig
 from engine.maths.probe import ProbeBatch
 
 Note = Callable[[str], None]
@@ -32,7 +35,8 @@ def launched(config: RunConfig, probe: ProbeBatch, note: Note, seal: Seal) -> It
     """Connect, reserve, build the pools (replicas start with their first call), and end it all afterwards."""
     turns = config.cluster.placement == "turns"
     if config.cluster.backend == "local":
-        roles = ClusterRoles(_pools(config, _local_spawn, note), turns=turns, probe=probe, note=note, seal=seal)
+        pools = _pools(config, _local_spawn, note)
+        roles = ClusterRoles(pools, turns=turns, probe=probe, note=note, seal=seal, judges=config.policy_judges)
         try:
             yield roles
         finally:
@@ -42,7 +46,13 @@ def launched(config: RunConfig, probe: ProbeBatch, note: Note, seal: Seal) -> It
         placement = Placement(needs(config), turns, config.cluster.start_deadline_s)
         spawn = partial(_ray_spawn, placement, config.cluster.start_deadline_s)
         roles = ClusterRoles(
-            _pools(config, spawn, note), turns=turns, probe=probe, note=note, seal=seal, placement=placement
+            _pools(config, spawn, note),
+            turns=turns,
+            probe=probe,
+            note=note,
+            seal=seal,
+            placement=placement,
+            judges=config.policy_judges,
         )
         try:
             yield roles
@@ -54,7 +64,7 @@ def _pools(config: RunConfig, spawn: Callable[[str, Callable[[int], Factory]], S
     cluster, pools = config.cluster, {}
     limits = Limits(cluster.shard_deadline_s, cluster.max_retries, note)
     for role, section in config.pools.items():
-        factory = _generator(config) if role == "generator" else partial(build_scorer, section)
+        factory = _generator(config) if role == "generator" else _scorer(section, config.seed)
         pools[role] = Pool(role, spawn(role, lambda index, made=factory: made), section.num_replicas, limits)
     ranks = partial(_learner, config)
     patience = Limits(cluster.step_deadline_s, cluster.max_retries, note)
@@ -63,9 +73,25 @@ def _pools(config: RunConfig, spawn: Callable[[str, Callable[[int], Factory]], S
 
 
 def _generator(config: RunConfig) -> Factory:
+    judge = None
+    if isinstance(config.scorer, JudgeConfig) and config.policy_judges:
+        judge = _judge(config.scorer, config.seed)
     if config.generator.kind == "fake":
-        return partial(fakes.FakeGenerator, config.sampling, config.seed)
-    return partial(Generator, config.generator, config.model, config.sampling, config.seed)
+        return partial(fakes.FakeGenerator, config.sampling, config.seed, judge)
+    return partial(Generator, config.generator, config.model, config.sampling, config.seed, judge)
+
+
+def _scorer(section: ScorerConfig, seed: int) -> Factory:
+    return (
+        partial(JudgeScorer, _judge(section, seed))
+        if isinstance(section, JudgeConfig)
+        else partial(build_scorer, section)
+    )
+
+
+def _judge(section: JudgeConfig, seed: int) -> Judge:
+    """The judge with its prompt as it is now and here, so that all replicas, later ones too, ask the same."""
+    return Judge(section, read_judge_prompt(section), seed)
 
 
 def _learner(config: RunConfig, rank: int) -> Factory:

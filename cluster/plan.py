@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from actors.judge_prompts import read_judge_prompt
 from cluster import estimates
 from cluster.machines import GIB, Machines, machines
 from cluster.needs import ADVICE, Need, shortages
-from engine.config.model import RunConfig, StatedCluster
+from engine.config.judge import JudgeConfig, VLLMServer
+from engine.config.model import GeneratorConfig, RunConfig, StatedCluster
 from engine.errors import PlanError
 
 
@@ -38,7 +40,12 @@ def needs(config: RunConfig) -> dict[str, Need]:
 
 
 def make_plan(config: RunConfig, stated: StatedCluster | None = None) -> Plan:
-    """Plan for the stated cluster, else for the one that the run will connect to, else for this machine."""
+    """Plan for the stated cluster, else for the one that the run will connect to, else for this machine.
+
+    Raises ConfigError for a judge whose prompt file cannot be used.
+    """
+    for role, judge in _judges(config).items():
+        read_judge_prompt(judge, "scorer.prompt" if role == "scorer" else "evaluation.scorer.prompt")
     there = machines(config, stated)
     parameters = config.model.num_parameters or estimates.count_parameters(config.model.path)
     plan = Plan()
@@ -47,6 +54,12 @@ def make_plan(config: RunConfig, stated: StatedCluster | None = None) -> Plan:
     _memory(plan, config, there, parameters)
     _disk(plan, config, there, parameters)
     return plan
+
+
+def _judges(config: RunConfig) -> dict[str, JudgeConfig]:
+    """The LLM judges among the scorers, by role."""
+    scorers = {"scorer": config.scorer, "evaluator": config.evaluator}
+    return {role: scorer for role, scorer in scorers.items() if isinstance(scorer, JudgeConfig)}
 
 
 def _place(plan: Plan, config: RunConfig, there: Machines) -> None:
@@ -59,6 +72,7 @@ def _place(plan: Plan, config: RunConfig, there: Machines) -> None:
     plan.lines.extend([f"cluster    {there.where}{has}", f"placement  {together}"])
     for role, need in needs(config).items():
         kind = config.pools[role].kind if role in config.pools else config.learner.kind
+        kind += ", also the judge" if role == "generator" and config.policy_judges else ""
         many = f"{need.num_replicas} x " if need.num_replicas > 1 else "    "
         plan.lines.append(f"             {many}{role} ({kind}): {need.cpus:g} CPUs, {need.gpus:g} GPUs each")
         if config.cluster.backend == "ray" and there.gpus is not None and 0 < there.gpus < need.gpus:
@@ -90,7 +104,10 @@ def _stage_amounts(config: RunConfig, prompts: int) -> list[str]:
     answers = prompts * k * (2 if "anchored" in stages else 1)
     k = answers // prompts
     found = [f"{answers:,} answers"] if "completions" in stages else []
-    return found + ([f"{prompts * k * (k - 1):,} comparisons"] if "scored" in stages else [])
+    if "scored" in stages:
+        count, word = estimates.num_verdicts(config, prompts, k)
+        found.append(f"{count:,} {word}")
+    return found
 
 
 def _memory(plan: Plan, config: RunConfig, there: Machines, parameters: float | None) -> None:
@@ -100,9 +117,14 @@ def _memory(plan: Plan, config: RunConfig, there: Machines, parameters: float | 
         return
     plan.lines.append(f"memory     {_count(parameters)} parameters; weights and states per replica:")
     _generator_memory(plan, config, there, parameters)
+    _judge_memory(plan, config, there)
     dtype, learner = config.model.dtype, config.learner
     scorers = {"scorer": config.scorer, "evaluator": config.evaluator}
-    resting = {role: estimates.scorer_bytes(scorer) for role, scorer in scorers.items() if scorer is not None}
+    resting = {
+        role: estimates.scorer_bytes(scorer) or 0.0
+        for role, scorer in scorers.items()
+        if scorer is not None and role not in _judges(config)
+    }
     if learner.kind == "deepspeed":
         resting["learner"] = estimates.learner_bytes(learner, dtype, parameters)
     for role, size in resting.items():
@@ -119,24 +141,42 @@ def _memory(plan: Plan, config: RunConfig, there: Machines, parameters: float | 
 
 
 def _generator_memory(plan: Plan, config: RunConfig, there: Machines, parameters: float) -> None:
-    """vLLM takes a fixed share of each GPU; what its weights leave of it is the key-value cache."""
     generator = config.generator
-    if generator.kind == "fake":
-        return
-    weights = parameters * estimates.BYTES[config.model.dtype] / generator.tensor_parallel_size
-    text = f"             generator: {_size(weights)}"
-    if generator.gpus and there.gpu_gib:
-        room = generator.gpu_memory_utilization * there.gpu_gib * GIB
+    if generator.kind == "vllm" and "generator" in config.pools:
+        weights = parameters * estimates.BYTES[config.model.dtype] / generator.tensor_parallel_size
+        _engine_memory(plan, "generator", generator, generator.gpus, weights, there)
+
+
+def _judge_memory(plan: Plan, config: RunConfig, there: Machines) -> None:
+    for role, judge in _judges(config).items():
+        if not isinstance(judge.server, VLLMServer):
+            continue
+        weights = estimates.scorer_bytes(judge)
+        if weights is None:
+            plan.lines.append(
+                f"             {role}: unknown, its model is not here and server.num_parameters is not set"
+            )
+        else:
+            _engine_memory(plan, role, judge.server, judge.gpus, weights, there)
+
+
+def _engine_memory(
+    plan: Plan, role: str, engine: GeneratorConfig | VLLMServer, gpus: float, weights: float, there: Machines
+) -> None:
+    """vLLM takes a fixed share of each GPU; what its weights leave of it is the key-value cache."""
+    text = f"             {role}: {_size(weights)}"
+    if gpus and there.gpu_gib:
+        room = engine.gpu_memory_utilization * there.gpu_gib * GIB
         if weights < room:
             text += f", which leaves up to {_size(room - weights)} of {there.gpu_gib:g} GiB for the key-value cache"
         else:
             plan.problems.append(
-                f"generator: {_size(weights)} of weights per GPU, gpu_memory_utilization = "
-                f"{generator.gpu_memory_utilization:g} of {there.gpu_gib:g} GiB allows {_size(room)}; "
+                f"{role}: {_size(weights)} of weights per GPU, gpu_memory_utilization = "
+                f"{engine.gpu_memory_utilization:g} of {there.gpu_gib:g} GiB allows {_size(room)}; "
                 f"raise it or tensor_parallel_size"
             )
-    elif not generator.gpus:
-        text += f", and a key-value cache of {generator.kv_cache_gib:g} GiB"
+    elif not gpus:
+        text += f", and a key-value cache of {engine.kv_cache_gib:g} GiB"
     plan.lines.append(text)
 
 
@@ -152,11 +192,13 @@ def host_bytes(config: RunConfig, there: Machines, parameters: float) -> dict[st
         if not learner.gpus:
             stays += estimates.learner_bytes(learner, dtype, parameters)
         found["learner"] = _on_one_node(needs(config)["learner"], there) * max(weights, stays)
-    if generator.kind == "vllm" and not generator.gpus:
+    if generator.kind == "vllm" and "generator" in config.pools and not generator.gpus:
         one = weights + generator.kv_cache_gib * GIB
         found["generator"] = math.ceil(generator.num_replicas / there.nodes) * one
     for role, scorer in (("scorer", config.scorer), ("evaluator", config.evaluator)):
         if scorer is not None and not scorer.gpus and (size := estimates.scorer_bytes(scorer)):
+            if isinstance(scorer, JudgeConfig) and isinstance(scorer.server, VLLMServer):
+                size += scorer.server.kv_cache_gib * GIB
             found[role] = math.ceil(scorer.num_replicas / there.nodes) * size
     return found
 

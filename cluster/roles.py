@@ -30,9 +30,11 @@ class ClusterRoles:
         note: Callable[[str], None],
         seal: Callable[[str, str], None],
         placement: Placement | None = None,
+        judges: bool = False,
     ):
+        """`judges`: the generators are the scorer too."""
         self._pools, self._turns, self._probe, self._note = pools, turns, probe, note
-        self._seal = seal
+        self._seal, self._judges = seal, judges
         self._placement = placement
         self._ready: dict[str, int | None] = {}
         """role -> version of the policy that it holds; absent: at rest. Two versions may have one digest."""
@@ -88,20 +90,22 @@ class ClusterRoles:
             f"version {policy.version} ({policy.digest[:12]}) is served by {many} log-probabilities differ from the "
             f"learner's by at most {max(gaps):.1e} nats per token"
         )
+        if self._judges:
+            self._identify("generator", "scorer")
 
     def _prepare_scorer(self, policy: None) -> None:
-        self._start("scorer")
+        self._identify("scorer", "scorer")
 
     def _prepare_evaluator(self, policy: None) -> None:
-        self._start("evaluator")
+        self._identify("evaluator", "evaluator")
 
     def _prepare_learner(self, policy: Policy) -> None:
         self._pools["learner"].tell("open", str(policy.folder))
 
-    def _start(self, role: str) -> None:
-        """Load the scorers; all replicas, in all sessions of a run, must be the same one."""
+    def _identify(self, role: str, name: str) -> None:
+        """Load whoever scores; all replicas, in all sessions of a run, must be the same `name`."""
         for identity in self._pools[role].tell("identify"):
-            self._seal(role, identity)
+            self._seal(name, identity)
 
     def _rest(self, role: str) -> None:
         """Free what the role holds: by sleeping where its actors may stay, else by ending them."""

@@ -14,9 +14,13 @@ of answers that came with the prompt (0; 1 for a demonstration; 2 for a preferen
 
 from __future__ import annotations
 
+import re
+
 import pyarrow as pa
 
 from engine.errors import SchemaError
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 VERSION = 2
 """Written into each table's metadata; raised when a column changes its meaning."""
@@ -112,7 +116,7 @@ CANARY = _schema(
 JUDGED = _extend(
     COMPLETIONS,
     "judged",
-    ("win_vs_start", pa.float64()),  # in [0, 1], over all answer pairs of the prompt, ties at 1/2
+    ("win_vs_start", pa.float64()),  # in [0, 1], over all answer pairs of the prompt, ties at 1/2; NaN: no verdict
     ("win_vs_previous", pa.float64()),
     ("evaluator", pa.string()),
 )
@@ -155,6 +159,11 @@ def append(table: pa.Table, schema: pa.Schema, where: str, **columns: list) -> p
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise SchemaError(f"{where}: column {name!r}: {error}; expected {kind}") from error
     return conform(table, schema, where)
+
+
+def arrow_safe(text: str) -> str:
+    """Return `text` with each lone surrogate, which UTF-8 and so Arrow can not hold, as U+FFFD."""
+    return _SURROGATES.sub("\ufffd", text)
 
 
 def _has_nulls(array: pa.Array) -> bool:

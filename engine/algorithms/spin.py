@@ -43,16 +43,19 @@ class SPIN(Algorithm):
         return ("completions",)
 
     def select(self, completions: pa.Table) -> Selection:
-        counts: Counter[str] = Counter(dict.fromkeys(("prompts", "identical", "truncated", "empty"), 0))
+        counts: Counter[str] = Counter(dict.fromkeys(("prompts", "identical", "disliked", "truncated", "empty"), 0))
         rows = [row for prompt in completions.to_pylist() if (row := self._row(prompt, counts))]
         return Selection.of(rows, counts, "spin rows")
 
     def _row(self, prompt: dict, counts: Counter[str]) -> dict | None:
-        """Demonstration and first sample; none where the policy says the demonstration already."""
+        """Demonstration and first sample; none where the policy says it already, or the data calls it a bad answer."""
         counts["prompts"] += 1
         counts["truncated"] += prompt["finish_reasons"][0] == "length"
         counts["empty"] += not prompt["answers"][0].strip()
         shown, said = prompt["given_token_ids"][0], prompt["answer_token_ids"][0]
+        if prompt["given_win_rates"][0] == 0.0:
+            counts["disliked"] += 1
+            return None
         if shown == said:
             counts["identical"] += 1
             return None

@@ -30,12 +30,12 @@ COMMAND_LINE = "command line"
 MAX_GENERATIONS = 8
 """How many files may stand above one another through `defaults:`."""
 
-WITHOUT_EFFECT = {
+WITHOUT_EFFECT: dict[str, Any] = {
     "run": {"name", "output", "cluster", "tracking"},
     "model": {"num_parameters"},
     "prompts": {"expected"},
-    "role": {"num_replicas", "cpus"},
-    "generator": {"probe_tolerance"},
+    "scorer": {"num_replicas": True, "cpus": True, "server": {"num_parameters"}},
+    "generator": {"num_replicas", "cpus", "probe_tolerance"},
     "learner": {"checkpoint_every"},
 }
 """Keys that decide where, how fast and how watchfully a run computes, but not what.
@@ -92,10 +92,10 @@ def config_digest(config: RunConfig) -> str:
     drop = WITHOUT_EFFECT
     evaluation: dict[str, Any] = {"prompts": drop["prompts"]} if config.evaluation else {}
     if config.evaluation and config.evaluation.scorer:
-        evaluation["scorer"] = drop["role"]
+        evaluation["scorer"] = drop["scorer"]
     exclude: dict[str, Any] = dict.fromkeys(drop["run"], True)
     exclude |= {"model": drop["model"], "prompts": drop["prompts"]}
-    exclude |= {"generator": drop["role"] | drop["generator"], "scorer": drop["role"], "learner": drop["learner"]}
+    exclude |= {"generator": drop["generator"], "scorer": drop["scorer"], "learner": drop["learner"]}
     data = config.model_dump(exclude=exclude | {"evaluation": evaluation})
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=list).encode()).hexdigest()
 

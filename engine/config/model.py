@@ -9,20 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from engine.algorithms import SPPO, AlgorithmConfig
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
-DottedPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-"""`package.module:function`."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
-    )
+from engine.config.judge import JudgeConfig
+from engine.config.section import Count, DottedPath, Fraction, ReplicasConfig, Section
 
 
 class ModelConfig(Section):
@@ -93,17 +84,6 @@ class SamplingConfig(Section):
     """Longer prompts follow prompts.on_overlong; they are never cut silently."""
 
 
-class ReplicasConfig(Section):
-    """Resources of one pool."""
-
-    kind: str
-    num_replicas: PositiveInt = 1
-    cpus: Annotated[float, Field(ge=0.0)] = 1.0
-    """CPU cores per replica."""
-    gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs per replica; fractions share one."""
-
-
 class GeneratorConfig(ReplicasConfig):
     """The pool of vLLM engines."""
 
@@ -169,7 +149,7 @@ class BlenderConfig(ReplicasConfig):
     """Above 1 llm_blender's scores depend on which prompts share a batch."""
 
 
-ScorerConfig = Annotated[PairRMConfig | RuleConfig | BlenderConfig, Field(discriminator="kind")]
+ScorerConfig = Annotated[PairRMConfig | RuleConfig | BlenderConfig | JudgeConfig, Field(discriminator="kind")]
 
 
 class OptimizerConfig(Section):
@@ -342,8 +322,13 @@ class RunConfig(Section):
 
     @property
     def scoring_role(self) -> str:
-        """Who compares the answers that train."""
-        return "scorer"
+        """Who compares the answers that train: the policy's own generators where the policy judges itself."""
+        return "generator" if self.policy_judges else "scorer"
+
+    @property
+    def policy_judges(self) -> bool:
+        """Whether the policy compares its own answers, as an LLM judge."""
+        return isinstance(self.scorer, JudgeConfig) and self.scorer.by_policy
 
     @property
     def evaluating_role(self) -> str:
@@ -353,15 +338,15 @@ class RunConfig(Section):
     @property
     def canary(self) -> str | None:
         """The answer that says nothing, with which an LLM judge is tried; None: no trial."""
-        return None
+        return self.scorer.canary if isinstance(self.scorer, JudgeConfig) else None
 
     @property
     def pools(self) -> dict[str, ReplicasConfig]:
         """The sections of the pools that this run needs, by role."""
-        generates = self.evaluation is not None or "completions" in self.algorithm.stages(0)
+        generates = self.evaluation is not None or self.policy_judges or "completions" in self.algorithm.stages(0)
         sections = {
             "generator": self.generator if generates else None,
-            "scorer": self.scorer,
+            "scorer": None if self.policy_judges else self.scorer,
             "evaluator": self.evaluator,
         }
         return {role: section for role, section in sections.items() if section is not None}
@@ -377,6 +362,17 @@ class RunConfig(Section):
             raise ValueError(
                 f"sampling.num_samples = {self.sampling.num_samples}, but algorithm.name = {algorithm.name} needs at "
                 f"least {algorithm.min_samples} answers per prompt"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_yardstick_stays(self) -> RunConfig:
+        """Held-out win rates compare versions of the policy, so whoever decides must not change with them."""
+        judge = (self.evaluation.scorer or self.scorer) if self.evaluation else None
+        if isinstance(judge, JudgeConfig) and judge.by_policy:
+            raise ValueError(
+                "evaluation.scorer may not be the policy itself (server.kind = policy): every version would judge by "
+                "other weights, and their win rates could not be compared; name a scorer that stays the same"
             )
         return self
 

@@ -19,6 +19,7 @@ from engine.loop.roles import Roles, Stage
 from engine.loop.stages import heldout_stages, training_stages
 from engine.loop.stream import Stream
 from engine.maths.probe import ProbeBatch
+from engine.report.judges import judge_warnings
 from engine.report.results import iteration_metrics
 from engine.schema import COMPLETIONS, REFERENCED
 from engine.store.run import Policy, RunStore
@@ -40,7 +41,10 @@ class SelfPlay:
             self._monitor.begin_iteration(t + 1, self._config.iterations)
             policy = self._iterate(t)
             self._evaluate(policy)
-            self._monitor.end_iteration(iteration_metrics(self._store, self._algorithm, t))
+            figures = iteration_metrics(self._store, self._algorithm, t)
+            for warning in judge_warnings(figures):
+                self._monitor.note(f"iteration {t + 1}: {warning}")
+            self._monitor.end_iteration(figures)
             self._store.complete(t)
         return self._store.policy(self._config.iterations) or policy
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from engine.maths.preference import symmetrised
+
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
 
@@ -42,7 +44,7 @@ class Agreement:
     agreed: float
     """Pairs on which both prefer the same answer; a scorer's tie counts 1/2."""
     num_pairs: int
-    """Unordered pairs of answers whose oracle utilities differ."""
+    """Unordered pairs of answers with a verdict whose oracle utilities differ."""
 
     @property
     def rate(self) -> float:
@@ -57,19 +59,21 @@ def win_rate_from_margins(margins: ArrayLike) -> float:
     """Mean over all pairs of 1, 1/2 or 0 for a positive, zero or negative margin of A's answer over B's.
 
     `margins` [Ka, Kb] are utility differences or symmetrised pair logits: for a scorer that was shown
-    both orders, (M[i, j] - M[j, i]) / 2. Raises ValueError on an empty or non-finite matrix.
+    both orders, (M[i, j] - M[j, i]) / 2. Pairs without a verdict (NaN) do not count; NaN where there is
+    none with one. Raises ValueError on an empty or infinite matrix.
     """
-    return float(np.mean((1.0 + np.sign(_finite(margins, "margins"))) / 2.0))
+    known = _known(margins, "margins")
+    wins = (1.0 + np.sign(known[~np.isnan(known)])) / 2.0
+    return float(wins.mean()) if wins.size else math.nan
 
 
 def margins_from_pair_logits(logits: ArrayLike, num_a: int) -> Matrix:
     """[num_a, K - num_a] symmetrised margins of A's answers over B's.
 
     `logits` [K, K] is a scorer's matrix for A's `num_a` answers followed by B's; `logits[i, j] > 0`
-    says that answer i, shown first, beats answer j.
+    says that answer i, shown first, beats answer j; NaN: no verdict, so that the other order decides alone.
     """
-    matrix = _square(logits, "pair logits")
-    return ((matrix - matrix.T) / 2.0)[:num_a, num_a:]
+    return symmetrised(_square(logits, "pair logits"))[:num_a, num_a:]
 
 
 def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
@@ -88,15 +92,16 @@ def agreement(scorer_logits: ArrayLike, oracle_logits: ArrayLike) -> Agreement:
     """On how many pairs of one prompt's K answers the scorer has the oracle's sign; both matrices [K, K].
 
     Both are symmetrised, (M - M^T) / 2, so that a preference for what is shown first counts for nothing.
-    Pairs on which the oracle ties do not count. Add up the results of several prompts with `+`.
+    Pairs on which the oracle ties do not count, nor those without a verdict (NaN) by one of the two. Add up
+    the results of several prompts with `+`.
     """
     scorer, oracle = _square(scorer_logits, "scorer logits"), _square(oracle_logits, "oracle logits")
     if scorer.shape != oracle.shape:
         raise ValueError(f"the scorer judged {len(scorer)} answers and the oracle {len(oracle)}")
     pairs = np.triu_indices(len(scorer), k=1)
-    truth = np.sign(oracle - oracle.T)[pairs]
-    verdict = np.sign(scorer - scorer.T)[pairs]
-    decided = truth != 0
+    truth = np.sign(symmetrised(oracle))[pairs]
+    verdict = np.sign(symmetrised(scorer))[pairs]
+    decided = (truth != 0) & ~np.isnan(truth) & ~np.isnan(verdict)
     return Agreement(float(((1.0 + truth * verdict) / 2.0)[decided].sum()), int(decided.sum()))
 
 
@@ -125,8 +130,15 @@ def _finite(values: ArrayLike, what: str) -> NDArray[np.float64]:
     return array
 
 
+def _known(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    """Like `_finite`, but NaN may stand for what nobody knows."""
+    array = np.asarray(values, dtype=np.float64)
+    _finite(np.where(np.isnan(array), 0.0, array), what)
+    return array
+
+
 def _square(values: ArrayLike, what: str) -> Matrix:
-    matrix = _finite(values, what)
+    matrix = _known(values, what)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"{what}: expected a K x K matrix, got the shape {matrix.shape}")
     return matrix

@@ -15,7 +15,7 @@ Vector = NDArray[np.float64]
 
 
 def sigmoid(x: Matrix) -> Matrix:
-    """Logistic function without overflow at either end; NaN, which is no verdict, stays NaN without a warning."""
+    """Logistic function without overflow at either end; NaN stays NaN."""
     with np.errstate(invalid="ignore"):
         return np.exp(-np.logaddexp(0.0, -x))
 

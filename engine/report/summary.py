@@ -55,6 +55,8 @@ class IterationSummary:
     """Tokens per held-out answer (or per training answer, where nothing is held out)."""
     agreement: float | None = None
     """Share of comparisons, in [0, 1], in which the training scorer and the oracle agree."""
+    judge: dict[str, float] = field(default_factory=dict)
+    """What is known of an LLM judge, by metric name (engine/report/judges.py); empty for other scorers."""
     num_prompts: int | None = None
     num_rows: int | None = None
     """Pairs (or groups of n answers) that were trained on."""
@@ -157,12 +159,37 @@ WORK = (
     Column("loss_last", "last loss", lambda i: i.loss_last, "{:.4g}".format, brief=True),
 )
 WALL = (Column("wall_seconds", "wall time", lambda i: i.wall, _seconds, brief=True),)
+JUDGE = {
+    "judge/consistency": "judge: orders agree",
+    "judge/position_bias": "judge: bias to the first",
+    "judge/longer_preferred": "judge: longer wins",
+    "judge/tie_rate": "judge: ties",
+    "judge/missing_rate": "judge: no verdict",
+    "judge/commonest_verdict": "judge: commonest verdict",
+    "judge/canary_win_rate": "judge: canary wins",
+}
+"""Metric names of the judge's figures that are shares, with their headings."""
 COLUMNS = RESULTS + WORK + WALL
 
 
 def tables(summary: Summary) -> list[tuple[Column, ...]]:
-    """The columns in three tables that a page has room for: results, the work that they took, and its time."""
-    return [RESULTS, RESULTS[:1] + WORK, RESULTS[:1] + WALL + stage_columns(summary)]
+    """The columns in tables that a page has room for: results, an LLM judge's ways, the work, and its time."""
+    judge = [RESULTS[:1] + judge_columns(summary)] if judge_columns(summary) else []
+    return [RESULTS, *judge, RESULTS[:1] + WORK, RESULTS[:1] + WALL + stage_columns(summary)]
+
+
+def judge_columns(summary: Summary) -> tuple[Column, ...]:
+    """One column per figure of the LLM judge that any iteration has."""
+    known = {name for iteration in summary.iterations for name in iteration.judge}
+    return tuple(
+        Column(name.replace("/", "_"), heading, _judge(name), percent)
+        for name, heading in JUDGE.items()
+        if name in known
+    )
+
+
+def _judge(name: str) -> Callable[[IterationSummary], float | None]:
+    return lambda iteration: iteration.judge.get(name)
 
 
 def stage_columns(summary: Summary) -> tuple[Column, ...]:

@@ -32,6 +32,7 @@ from engine.report.summary import (
     WinRate,
     complete,
     fact,
+    judge_columns,
     percent,
     stage_columns,
     tables,
@@ -110,7 +111,7 @@ def _figures(summary: Summary, records: list[Record]) -> list[Figure]:
 
 def _csv(summary: Summary) -> str:
     """Numbers in full precision, empty where missing, a win rate in three columns."""
-    columns = COLUMNS + stage_columns(summary)
+    columns = COLUMNS + judge_columns(summary) + stage_columns(summary)
     cells = [_cells(column, None) for column in columns]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

@@ -236,7 +236,7 @@ class RunStore:
             self.mark(f"sealed {name}", identity=identity)
         elif known["identity"] != identity:
             raise StoreError(
-                f"{self.folder} was begun with another {name} ({known['identity'][:40]}, now {identity[:40]}). "
+                f"{self.folder} was begun with another {name} ({known['identity'][:160]}, now {identity[:160]}). "
                 f"Restore it, or give the run another name="
             )
 

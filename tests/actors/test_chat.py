@@ -360,3 +360,18 @@ def test_the_digest_follows_template_and_tokenizer_and_survives_saving(folder: s
     chat.tokenizer.add_tokens(["<new>"])
     chat.tokenizer.save_pretrained(tmp_path / "grown")
     assert Chat(ModelConfig(path=str(tmp_path / "grown"))).digest != chat.digest
+
+
+def test_what_a_model_would_write_next_has_the_tokens_that_it_would_write(folder: str) -> None:
+    for chat in (Chat(ModelConfig(path=folder)), Chat(ModelConfig(path=folder, chat_template="none"))):
+        text, token_ids = chat.render(ask("A or B?"))
+        following = chat.continuation(text, token_ids, "AB")
+        assert chat.tokenizer.decode(following) == "AB"
+        assert len(following) == 2
+    with pytest.raises(ModelError, match="'' melts into one token with the text before it"):
+        chat.continuation(text, token_ids, "")
+
+
+def test_messages_name_the_section_that_the_model_stands_in(folder: str) -> None:
+    with pytest.raises(ModelError, match=r"scorer\.server\.chat_template = 'nowhere.jinja': cannot be read"):
+        Chat(ModelConfig(path=folder, chat_template="nowhere.jinja"), "scorer.server")

@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from actors.generator import Generator, _check_answers, arrow_safe
+from actors.generator import Generator, _check_answers
 from actors.tiny_policy import make_tiny_policy
 from actors.vllm_engine import Answer, SampleRequest
 from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
 from engine.maths.probe import compare_probe, probe_batch
-from engine.schema import COMPLETIONS, NOTHING_GIVEN, PROMPTS
+from engine.schema import COMPLETIONS, NOTHING_GIVEN, PROMPTS, arrow_safe
 from engine.seeds import derive_seed
 from engine.store.weights import seal_weights
 

@@ -167,7 +167,7 @@ def test_an_exception_in_a_rule_names_function_and_prompt():
     ("dotted", "complaint"),
     [
         (f"{__name__}:by_lenght", "has no function 'by_lenght'; nearest: by_length"),
-        ("actors.scorer:build", r"No module named 'actors.scorer'; nearest: actors.scorers"),
+        ("actors.scorersx:build", r"No module named 'actors.scorersx'; nearest: actors.scorers"),
         ("actorz.scorers:build", r"No module named 'actorz'; nearest: .*actors"),
         ("string:whitespace", "has no function 'whitespace'"),
     ],

@@ -15,7 +15,7 @@ from cluster.machines import GIB, machines
 from cluster.plan import Plan, host_bytes, make_plan
 from engine.config.file import load
 from engine.config.model import RunConfig
-from engine.errors import PlanError
+from engine.errors import ConfigError, PlanError
 from tests.runs import fake_config
 
 ROOT = Path(__file__).parent.parent.parent
@@ -252,3 +252,53 @@ def test_a_plan_of_fakes_is_complete_as_well(tmp_path):
     plan.check()
     assert keys_of(plan) == {"cluster", "placement", "work", "batch", "memory", "disk"}
     assert line(plan, "placement") == "placement  one after the other, in this process"
+
+
+JUDGE = {
+    "kind": "judge",
+    "server": {"kind": "vllm", "path": "somewhere/judge-70b", "tensor_parallel_size": 4, "num_parameters": 70e9},
+    "prompt": str(ROOT / "recipes/judges/pairwise.txt"),
+    "gpus": 4,
+    "num_replicas": 2,
+}
+
+
+def judged(**changes: Any) -> RunConfig:
+    """The paper's recipe with an LLM judge in PairRM's place."""
+    return RunConfig.model_validate(paper().model_dump() | {"scorer": {**JUDGE, **changes}})
+
+
+def test_a_judge_of_70_billion_by_hand():
+    """70e9 x 2 bytes / 4 GPUs = 32.6 GiB each."""
+    config = judged()
+    plan = make_plan(config, config.cluster.stated)
+    assert line(plan, "2 x scorer") == "2 x scorer (judge): 1 CPUs, 4 GPUs each"
+    assert line(plan, "scorer: 32.6 GiB").startswith("scorer: 32.6 GiB, which leaves up to ")
+    assert "400,000 comparisons" in line(plan, "work")
+    unknown = judged(server={**JUDGE["server"], "num_parameters": None})
+    assert "server.num_parameters is not set" in line(make_plan(unknown, unknown.cluster.stated), "scorer: unknown")
+    large = judged(server={**JUDGE["server"], "num_parameters": 400e9})
+    assert any(
+        p.startswith("scorer: 186.3 GiB of weights per GPU") for p in make_plan(large, large.cluster.stated).problems
+    )
+
+
+def test_what_a_judge_is_asked_by_hand():
+    """20,000 prompts x 5 answers: 10 pairs in one order; or 3 judgements of each answer."""
+    assert estimates.num_verdicts(judged(orders="random"), 20_000, 5) == (200_000, "comparisons")
+    points = judged(mode="pointwise", prompt=str(ROOT / "recipes/judges/additive_rubric.txt"))
+    assert estimates.num_verdicts(points, 20_000, 5) == (300_000, "judgements")
+
+
+def test_a_policy_that_judges_itself_needs_no_pool_of_its_own(tmp_path):
+    config = fake_config(tmp_path, scorer={"kind": "judge", "server": {"kind": "policy"}, "prompt": JUDGE["prompt"]})
+    plan = make_plan(config)
+    assert "generator (fake, also the judge)" in line(plan, "2 x generator")
+    assert not any("scorer" in text for text in plan.lines)
+    assert estimates.scorer_bytes(config.scorer) == 0
+
+
+def test_a_judges_prompt_is_read_before_anything_starts():
+    config = judged(prompt=str(ROOT / "recipes/judges/additive_rubric.txt"))
+    with pytest.raises(ConfigError, match=r"has no \{answer_a\} in its user part"):
+        make_plan(config, config.cluster.stated)

@@ -315,7 +315,37 @@ def test_what_is_missing_says_what_belongs_there():
 
 def test_a_section_without_its_kind_lists_the_kinds(write):
     path = write(MINIMAL.replace("  kind: pairrm\n", ""))
-    assert problems(path) == [f"scorer.kind: missing; expected one of pairrm, rule, llm_blender ({path}:5)"]
+    assert problems(path) == [f"scorer.kind: missing; expected one of pairrm, rule, llm_blender, judge ({path}:5)"]
+
+
+JUDGE = ["model.path=m", "prompts.source=p", "scorer.kind=judge", "scorer.prompt=p.txt"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([], "scorer.server: missing; expected a section whose kind is one of policy, vllm"),
+        (["scorer.server.kind=vlm"], "scorer.server.kind = 'vlm': expected one of policy, vllm; did you mean vllm?"),
+        (["scorer.server=policy"], "scorer.server = 'policy': expected a section whose kind is one of policy, vllm"),
+        (["scorer.server.path=x"], "scorer.server.kind: missing; expected one of policy, vllm"),
+        (
+            ["scorer.server.kind=policy", "scorer.server.path=x"],
+            "scorer.server.path: unknown key; it belongs to another kind of scorer.server: vllm",
+        ),
+        (["scorer.server.kind=vllm"], "scorer.server.path: missing; expected text"),
+        (["scorer.server.kind=vllm", "scorer.server.pth=x"], "scorer.server.pth: unknown key; did you mean "),
+    ],
+)
+def test_kinds_within_kinds_are_told_apart(overrides, told):
+    assert any(problem.startswith(told) for problem in problems(overrides=[*JUDGE, *overrides]))
+
+
+def test_another_server_starts_afresh(write):
+    judge = "kind: judge\n  prompt: p.txt\n  server: {kind: vllm, path: x}"
+    path = write("model: {path: m}\nprompts: {source: p}\nscorer:\n  " + judge + "\n")
+    assert load(path).scorer.server.path == "x"
+    assert load(path, ["scorer.server.kind=policy"]).scorer.by_policy
+    assert load(path, ["scorer.server.kind=vllm"]).scorer.server.path == "x"
 
 
 def test_a_value_with_several_types_has_one_message():

@@ -111,6 +111,20 @@ def test_one_run_has_no_spread():
         evaluation.spread([0.8])
 
 
+def test_pairs_without_a_verdict_count_for_nobody():
+    assert evaluation.win_rate_from_margins([[1.0, math.nan], [-1.0, 2.0]]) == pytest.approx(2 / 3)
+    assert math.isnan(evaluation.win_rate_from_margins([[math.nan]]))
+
+
+def test_one_order_decides_alone_where_the_other_has_no_verdict():
+    logits = np.array([[0.0, 3.0, math.nan], [math.nan, 0.0, 1.0], [math.nan, 5.0, 0.0]])
+    np.testing.assert_array_equal(evaluation.margins_from_pair_logits(logits, 1), [[3.0, math.nan]])
+    truth = np.array([[0.0, 1.0, 1.0], [-1.0, 0.0, 1.0], [-1.0, -1.0, 0.0]])
+    found = evaluation.agreement(logits, truth)
+    assert (found.agreed, found.num_pairs) == (1, 2), "0 beats 1 as in truth, 2 beats 1 against it, 0 and 2 unknown"
+    assert evaluation.agreement(truth, logits) == found
+
+
 @pytest.mark.parametrize(
     ("call", "problem"),
     [

@@ -23,7 +23,7 @@ def shown(*demonstrations: str, **columns: Any) -> pa.Table:
 
 
 def expected_counts(**counts: int) -> dict[str, int]:
-    return {"prompts": 1, "identical": 0, "truncated": 0, "empty": 0} | counts
+    return {"prompts": 1, "identical": 0, "disliked": 0, "truncated": 0, "empty": 0} | counts
 
 
 def test_the_demonstration_trains_against_the_policys_answer():
@@ -38,6 +38,12 @@ def test_a_policy_that_says_the_demonstration_already_has_nothing_to_learn_from_
     selection = SPIN().select(shown("said", "good"))
     assert only_row(selection)["prompt_id"] == "p1"
     assert selection.counts == expected_counts(prompts=2, identical=1)
+
+
+def test_an_answer_that_the_data_calls_bad_is_no_demonstration():
+    selection = SPIN().select(shown("bad", "good", given_win_rates=[[0.0], [1.0]]))
+    assert only_row(selection)["prompt_id"] == "p1"
+    assert selection.counts == expected_counts(prompts=2, disliked=1)
 
 
 def test_an_answer_that_was_cut_is_another_one_for_lack_of_an_end():
