@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.algorithm import Batch
 from engine.maths.losses import Pairs
 
 ORACLES: dict[str, Any] = json.loads((Path(__file__).parent / "engine/loss_oracles.json").read_text())
@@ -65,3 +66,18 @@ def pairs_of_row(row: dict[str, Any], dtype: torch.dtype = torch.float64) -> Pai
     params = row["params"]
     chosen = params.get("p_win", params.get("p_pair", 1.0))
     return pairs_of(row["inputs"], chosen, params.get("p_lose", 1.0 - chosen), dtype)
+
+
+def batch_from(pairs: Pairs) -> Batch:
+    """Chosen in column 0, rejected in column 1, as rows have them."""
+
+    def columns(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return torch.stack([chosen, rejected], dim=1)
+
+    return Batch(
+        logps=columns(pairs.chosen, pairs.rejected),
+        reference_logps=columns(pairs.reference_chosen, pairs.reference_rejected),
+        num_tokens=columns(pairs.chosen_tokens, pairs.rejected_tokens),
+        win_rate=columns(pairs.chosen_win, pairs.rejected_win),
+        baseline=torch.full_like(pairs.chosen, 0.5)[:, None],
+    )

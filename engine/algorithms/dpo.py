@@ -28,7 +28,9 @@ Positive = Annotated[float, Field(gt=0.0)]
 PARAMETERS = ("beta", "label_smoothing", "tau", "gamma", "alpha", "m", "delta", "eta")
 """What losses may ask for, by the names of their arguments."""
 AGAINST_POLICY = ("sppo_soft_official", "sppo_scaled")
-"""Losses whose targets are win rates against the policy rather than within the pair."""
+"""Losses whose targets are win rates against the policy."""
+WITHIN_PAIR = ("sppo_single_official", "dpo_soft")
+"""Losses whose target is P(chosen beats rejected), as dpo_sigmoid's with soft_labels."""
 
 
 class DPO(ScoredAnswers):
@@ -77,6 +79,7 @@ class DPO(ScoredAnswers):
         if idle:
             raise ValueError(f"{', '.join(idle)}: read by none of the losses {', '.join(self.losses)}; remove it")
         self._check_smoothing()
+        self._check_targets()
         return self
 
     def _check_smoothing(self) -> None:
@@ -85,8 +88,18 @@ class DPO(ScoredAnswers):
             raise ValueError("label_smoothing = 0.5: robust divides by 1 - 2 e; give less")
         if self.label_smoothing == 0.0 and "exo_pair" in self.losses:
             raise ValueError("label_smoothing = 0: exo_pair takes its logarithm; give e.g. 0.001")
-        if self.soft_labels and "dpo_sigmoid" not in self.losses:
-            raise ValueError("soft_labels: only dpo_sigmoid has targets to soften")
+        if self.soft_labels and ("dpo_sigmoid" not in self.losses or "dpo_soft" in self.losses):
+            raise ValueError("soft_labels makes dpo_sigmoid dpo_soft; losses must name the former, not the latter")
+
+    def _check_targets(self) -> None:
+        """A row has one target per answer."""
+        against = [name for name in self.losses if name in AGAINST_POLICY]
+        within = [name for name in self._named() if name in WITHIN_PAIR]
+        if self.data == "sampled" and against and within:
+            raise ValueError(
+                f"losses mixes {', '.join(against)}, whose targets are win rates against the policy, with "
+                f"{', '.join(within)}, whose target is P(chosen beats rejected); take one kind"
+            )
 
     @property
     def given(self) -> int:
@@ -105,8 +118,12 @@ class DPO(ScoredAnswers):
     def _given_row(self, prompt: dict, counts: Counter[str]) -> dict | None:
         """The pair of the data set, its chosen answer first."""
         answers, rates = prompt["given_answers"], prompt["given_win_rates"]
+        empty = sum(not answer.strip() for answer in answers)
         counts["prompts"] += 1
-        counts["empty"] += sum(not answer.strip() for answer in answers)
+        counts["empty"] += empty
+        if empty and self.empty == "exclude":
+            counts["no_pair"] += 1
+            return None
         if rates[0] == rates[1] or answers[0] == answers[1]:
             counts["ties"] += 1
             if self.ties == "drop":

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from engine.algorithm import Stages
 from engine.algorithms.dpo import DPO
+from engine.errors import DataError
 from engine.maths.ranking import consistency, longest, quality_tiers, shortest
 
 
@@ -69,10 +70,14 @@ class SelfRewarding(DPO):
     def _targets(self, prompt: dict, best: int, worst: int) -> list[float]:
         if self.consistency == "none":
             return super()._targets(prompt, best, worst)
-        before = prompt.get("previous_scores")  # none in the first iteration, where this policy agrees with itself
-        if before is None:
+        now, before = prompt["scores"], prompt.get("previous_scores")
+        if not now:
+            raise DataError(
+                "consistency = per_prompt compares scores, but the scorer compares answers in pairs and gives none; "
+                "take a scorer that rates each answer by itself, or consistency = none"
+            )
+        if before is None:  # in the first iteration this policy agrees with itself
             return [1.0, 0.0]
-        now = prompt["scores"]
         known = [i for i in range(len(now)) if not math.isnan(now[i]) and not math.isnan(before[i])]
         agreed = consistency([now[i] for i in known], [before[i] for i in known]) if known else 0.5
         return [agreed, 1.0 - agreed]

@@ -21,7 +21,7 @@ from tests.runs import fake_config
 from tests.tables import logits_of, shard
 
 DTYPES = [torch.float32, torch.float64]
-DROPPED = ("no_pair", "missing", "identical", "alone")
+DROPPED = ("no_pair", "missing", "identical", "disliked", "alone")
 """Counts of prompts that make no row, besides ties, which make none by default."""
 NAN = float("nan")
 
@@ -45,7 +45,10 @@ def table_for(algorithm: Algorithm, samples: int = 3, iteration: int = 0) -> pa.
         "finish_reasons": [["stop"] * k] * 3 + [["length"] * k] + [["stop"] * k] * 2,
     }
     if demonstration:
-        columns |= {"given_win_rates": [[1.0]] * 6, "given_token_ids": [[[70 + i, 9]] for i in range(5)] + [[[0, 9]]]}
+        columns |= {
+            "given_win_rates": [[1.0]] * 4 + [[0.0]] + [[1.0]],
+            "given_token_ids": [[[70 + i, 9]] for i in range(5)] + [[[0, 9]]],
+        }
     if algorithm.given == 0:
         columns |= {name: [[]] * 6 for name in ("given_answers", "given_token_ids", "given_win_rates")}
     return shard(SCHEMAS[selected_from(algorithm, iteration)], [k] * 6, **columns)

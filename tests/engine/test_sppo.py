@@ -8,14 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor
 
 from actors.rows import batches_of
 from engine.algorithm import Batch
 from engine.algorithms.sppo import SPPO
 from engine.maths import losses
+from engine.maths.losses import Pairs
 from engine.maths.preference import pairwise_win_probabilities, win_rates
 from engine.schema import ROWS
-from tests.oracles import ORACLES, PRINTED, TOLERANCE, name_of, rows_of
+from tests.oracles import ORACLES, PRINTED, TOLERANCE, batch_from, name_of, pairs_of_row, rows_of
 from tests.tables import logits_of, only_row, scored
 
 CASES = {row["case"]: row for row in ORACLES["pairrm_to_sppo"]}
@@ -203,18 +205,11 @@ def test_parameters_that_mean_nothing_are_refused(wrong):
 # The loss
 
 
-def batch_of(row: dict, win_rate: list[float], dtype: torch.dtype = torch.float64) -> Batch:
-    """One row of a chosen and a rejected answer."""
-    case = row["inputs"]
-    logps = [[case["policy_chosen_logps"], case["policy_rejected_logps"]]]
-    reference = [[case["ref_chosen_logps"], case["ref_rejected_logps"]]]
-    values = (logps, reference, [[case["len_chosen"], case["len_rejected"]]], [win_rate], [[0.5]])
-    batch = Batch(*(torch.tensor(value, dtype=dtype) for value in values))
-    batch.logps.requires_grad_()
-    return batch
+def slopes(loss: Tensor, pairs: Pairs) -> list[float]:
+    return [slope.item() for slope in torch.autograd.grad(loss.sum(), (pairs.chosen, pairs.rejected))]
 
 
-def gradients(row: dict) -> list[float]:
+def printed(row: dict) -> list[float]:
     return [row["grad"]["policy_chosen_logps"], row["grad"]["policy_rejected_logps"]]
 
 
@@ -222,21 +217,19 @@ def gradients(row: dict) -> list[float]:
 @pytest.mark.parametrize("row", rows_of("sppo_soft_official"), ids=name_of)
 def test_the_loss_and_its_gradient_are_those_of_the_released_code(row, dtype):
     """The released code averages the pair's two squared errors; so does the row's loss."""
-    batch = batch_of(row, [row["params"]["p_win"], row["params"]["p_lose"]], dtype)
-    loss = SPPO(eta=row["params"]["eta"]).loss(batch)
-    loss.sum().backward()
+    pairs = pairs_of_row(row, dtype)
+    loss = SPPO(eta=row["params"]["eta"]).loss(batch_from(pairs))
     assert loss.dtype == dtype
     assert loss.tolist() == pytest.approx([row["value_full"]], rel=TOLERANCE[dtype])
-    assert batch.logps.grad[0].tolist() == pytest.approx(gradients(row), rel=TOLERANCE[dtype], abs=PRINTED)
+    assert slopes(loss, pairs) == pytest.approx(printed(row), rel=TOLERANCE[dtype], abs=PRINTED)
 
 
 @pytest.mark.parametrize("row", rows_of("sppo_hard_trl"), ids=name_of)
 def test_trls_sppo_hard_is_exactly_twice_ours_with_certain_win_rates(row):
-    batch = batch_of(row, [1.0, 0.0])
-    loss = 2 * SPPO(eta=1 / row["params"]["beta"]).loss(batch)
-    loss.sum().backward()
+    pairs = pairs_of_row(row)
+    loss = 2 * SPPO(eta=1 / row["params"]["beta"]).loss(batch_from(pairs))
     assert loss.tolist() == pytest.approx([row["value_full"]], rel=1e-6)
-    assert batch.logps.grad[0].tolist() == pytest.approx(gradients(row), rel=1e-6, abs=PRINTED)
+    assert slopes(loss, pairs) == pytest.approx(printed(row), rel=1e-6, abs=PRINTED)
 
 
 def test_each_answer_has_its_own_squared_error():
@@ -257,8 +250,7 @@ def test_the_loss_of_many_answers_is_their_mean_and_zero_exactly_at_their_target
 
 
 def test_answers_that_trade_places_with_their_targets_change_nothing():
-    row = rows_of("sppo_soft_official")[0]
-    batch = batch_of(row, [0.82, 0.21])
+    batch = batch_from(pairs_of_row(rows_of("sppo_soft_official")[0]))
     swapped = Batch(*(getattr(batch, name).flip(-1) for name in Batch.__dataclass_fields__))
     assert SPPO().loss(swapped).tolist() == pytest.approx(SPPO().loss(batch).tolist(), rel=1e-12)
 
