@@ -11,6 +11,7 @@ import difflib
 import inspect
 import math
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -68,35 +69,42 @@ class DPO(ScoredAnswers):
 
     @model_validator(mode="after")
     def _losses_and_their_parameters(self) -> DPO:
+        problems = [*self._unknown_losses()]
+        if not problems:  # what the others say would depend on the losses that were meant
+            problems = [*self._idle_parameters(), *self._out_of_bounds(), *self._conflicting_targets()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _unknown_losses(self) -> Iterator[str]:
         if not self.losses:
-            raise ValueError("losses is empty; expected at least one name with its weight, e.g. {dpo_sigmoid: 1}")
+            yield "losses is empty; expected at least one name with its weight, e.g. {dpo_sigmoid: 1}"
         for name in self.losses:
             if name not in LOSSES:
                 near = difflib.get_close_matches(name, LOSSES, n=3, cutoff=0.5)
-                raise ValueError(f"losses has no {name!r}; {'nearest: ' if near else ''}{', '.join(near or LOSSES)}")
+                yield f"losses has no {name!r}; {'nearest: ' if near else ''}{', '.join(near or LOSSES)}"
+
+    def _idle_parameters(self) -> Iterator[str]:
         read = {parameter for name in self.losses for parameter in inspect.signature(LOSSES[name]).parameters}
         idle = [name for name in PARAMETERS if getattr(self, name) is not None and name not in read]
         if idle:
-            raise ValueError(f"{', '.join(idle)}: read by none of the losses {', '.join(self.losses)}; remove it")
-        self._check_smoothing()
-        self._check_targets()
-        return self
+            yield f"{', '.join(idle)}: read by none of the losses {', '.join(self.losses)}; remove it"
 
-    def _check_smoothing(self) -> None:
+    def _out_of_bounds(self) -> Iterator[str]:
         """Bounds that single losses put on e, and on soft labels."""
         if self.label_smoothing == 0.5 and "robust" in self.losses:
-            raise ValueError("label_smoothing = 0.5: robust divides by 1 - 2 e; give less")
+            yield "label_smoothing = 0.5: robust divides by 1 - 2 e; give less"
         if self.label_smoothing == 0.0 and "exo_pair" in self.losses:
-            raise ValueError("label_smoothing = 0: exo_pair takes its logarithm; give e.g. 0.001")
+            yield "label_smoothing = 0: exo_pair takes its logarithm; give e.g. 0.001"
         if self.soft_labels and ("dpo_sigmoid" not in self.losses or "dpo_soft" in self.losses):
-            raise ValueError("soft_labels makes dpo_sigmoid dpo_soft; losses must name the former, not the latter")
+            yield "soft_labels makes dpo_sigmoid dpo_soft; losses must name the former, not the latter"
 
-    def _check_targets(self) -> None:
+    def _conflicting_targets(self) -> Iterator[str]:
         """A row has one target per answer."""
         against = [name for name in self.losses if name in AGAINST_POLICY]
         within = [name for name in self._named() if name in WITHIN_PAIR]
         if self.data == "sampled" and against and within:
-            raise ValueError(
+            yield (
                 f"losses mixes {', '.join(against)}, whose targets are win rates against the policy, with "
                 f"{', '.join(within)}, whose target is P(chosen beats rejected); take one kind"
             )

@@ -108,6 +108,8 @@ def test_soft_labels_take_the_targets_of_the_rows():
         ({"losses": {"dpo_sigmoid": 1.0, "dpo_soft": 1.0}, "soft_labels": True}, "not the latter"),
         ({"losses": {"sppo_scaled": 1.0, "dpo_soft": 1.0}}, r"mixes sppo_scaled, .* with dpo_soft"),
         ({"losses": {"sppo_scaled": 1.0, "dpo_sigmoid": 1.0}, "soft_labels": True}, "mixes sppo_scaled"),
+        ({"losses": {"ipo": 1.0, "hing": 1.0}}, r"no 'ipo'; .*; losses has no 'hing'; nearest: hinge"),
+        ({"losses": {"exo_pair": 1.0}, "label_smoothing": 0.0, "tau": 0.1}, "tau: read by none.*its logarithm"),
         ({"beta": 0.0}, "greater than 0"),
         ({"nll_weight": -0.1}, "greater than or equal to 0"),
         ({"beta": float("inf")}, "finite"),

@@ -34,12 +34,19 @@ def slopes(algorithm: KTO, batch: Batch) -> Tensor:
 # ---- which rows it makes ----
 
 
-def test_each_row_carries_the_answer_of_the_next_prompt_and_the_last_row_the_first_ones():
+def test_each_row_carries_an_answer_of_the_next_prompt_chosen_and_rejected_ones_in_turn():
+    """Of one kind alone, z0 would follow the log-ratios of that kind. The last prompt's next one is the first."""
     rows = KTO().select(given(("a", "b"), ("c", "d"), ("e", "f"))).rows.to_pylist()
     assert [row["answer_index"] for row in rows] == [[-1, -2, ELSEWHERE]] * 3
     assert [row["win_rate"] for row in rows] == [[1.0, 0.0, 0.5]] * 3
-    texts = [("a", "b", "c"), ("c", "d", "e"), ("e", "f", "a")]
+    texts = [("a", "b", "c"), ("c", "d", "f"), ("e", "f", "a")]
     assert [row["answer_token_ids"] for row in rows] == [[tokens(text) for text in row] for row in texts]
+
+
+def test_an_answer_to_the_same_question_is_no_answer_to_another():
+    """Where a data set asks the same twice, z0 would else be made of what the policy is taught to say."""
+    rows = LABELS.select(given(("a",), ("b",), ("c",), prompt_token_ids=[[7], [7], [8]])).rows.to_pylist()
+    assert [row["answer_token_ids"][1] for row in rows] == [tokens("c"), tokens("c"), tokens("a")]
 
 
 def test_a_single_answer_has_its_label():
@@ -58,10 +65,11 @@ def test_an_answer_that_is_neither_makes_no_row_but_still_serves_its_neighbour()
     assert selection.counts == {"prompts": 2, "ties": 1, "alone": 0}
 
 
-def test_a_shard_of_one_prompt_has_nothing_to_compare_with():
-    selection = KTO().select(given(("a", "b")))
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_shard_of_one_question_has_nothing_to_compare_with(copies):
+    selection = KTO().select(given(*[("a", "b")] * copies, prompt_token_ids=[[7]] * copies))
     assert selection.rows.num_rows == 0
-    assert selection.counts == {"prompts": 1, "ties": 0, "alone": 1}
+    assert selection.counts == {"prompts": copies, "ties": 0, "alone": copies}
 
 
 # ---- its loss ----
