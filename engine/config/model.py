@@ -29,7 +29,8 @@ class ModelConfig(Section):
     """The policy that the run starts from."""
 
     path: str
-    """Folder or hub id of a causal language model with safetensors weights."""
+    """Folder or hub id of a causal language model with safetensors weights; "tiny": an untrained one of 0.1 million
+    parameters is made in the run's folder, for trying the engines."""
     revision: str | None = None
     """Hub revision; pin it when trust_remote_code is on."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

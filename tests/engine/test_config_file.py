@@ -237,7 +237,7 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_line(write):
         + """\
 lr: 5e-7
 sampling:
-  num_samples: 1
+  num_samples: 0
   top_p: 1.5
   temprature: 0.7
 learner:
@@ -250,7 +250,7 @@ seed: true
     )
     assert problems(path, ["cluster.backend=raay"]) == [
         f"seed = true: expected a whole number at least 0 ({path}:20)",
-        f"sampling.num_samples = 1: expected a whole number from 2 to 256 ({path}:12)",
+        f"sampling.num_samples = 0: expected a whole number from 1 to 256 ({path}:12)",
         f"sampling.top_p = 1.5: expected a number above 0 and at most 1 ({path}:13)",
         f"sampling.temprature: unknown key; did you mean sampling.temperature? ({path}:14)",
         f"learner.gradient_checkpointing = 'maybe': expected true or false ({path}:19)",
@@ -309,9 +309,8 @@ def test_what_is_missing_says_what_belongs_there():
     told = problems(overrides=["model.dtype=float32"])
     assert told[0] == "model.path: missing; expected text (command line)"
     assert told[1].startswith("prompts: missing; expected a section with the keys source, split")
-    assert told[2] == (
-        "scorer: missing; expected a section whose kind is one of pairrm, rule, llm_blender (command line)"
-    )
+    (told,) = problems(overrides=["model.path=m", "prompts.source=p.jsonl"])
+    assert "scorer is missing: algorithm.name = sppo learns from its verdicts" in told
 
 
 def test_a_section_without_its_kind_lists_the_kinds(write):
@@ -461,7 +460,7 @@ def test_the_help_has_every_key_with_its_range_its_default_and_its_meaning():
     for path in flat(load(overrides=[*PAIRRM, EVALUATION]).model_dump()):
         assert re.search(rf"^{re.escape(path)}( +\[\w+\])?: ", text, re.M), path
     assert "learner.optimizer.lr: a number at least 0; default 5e-07" in text
-    assert "sampling.num_samples: a whole number from 2 to 256; default 5\n    K, the answers per prompt" in text
+    assert "sampling.num_samples: a whole number from 1 to 256; default 5\n    K, the answers per prompt" in text
     assert "model.path: text; required" in text
     assert "scorer: section, kind is one of pairrm, rule, llm_blender" in text
     assert "scorer.function  [rule]: text matching" in text
