@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from engine.algorithm import Algorithm
+from engine.algorithms.spac import SPAC
 from engine.algorithms.sppo import SPPO
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
+    "spac": SPAC,
     "sppo": SPPO,
 }
 
