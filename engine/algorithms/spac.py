@@ -113,11 +113,12 @@ class SPAC(Algorithm):
         return row_of(prompt, [-1, -2, *range(len(samples))], [*given, *samples], rates)
 
     def loss(self, batch: Batch) -> Tensor:
-        """[B] losses of rows in the order of `select`: chosen, rejected, samples."""
+        """[B] losses of rows in the order of `select`: chosen, rejected, samples (none are needed at weight 0)."""
         h = batch.log_ratio
-        preferences = preference_loss(h[:, 0], h[:, 1], self.beta)
-        penalty = critic_penalty(h[:, 0], h[:, 2:], self.beta, self.surrogate)
-        return self.pref_weight * preferences + self.penalty_weight * penalty
+        preferences = self.pref_weight * preference_loss(h[:, 0], h[:, 1], self.beta)
+        if self.penalty_weight == 0.0:
+            return preferences
+        return preferences + self.penalty_weight * critic_penalty(h[:, 0], h[:, 2:], self.beta, self.surrogate)
 
     def reward_scale(self) -> float:
         return self.beta

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from engine.algorithms.spac import SPAC
+from engine.algorithms.spac import SPAC, Surrogate
 from engine.maths.evaluation import spread
-from recipes.worlds.coverage_methods import ROUNDS, STEPS, Learnt, Method, Rows, heldout_likelihood, train
+from recipes.worlds.coverage_methods import ROUNDS, STEPS, Form, Learnt, Method, Rows, heldout_likelihood, train
 from recipes.worlds.coverage_world import (
+    HALVES,
     Covered,
     World,
     make_world,
@@ -46,9 +47,14 @@ LEARNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 ETA = 1.0
 """SPAC's step per round. DPO, which takes one step, gets ROUNDS * ETA: then all policies are equally sharp."""
 LAMBDA = 1.0
-MAP_ETAS = (0.3, 1.0, 3.0)
-MAP_LAMBDAS = (0.25, 1.0, 4.0, 16.0, None)
-"""None: no pessimism at all, that is iterated DPO."""
+MAP_LAMBDAS = (0.25, 1.0, 4.0, 16.0, 64.0, None)
+"""None: no pessimism at all."""
+MAPS: tuple[tuple[str, Surrogate, Form, tuple[float, ...]], ...] = (
+    ("softplus", "softplus", "policy", (0.3, 1.0, 3.0)),
+    ("spin", "spin", "policy", (ETA,)),
+    ("explicit critic", "raw", "critic", (ETA,)),
+)
+"""Name, surrogate, form and etas of the maps over lambda."""
 
 SHOWN = ("last", "over_estimation")
 
@@ -133,20 +139,27 @@ def differences(found: Figures, other: str) -> Figures:
     return result
 
 
-def heat_map(worlds: list[World], rows: Rows) -> dict[str, list[list[float]]]:
-    """Per half, mean true values of the last policy [eta][lambda] of SPAC with the softplus surrogate."""
-    found: dict[str, list[list[float]]] = {"high": [], "low": []}
-    for eta in MAP_ETAS:
-        cells = []
-        for lam in MAP_LAMBDAS:
-            weight = 0.0 if lam is None else 1 / lam
-            method = Method("SPAC softplus", SPAC(beta=1 / eta, critic_weight=weight))
-            tried, picks = search(method, worlds, rows)
-            last = [tried[pick].last[s] for s, pick in enumerate(picks)]
-            cells.append([world.by_half(true_value(world, p)) for world, p in zip(worlds, last, strict=True)])
-        for half, lines in found.items():
-            lines.append([interval(cell, half)["mean"] for cell in cells])
+def heat_map(worlds: list[World], rows: Rows) -> Figures:
+    """Per form and half, mean true values of the last policy [eta][lambda]; further etas for softplus alone."""
+    found: Figures = {}
+    for name, surrogate, form, etas in MAPS:
+        lines = []
+        for eta in etas:
+            weights = [0.0 if lam is None else 1 / lam for lam in MAP_LAMBDAS]
+            algorithms = [SPAC(beta=1 / eta, critic_weight=weight, surrogate=surrogate) for weight in weights]
+            lines.append([_mean_values(Method(name, each, form=form), worlds, rows) for each in algorithms])
+        found[name] = {half: [[cell[half] for cell in line] for line in lines] for half in HALVES}
     return found
+
+
+def _mean_values(method: Method, worlds: list[World], rows: Rows) -> dict[str, float]:
+    """Per half, the mean over worlds of the last policy's true value."""
+    tried, picks = search(method, worlds, rows)
+    values = [
+        world.by_half(true_value(world, tried[p].last[s]))
+        for s, (world, p) in enumerate(zip(worlds, picks, strict=True))
+    ]
+    return {half: float(np.mean([row[half] for row in values])) for half in HALVES}
 
 
 def measure(folder: Path) -> Figures:
@@ -156,7 +169,7 @@ def measure(folder: Path) -> Figures:
     torch.set_num_threads(1)
     started = time.monotonic()
     figures: Figures = {"seeds": SEEDS, "eta": ETA, "lambda": LAMBDA, "rounds": ROUNDS, "steps_per_round": STEPS}
-    figures |= {"learning_rates": LEARNING_RATES, "map": {"etas": MAP_ETAS, "lambdas": MAP_LAMBDAS}, "worlds": {}}
+    figures |= {"learning_rates": LEARNING_RATES, "map_lambdas": MAP_LAMBDAS, "worlds": {}}
     for covered in get_args(Covered):
         worlds = [make_world(seed, covered) for seed in range(SEEDS)]
         rows = Rows(worlds)
@@ -185,7 +198,7 @@ def draw(figures: Figures, file: Path) -> None:
         title = f"common actions: {'the best among them' if covered == 'best' else 'any'}"
         _draw_intervals(axes[0], world, "last", f"true value ({title})")
         _draw_intervals(axes[1], world, "over_estimation", "over-estimation by the critic")
-        _draw_map(axes[2], world["map"]["low"])
+        _draw_map(axes[2], world["map"])
     save_svg(figure, file)
 
 
@@ -211,16 +224,22 @@ def _draw_intervals(axes: Axes, world: Figures, what: str, title: str) -> None:
         axes.legend(fontsize=7, frameon=False, loc="lower left")
 
 
-def _draw_map(axes: Axes, means: list[list[float]]) -> None:
+def _draw_map(axes: Axes, maps: Figures) -> None:
     from recipes._figures import label
 
-    axes.imshow(means, cmap="viridis", aspect="auto")
+    lines = [
+        (f"{name}, eta {eta:g}", line)
+        for name, _, _, etas in MAPS
+        for eta, line in zip(etas, maps[name]["low"], strict=True)
+    ]
+    means = [line for _, line in lines]
+    axes.imshow(means, cmap="viridis", aspect="auto", vmin=0.0)
     for y, line in enumerate(means):
         for x, mean in enumerate(line):
             axes.text(x, y, f"{mean:.2f}", ha="center", va="center", fontsize=7, color="white")
     axes.set_xticks(range(len(MAP_LAMBDAS)), ["∞" if lam is None else f"{lam:g}" for lam in MAP_LAMBDAS])
-    axes.set_yticks(range(len(MAP_ETAS)), [f"{eta:g}" for eta in MAP_ETAS])
-    label(axes, "SPAC softplus, low coverage: true value", "lambda", "eta")
+    axes.set_yticks(range(len(lines)), [name for name, _ in lines])
+    label(axes, "SPAC, low coverage: true value", "lambda")
 
 
 def main(arguments: list[str] | None = None) -> int:

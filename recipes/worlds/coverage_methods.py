@@ -27,6 +27,7 @@ STEPS = 50
 """Optimizer steps per round, each on all pairs."""
 SCALES = np.concatenate([[0.0], np.logspace(-2.0, 1.0, 61)])
 """Factors on log-ratios tried in heldout_likelihood."""
+Form = Literal["policy", "critic"]
 BOUND = 3.0
 """An explicit critic's rewards lie in [-BOUND, BOUND]; the theory asks for a bounded class."""
 
@@ -40,7 +41,7 @@ class Method:
     """Whose loss trains; None: the log-likelihood of the chosen action (SFT)."""
     reference: Literal["previous", "start"] = "previous"
     """What log-ratios compare with: the policy at the round's start, or the first one."""
-    form: Literal["policy", "critic"] = "policy"
+    form: Form = "policy"
     """critic: the loss trains a table of bounded rewards, which the policy then follows in closed form."""
 
     @property

@@ -60,8 +60,8 @@ def measure(folder: Path, settings: Settings | None = None) -> dict[str, Any]:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as weights:
         played = {
-            "sppo": _apart(Path(weights) / "sppo", sppo, partial(sppo_rows, ETA), settings),
-            "dpo": _apart(Path(weights) / "dpo", dpo, dpo_rows, replace(settings, iterations=DPO_ITERATIONS)),
+            "sppo": play_apart(Path(weights) / "sppo", sppo, partial(sppo_rows, ETA), settings),
+            "dpo": play_apart(Path(weights) / "dpo", dpo, dpo_rows, replace(settings, iterations=DPO_ITERATIONS)),
         }
     figures = {
         **figures_of(played["sppo"], played["dpo"]),
@@ -74,7 +74,7 @@ def measure(folder: Path, settings: Settings | None = None) -> dict[str, Any]:
     return figures
 
 
-def _apart(folder: Path, *arguments: Any) -> Matrix:
+def play_apart(folder: Path, *arguments: Any) -> Matrix:
     """play(folder, ...) in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(play, folder, *arguments).result()
@@ -105,7 +105,7 @@ def figures_of(sppo: Matrix, dpo: Matrix) -> dict[str, Any]:
             "average": sppo[:-1].mean(axis=0).tolist(),
             "average_exploitability": float(average[-1]),
             "average_exploitability_closed_form": float(game.average_exploitability(closed[:-1])[-1]),
-            "average_under_goal_from_iteration": _settled(average),
+            "average_under_goal_from_iteration": average_from(average),
             "last_exploitability": last[-1],
             "last_exploitability_second_half": [min(half), max(half)],
             "revolutions": game.revolutions(sppo),
@@ -130,7 +130,7 @@ def figures_of(sppo: Matrix, dpo: Matrix) -> dict[str, Any]:
     }
 
 
-def _settled(average: Vector) -> int | None:
+def average_from(average: Vector) -> int | None:
     """The number of policies from which on the average stays under GOAL; None: it does not."""
     above = np.flatnonzero(average >= GOAL)
     first = int(above[-1]) + 2 if len(above) else 1
