@@ -43,6 +43,9 @@ class Method:
     """What log-ratios compare with: the policy at the round's start, or the first one."""
     form: Form = "policy"
     """critic: the loss trains a table of bounded rewards, which the policy then follows in closed form."""
+    eps: float = 1e-8
+    """Adam's. Where gradients are far below it, steps are proportional to them; far above, equally long for all
+    numbers, those of actions seen once included."""
 
     @property
     def samples(self) -> bool:
@@ -124,7 +127,7 @@ def _fit(method: Method, table: Tensor, reference: Tensor, entries: Tensor, lr: 
     import torch
 
     table = table.clone().requires_grad_()
-    optimizer = torch.optim.Adam([table], lr=lr)
+    optimizer = torch.optim.Adam([table], lr=lr, eps=method.eps)
     # A critic's rewards stand for log-ratios as they are, so their reference is 0.
     base = torch.zeros_like(reference) if method.form == "critic" else reference
     for _ in range(STEPS):
