@@ -52,11 +52,12 @@ def measure(folder: Path, settings: Settings | None = None) -> dict[str, Any]:
     `claims` in them holds a name and a verdict for each claim. The learner runs in a process of its own, because
     it sets the environment of its process group.
     """
-    from engine.algorithms import ALGORITHMS
+    from engine.algorithms.spac import SPAC
+    from engine.algorithms.sppo import SPPO
 
     settings = settings or Settings()
-    sppo = ALGORITHMS["sppo"](eta=ETA, baseline="logpartition", train_on="all")
-    dpo = ALGORITHMS["dpo"](beta=BETA)
+    sppo = SPPO(eta=ETA, baseline="logpartition", train_on="all")
+    dpo = SPAC(beta=BETA, critic_weight=0.0)  # without its penalty: DPO's loss, against the previous iterate
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as weights:
         played = {
