@@ -257,10 +257,12 @@ def _draw_map(axes: Axes, maps: Figures) -> None:
         for eta, line in zip(etas, maps[name]["low"], strict=True)
     ]
     means = [line for _, line in lines]
-    axes.imshow(means, cmap="viridis", aspect="auto", vmin=0.0)
+    axes.imshow(means, cmap="Blues", aspect="auto", vmin=0.0, vmax=1.6)
     for y, line in enumerate(means):
         for x, mean in enumerate(line):
-            axes.text(x, y, f"{mean:.2f}", ha="center", va="center", fontsize=7, color="white")
+            axes.text(
+                x, y, f"{mean:.2f}", ha="center", va="center", fontsize=7, color="white" if mean > 0.9 else "black"
+            )
     axes.set_xticks(range(len(MAP_LAMBDAS)), ["∞" if lam is None else f"{lam:g}" for lam in MAP_LAMBDAS])
     axes.set_yticks(range(len(lines)), [name for name, _ in lines])
     label(axes, "SPAC, low coverage: true value", "lambda")
