@@ -59,6 +59,10 @@ class FakeChat:
         text = messages[-1]["content"]
         return text, list(text.encode())
 
+    def answer_ids(self, messages: list[dict[str, str]], answer: str) -> list[int]:
+        """The letters a to h as 0 to 7, any other character as one of them, and END."""
+        return [*((ord(character) - ord("a")) % len(LETTERS) for character in answer), END]
+
 
 class FakeGenerator:
     """Answers with up to six letters; an answer ends by itself unless it runs into max_new_tokens."""
@@ -103,6 +107,7 @@ class FakeGenerator:
             finish_reasons=[["stop" if answer[-1:] == [END] else "length" for answer in row] for row in ids],
             seeds=seeds,
             weights=[self._digest] * prompts.num_rows,
+            num_own=[k] * prompts.num_rows,
         )
 
     def sleep(self) -> None:

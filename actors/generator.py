@@ -137,6 +137,7 @@ class Generator:
             # vLLM gives sample i of a request the seed `seed + i` (v1/engine/parallel_sampling.py).
             seeds=[[seed + i for i in range(count)] for seed in seeds],
             weights=[self._serving] * len(names),
+            num_own=[count] * len(names),
         )
 
     def probe(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:

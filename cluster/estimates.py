@@ -101,7 +101,8 @@ def disk_bytes(config: RunConfig, parameters: float | None) -> dict[str, float]:
     """Bytes under `output` by what they are for: weights of every iteration, two learner checkpoints, tables."""
     size, learner, dtype = parameters or 0.0, config.learner, config.model.dtype
     prompts = (prompts_per_iteration(config) or 0) * config.iterations
-    answers = prompts * config.sampling.num_samples * config.sampling.max_new_tokens
+    sampled = config.sampling.num_samples if "completions" in config.algorithm.stages(0) else 0
+    answers = prompts * (sampled + config.algorithm.given) * config.sampling.max_new_tokens
     return {
         "weights": size * BYTES[dtype] * config.iterations,
         "two learner checkpoints": 2 * size * (BYTES[dtype] + optimizer_bytes(learner, dtype)),

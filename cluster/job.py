@@ -27,6 +27,7 @@ from engine.errors import ModelError, StoreError
 from engine.loop.self_play import SelfPlay
 from engine.maths.probe import ProbeBatch, probe_batch
 from engine.prompts.ingest import ingest_iterations, shards
+from engine.prompts.layouts import Given
 from engine.report.results import summarize
 from engine.report.summary import Summary
 from engine.report.write import complete, print_table, write_report
@@ -172,7 +173,9 @@ class Job:
         if known and all(self.store.has(*shard) for shard in known["shards"]):
             return
         config, longest = self._config, self._config.sampling.max_prompt_tokens
-        tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed)
+        algorithm = config.algorithm
+        given = Given(algorithm.given, config.sampling.max_new_tokens, f"algorithm.name = {algorithm.name}")
+        tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed, given)
         stages = [(t, "prompts", table) for t, table in enumerate(tables)]
         if config.evaluation:
             heldout, found = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)

@@ -54,6 +54,8 @@ class PromptsConfig(Section):
     """Split of a hub data set."""
     column: str | None = None
     """Column with the prompt (text or chat messages); null: prompt, messages, instruction or question."""
+    format: Literal["pair", "arena", "labelled", "completion", "conversation", "kumite"] | None = None
+    """How the source brings answers along, where an algorithm wants them; null: as its columns say."""
     use: Literal["parts", "all"] = "parts"
     """parts: disjoint parts, one per iteration, as in the paper; all: every prompt in every iteration."""
     limit: PositiveInt | None = None
@@ -68,6 +70,10 @@ class PromptsConfig(Section):
     """The same prompt again; kept ones get ids and seeds of their own."""
     on_overlong: Literal["error", "drop"] = "error"
     """Prompts of more than sampling.max_prompt_tokens tokens."""
+    on_identical: Literal["drop", "error"] = "drop"
+    """Preference pairs whose two answers are the same."""
+    on_long_answer: Literal["truncate", "drop", "error"] = "truncate"
+    """Rows with an answer of more than sampling.max_new_tokens tokens; truncate keeps its start, without EOS."""
 
 
 class SamplingConfig(Section):

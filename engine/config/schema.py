@@ -22,7 +22,7 @@ TAGS = ("kind", "name")
 """Keys that choose between the variants of a section (scorer.kind, algorithm.name)."""
 
 ELSEWHERE = {
-    "beta": "algorithm.eta = 1 / beta",
+    "beta": "algorithm.beta, or algorithm.eta = 1 / beta in sppo",
     "pairs": "sampling.num_samples",
     "num_generations": "sampling.num_samples",
     "n_samples_per_prompt": "sampling.num_samples",
@@ -44,7 +44,7 @@ ELSEWHERE = {
     "train_batch_size": "learner.batch_size",
     "bf16": "model.dtype = bfloat16",
     "fp16": "model.dtype = bfloat16 or float32 (the loss of SPPO overflows 16-bit floats)",
-    "loss_type": "algorithm.name",
+    "loss_type": "algorithm.name, or algorithm.losses in dpo",
     "model_name_or_path": "model.path",
     "dataset_name": "prompts.source",
     "output_dir": "output and name",
@@ -195,7 +195,8 @@ def advice(path: Path) -> str:
     known = list(all_keys())
     if kinds := [key.variant for key in known if key.path == dotted and key.variant]:
         place = ".".join(map(str, path[:-1]))
-        return f"it belongs to another kind of {place}: {', '.join(dict.fromkeys(kinds))}"
+        hint = f"; else it is {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        return f"it belongs to another kind of {place}: {', '.join(dict.fromkeys(kinds))}{hint}"
     if any(key.path == name for key in known) and "." in name:
         return "dots work on the command line; in a file write nested sections"
     if name in ELSEWHERE:

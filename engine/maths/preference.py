@@ -25,6 +25,11 @@ def symmetrised(logits: Matrix) -> Matrix:
     return np.where(np.isnan(both), np.where(np.isnan(logits), -logits.T, logits), both)
 
 
+def mean_logits(logits: Matrix) -> Vector:
+    """[K] mean_j of the symmetrised pair logit, the zero diagonal included: s_PairRM of SPPO section 5, both orders."""
+    return symmetrised(logits).mean(axis=1)
+
+
 def pairwise_win_probabilities(logits: Matrix) -> Matrix:
     """P[i, j] = sigmoid of the symmetrised pair logit; P[i, i] = 1/2.
 
@@ -40,7 +45,7 @@ def bradley_terry_win_probabilities(logits: Matrix) -> Matrix:
     The mean runs over all K, the zero diagonal included, and adds both orders without halving, so a
     transitive preference comes out at twice its logit and an intransitive one is flattened.
     """
-    scores = 2 * symmetrised(logits).mean(axis=1)
+    scores = 2 * mean_logits(logits)
     return sigmoid(scores[:, None] - scores[None, :])
 
 

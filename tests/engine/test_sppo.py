@@ -40,6 +40,7 @@ def scored(*logits: list[list[float]], **columns: list[Any]) -> pa.Table:
         "finish_reasons": [["stop"] * k for k in sizes],
         "seeds": [list(range(k)) for k in sizes],
         "weights": ["w" * 64] * len(sizes),
+        "num_own": sizes,
         "pair_logits": list(logits),
         "scores": [[]] * len(sizes),
         "num_truncated": [0] * len(sizes),
