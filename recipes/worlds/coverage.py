@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from engine.algorithms.dpo import DPO
 from engine.algorithms.spac import SPAC, Surrogate
 from engine.maths.evaluation import spread
 from recipes.worlds.coverage_methods import ROUNDS, STEPS, Form, Learnt, Method, Rows, heldout_likelihood, train
@@ -70,12 +71,12 @@ Figures = dict[str, Any]
 
 
 def methods() -> list[Method]:
-    """What is compared. DPO is SPAC's loss without its penalty (a test holds this), from a fixed reference."""
+    """What is compared."""
     penalised = {surrogate: SPAC(beta=1 / ETA, lam=LAMBDA, surrogate=surrogate) for surrogate in SURROGATES}
     return [
         Method("SFT", None),
-        Method("DPO", SPAC(beta=1 / (ROUNDS * ETA), critic_weight=0.0), reference="start"),
-        Method("iterated DPO", SPAC(beta=1 / ETA, critic_weight=0.0)),
+        Method("DPO", DPO(data="given", beta=1 / (ROUNDS * ETA)), reference="start"),
+        Method("iterated DPO", DPO(data="given", beta=1 / ETA)),
         Method("SPAC softplus", penalised["softplus"]),
         Method("SPAC spin", penalised["spin"]),
         Method("SPAC raw", penalised["raw"]),

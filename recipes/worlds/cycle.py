@@ -52,12 +52,12 @@ def measure(folder: Path, settings: Settings | None = None) -> dict[str, Any]:
     `claims` in them holds a name and a verdict for each claim. The learner runs in a process of its own, because
     it sets the environment of its process group.
     """
-    from engine.algorithms.spac import SPAC
+    from engine.algorithms.dpo import DPO
     from engine.algorithms.sppo import SPPO
 
     settings = settings or Settings()
     sppo = SPPO(eta=ETA, baseline="logpartition", train_on="all")
-    dpo = SPAC(beta=BETA, critic_weight=0.0)  # without its penalty: DPO's loss, against the previous iterate
+    dpo = DPO(data="given", beta=BETA)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as weights:
         played = {

@@ -117,6 +117,7 @@ def completions(**columns: list[Any]) -> pa.Table:
         "finish_reasons": [["stop"]],
         "seeds": [[0]],
         "weights": ["w" * 64],
+        "num_own": [1],
     }
     return conform(pa.Table.from_pydict(values | columns, COMPLETIONS), COMPLETIONS, "test")
 
@@ -137,6 +138,7 @@ def test_every_sample_takes_part():
         answer_logps=[[-1.0, -2.0]],
         finish_reasons=[["length", "stop"]],
         seeds=[[0, 1]],
+        num_own=[2],
     )
     selection = SPAC().select(table)
     assert selection.rows["answer_index"].to_pylist() == [[-1, -2, 0, 1]]

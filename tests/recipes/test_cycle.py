@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from engine.algorithms.dpo import DPO
 from engine.algorithms.sppo import SPPO
 from recipes.worlds import cycle_game as game
 from recipes.worlds.cycle import TOLERANCE, average_from, figures_of, play_apart, step_errors
@@ -97,3 +98,10 @@ def test_the_real_learner_makes_the_closed_forms_steps(tmp_path):
     assert policies.sum(axis=1) == pytest.approx([1.0] * 6, abs=1e-5)
     assert step_errors(policies, game.sppo_update(1.0)).max() < TOLERANCE
     assert policies[-1] == pytest.approx(game.trajectory(START, game.sppo_update(1.0), 5)[-1], abs=1e-4)
+
+
+@pytest.mark.real
+def test_the_real_learner_follows_dpos_closed_form_too(tmp_path):
+    policies = play_apart(tmp_path, DPO(data="given", beta=1.0), dpo_rows, Settings(iterations=3))
+    assert step_errors(policies, game.dpo_update(1.0)).max() < TOLERANCE
+    assert (np.diff(policies[:, 0]) > 0).all()
