@@ -96,7 +96,13 @@ class FakeGenerator:
         self._digest, self._logps = "", np.zeros(0)
 
     def deliver(
-        self, folder: str, digest: str, prompts: list[list[int]], answers: list[list[int]], learner: list[list[float]]
+        self,
+        folder: str,
+        digest: str,
+        prompts: list[list[int]],
+        answers: list[list[int]],
+        learner: list[list[float]],
+        base: str | None = None,
     ) -> float:
         verify_weights(Path(folder), digest)
         self._digest, self._logps = digest, letter_logps(Path(folder))
@@ -172,7 +178,7 @@ class FakeLearner:
     def join(self, host: str, port: int, timeout_s: float) -> None:
         pass
 
-    def open(self, folder: str) -> None:
+    def open(self, folder: str, base: str | None = None, version: int = 0) -> None:
         self._folder, self._logits = Path(folder), load_file(Path(folder) / "model.safetensors")["logits"].copy()
         self._step = 0
 

