@@ -10,7 +10,7 @@ the true value of the learned policy, and what its critic over-estimates. lambda
 anything was measured; a map shows what other choices would have given. What the map suggested is measured once
 more on ten seeds that it had not seen.
 
-OUT receives coverage.json and coverage.svg. About five minutes of one core. There are no claims here, only
+OUT receives coverage.json and coverage.svg. About five minutes of CPU time. There are no claims here, only
 figures: docs/spac.md says what they mean.
 """
 

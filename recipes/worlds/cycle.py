@@ -9,7 +9,7 @@ SPPO under full support: all three answers, exact win rates, baseline log Z / et
 Theorem 4.1 promises something of the uniform average of the iterates only; the last one cycles. Iterated DPO
 plays the same game, and so does its closed form: Bradley-Terry rewards name a winner where there is none.
 
-OUT receives cycle.json (figures and claims) and cycle.svg. Two minutes on two cores; exit code 0 says that every
+OUT receives cycle.json (figures and claims) and cycle.svg. Two minutes of CPU time; exit code 0 says that every
 claim held.
 """
 
