@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SENT_HEADERS = frozenset({"host", "accept", "accept-encoding", "connection", "content-type", "content-length"})
+SENT_HEADERS = frozenset(
+    {"host", "accept", "accept-encoding", "connection", "content-type", "content-length"}
+    | {"x-stainless-raw-response"}  # by which the client knows later that it was asked for the body itself
+)
 """All but these and the key's are taken out of requests: the client adds telemetry and OPENAI_* of the environment."""
 NO_KEY = "not-the-key"
 """What the client itself is told, so that nothing it logs or raises can hold the key."""
@@ -63,9 +66,7 @@ class OpenAIModel:
         key = os.environ.get(name, "").strip() if name else None
         if name and not key:
             raise ConfigError(
-                [
-                    f"server.api_key_env = {name}: the environment of the judge's process has no such variable; set it there"
-                ]
+                [f"server.api_key_env = {name}: no such variable in the environment where the judge runs; set it there"]
             )
         if key and not (key.isascii() and key.isprintable()):
             raise ConfigError([f"server.api_key_env = {name}: the variable's value cannot be sent in a header"])
@@ -90,7 +91,7 @@ class OpenAIModel:
         return replies
 
     async def _reply(self, questions: list[Question]) -> list[Reply]:
-        """All replies; after the first fatal failure nothing more is sent, but what is under way is awaited and kept."""
+        """All replies; after a fatal failure nothing more is sent, but what is under way is awaited and kept."""
         failures: list[RoleError] = []
         slots = asyncio.Semaphore(self._server.max_concurrency)
 

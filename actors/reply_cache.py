@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ class ReplyCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
                 file.write(json.dumps(kept))
-            os.replace(file.name, path)
+            Path(file.name).replace(path)
         except OSError as error:
             raise RoleError(f"server.cache = {self._folder}: cannot be written: {error.strerror or error}") from error
 

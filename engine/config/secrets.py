@@ -21,7 +21,7 @@ _SECRET_ENDS |= {(kind, "token") for kind in ("api", "auth", "access", "bearer",
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a key of this name would hold a secret: "hf_token" and "apiKey" do, "max_tokens" and "api_key_env" not."""
+    """Whether a key of this name would hold a secret: "hf_token", "apiKey"; not "max_tokens", "api_key_env"."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_").strip("_").split("_")
     if words[-1] in ("env", "name"):
         return False
