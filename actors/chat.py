@@ -1,7 +1,7 @@
-"""The chat template and the tokenizer of the policy: from a conversation to what the policy reads.
+"""The chat template and the tokenizer of the policy: from a conversation to what the policy reads and should say.
 
-Each prompt is rendered once, here; generator, scorers and learner get its token ids and never
-tokenize a prompt again, so they cannot disagree. Text of a conversation is data: a control token
+Each prompt, and each answer of a data set, is rendered once, here; generator, scorers and learner get
+token ids and never tokenize a text again, so they cannot disagree. Text of a conversation is data: a control token
 spelled out in it is defused, and the control tokens of every rendering are checked.
 Knows nothing of files of prompts, of weights or of engines.
 """
@@ -19,6 +19,7 @@ from typing import Any
 from engine.config.model import ModelConfig
 from engine.errors import ModelError
 from engine.prompts.conversations import Message
+from engine.store.weights import stop_token_ids
 
 PROBE = "Kumite 123: zwölf Boxkämpfer, 日本語 и עברית.\n\n\tdef f(x): return x  # 🙂 don't"
 """Fixed text whose token ids are part of a tokenizer's identity."""
@@ -43,15 +44,23 @@ class Chat:
         self._separator = next(s for s in (" ", "\u200b", "_", "") if s not in "".join({**special, **spelled}))
         self._special, self._any_control = _first_characters(special), _first_characters({**special, **spelled})
         self._control_ids = _without_unknown({*special.values(), *spelled.values()}, self.tokenizer)
+        self._special_ids = _without_unknown({*special.values()}, self.tokenizer) | self.stop_ids
         self._expected: dict[tuple[str, ...], list[int]] = {}
+        self._ends: dict[tuple[str, ...], list[int] | None] = {}
         self.num_defused = 0
-        """Conversations so far whose text spelled a control token."""
+        """Conversations and answers so far whose text spelled a control token."""
         self._check_template()
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the template and of how the tokenizer behaves: what must not change within a run."""
         return hashlib.sha256(json.dumps([self.template, _identity(self.tokenizer)]).encode("ascii")).hexdigest()
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids at which generation ends an answer: the model's own and the tokenizer's EOS."""
+        eos = self.tokenizer.eos_token_id
+        return frozenset(stop_token_ids(self.path) | ({eos} if eos is not None else set()))
 
     @property
     def vocabulary(self) -> set[int]:
@@ -88,6 +97,54 @@ class Chat:
             raise ModelError(f"{self.path}: {more!r} melts into one token with the text before it, {text[-20:]!r}")
         return whole[len(token_ids) :]
 
+    def answer_ids(self, messages: list[Message], answer: str) -> list[int]:
+        """Return the token ids with which the policy would have given `answer` to `messages`, at least one.
+
+        They are what the template writes for the assistant's turn behind the prompt's own text and tokens,
+        up to and including the first token of `stop_ids`; what templates write after it (the line end of
+        ChatML) the policy never says. The answer and EOS as they are, where there is no template, where its
+        rendering does not begin with the prompt's text (templates that rewrite earlier turns, or whose prompt
+        opens a `<think>`), leaves the answer's text out or never stops. A control token that the answer spells
+        is defused as in an earlier answer. Raises ModelError for a conversation that the template refuses, an
+        answer that would smuggle in a control token, and a tokenizer without EOS.
+        """
+        safe = [self.defuse(message) for message in messages]
+        said = self.defuse({"role": "assistant", "content": answer})["content"]
+        token_ids, expected = self._turn(safe, said), self._specials_expected(safe)
+        if token_ids is None or expected is None:
+            token_ids = self._plain_turn(safe, said)
+            expected = token_ids[-1:]
+        if self._specials(token_ids) != expected:
+            raise ModelError("the text of an answer turns into control tokens of this tokenizer")
+        self.num_defused += said != answer
+        end = next(i for i, token_id in enumerate(token_ids) if token_id in self.stop_ids)
+        return token_ids[: end + 1]
+
+    def _turn(self, messages: list[Message], answer: str) -> list[int] | None:
+        """All that the template writes for the assistant's turn; None where that does not continue the prompt."""
+        if self.template is None:
+            return None
+        text, token_ids = self._render(messages)
+        whole = self._apply([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+        if not whole.startswith(text) or answer.strip() not in whole[len(text) :]:
+            return None
+        behind = self._ids_behind(text, token_ids, whole)
+        return behind if self.stop_ids.intersection(behind) else None
+
+    def _plain_turn(self, messages: list[Message], answer: str) -> list[int]:
+        eos = self.tokenizer.eos_token_id
+        if eos is None:
+            raise ModelError("the tokenizer has no EOS token, with which an answer could end")
+        text, token_ids = self._render(messages)
+        return [*self._ids_behind(text, token_ids, text + answer), eos]
+
+    def _ids_behind(self, text: str, token_ids: list[int], whole: str) -> list[int]:
+        """Tokens of `whole` behind those of its beginning `text`, by itself where tokens merge over the border."""
+        ids = self._ids(whole)
+        if ids[: len(token_ids)] == token_ids:
+            return ids[len(token_ids) :]
+        return list(self.tokenizer(whole[len(text) :], add_special_tokens=False)["input_ids"])
+
     def defuse(self, message: Message) -> Message:
         """Break up every control token that the content spells: `<|im_end|>` becomes `< |im_end|>`.
 
@@ -100,16 +157,20 @@ class Chat:
     def _render(self, messages: list[Message]) -> tuple[str, list[int]]:
         if self.template is None:
             text = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-            return text, self._ids(text)
+        else:
+            text = self._apply(messages, add_generation_prompt=True)
+        return text, self._ids(text)
+
+    def _apply(self, messages: list[Message], add_generation_prompt: bool) -> str:
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except Exception as error:  # a template is a program: it raises what it likes
             raise ModelError(f"the chat template refuses the conversation: {error}") from error
-        return text, self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
+        """Tokens of a rendering; without a template those that the tokenizer adds to plain text too, but for EOS."""
         if self.template is not None:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         token_ids = list(self.tokenizer(text)["input_ids"])
@@ -130,6 +191,17 @@ class Chat:
 
     def _controls(self, token_ids: list[int]) -> list[int]:
         return [token_id for token_id in token_ids if token_id in self._control_ids]
+
+    def _specials_expected(self, messages: list[Message]) -> list[int] | None:
+        """Special tokens of the assistant's turn with a harmless answer; None where the template has no such turn."""
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._ends:
+            turn = self._turn(messages, HARMLESS)
+            self._ends[roles] = None if turn is None else self._specials(turn)
+        return self._ends[roles]
+
+    def _specials(self, token_ids: list[int]) -> list[int]:
+        return [token_id for token_id in token_ids if token_id in self._special_ids]
 
     def _check_template(self) -> None:
         try:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from engine.config.model import LearnerConfig, ModelConfig, OptimizerConfig
+from engine.config.learner import LearnerConfig, OptimizerConfig
+from engine.config.model import ModelConfig
 
 
 def deepspeed_config(learner: LearnerConfig, model: ModelConfig, num_ranks: int) -> dict[str, Any]:

@@ -63,6 +63,10 @@ class FakeChat:
         text = messages[-1]["content"]
         return text, list(text.encode())
 
+    def answer_ids(self, messages: list[dict[str, str]], answer: str) -> list[int]:
+        """The letters a to h as 0 to 7, any other character as one of them, and END."""
+        return [*((ord(character) - ord("a")) % len(LETTERS) for character in answer), END]
+
 
 class FakeJudge:
     """A JudgeModel that counts the letter "a" between the marked lines, and trusts nothing outside of them."""
@@ -92,7 +96,13 @@ class FakeGenerator:
         self._digest, self._logps = "", np.zeros(0)
 
     def deliver(
-        self, folder: str, digest: str, prompts: list[list[int]], answers: list[list[int]], learner: list[list[float]]
+        self,
+        folder: str,
+        digest: str,
+        prompts: list[list[int]],
+        answers: list[list[int]],
+        learner: list[list[float]],
+        base: str | None = None,
     ) -> float:
         verify_weights(Path(folder), digest)
         self._digest, self._logps = digest, letter_logps(Path(folder))
@@ -127,6 +137,7 @@ class FakeGenerator:
             finish_reasons=[["stop" if answer[-1:] == [END] else "length" for answer in row] for row in ids],
             seeds=seeds,
             weights=[self._digest] * prompts.num_rows,
+            num_own=[k] * prompts.num_rows,
         )
 
     def identify(self) -> str:
@@ -167,7 +178,7 @@ class FakeLearner:
     def join(self, host: str, port: int, timeout_s: float) -> None:
         pass
 
-    def open(self, folder: str) -> None:
+    def open(self, folder: str, base: str | None = None, version: int = 0) -> None:
         self._folder, self._logits = Path(folder), load_file(Path(folder) / "model.safetensors")["logits"].copy()
         self._step = 0
 

@@ -23,7 +23,8 @@ from engine.errors import ConfigError, RoleError, WeightsError
 from engine.maths.probe import compare_probe, probe_tolerance
 from engine.schema import COMPLETIONS, PROMPTS, append, arrow_safe, conform
 from engine.seeds import derive_seed
-from engine.store.weights import check_same_tensors, stop_token_ids, tensor_shapes, verify_weights
+from engine.store.adapters import check_base, check_fits, read_adapter, refuse_adapter
+from engine.store.weights import check_same_tensors, stop_token_ids, tensor_shapes, verify_weights, weights_digest
 
 log = logging.getLogger(__name__)
 
@@ -41,37 +42,48 @@ class Generator:
         sampling: SamplingConfig,
         seed: int,
         judge: Judge | None = None,
+        lora_rank: int = 0,
     ) -> None:
-        """`seed` is the run's; with a `judge` the policy also judges. Raises ConfigError for engine_args that other
-        keys decide.
+        """`seed` is the run's; with a `judge` the policy also judges; `lora_rank` is the largest rank of an adapter to
+        come, 0 where versions are whole models. Raises ConfigError for engine_args that other keys decide.
         """
         check_engine_args(config.engine_args, "generator")
         self._config, self._model, self._sampling, self._seed = config, model, sampling, seed
-        self._judge = judge
+        self._judge, self._lora_rank = judge, lora_rank
         self._replies: VLLMReplies | None = None
+        self._base: str | None = None
         self._engine: VLLMEngine | None = None
         self._serving: str | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._stops: set[int] = set()
 
-    def load(self, folder: str | Path, digest: str) -> None:
+    def load(self, folder: str | Path, digest: str, base: str | Path | None = None) -> None:
         """Serve the weights in `folder`, which must have `digest`; wakes a generator that sleeps.
 
-        The first call starts vLLM, later ones replace its weights in place, which takes seconds. Use a
-        new folder for each version. Raises WeightsError if the folder was altered, lacks tensors or stops
-        at other tokens; the old weights are served on then. After any other error none are served.
+        base: the whole model that the adapter in `folder` belongs to; None: the folder is a whole model.
+        The first call starts vLLM, later ones replace its weights or its adapter in place, which takes seconds.
+        Use a new folder for each version. Raises WeightsError if the folder was altered, lacks tensors, stops
+        at other tokens or belongs to another base; the old weights are served on then. After any other error
+        none are served.
         """
         if self._serving == digest:
             return
         folder = str(folder)  # vLLM accepts nothing else
+        whole = str(base or folder)
         verify_weights(folder, digest)
-        self._check_same_model(folder)
+        self._check_base(folder, digest, base)
+        self._check_same_model(whole)
+        if base is not None:
+            check_fits(folder, self._shapes)
         self._serving = None
+        started = self._engine is None
         if self._engine is None:
             judging = self._judge.config.max_prompt_tokens + self._judge.config.reply_tokens if self._judge else 0
-            self._engine = VLLMEngine(folder, self._config, self._model, self._sampling, self._seed, room=judging)
-        else:
-            self._reload(folder)
+            self._engine = VLLMEngine(
+                whole, self._config, self._model, self._sampling, self._seed, room=judging, lora_rank=self._lora_rank
+            )
+        if self._lora_rank or not started:
+            self._replace(whole, folder if base else None)
         self._serving = digest
         log.info("generator serves %s from %s", digest[:12], folder)
 
@@ -82,15 +94,45 @@ class Generator:
         prompt_token_ids: list[list[int]],
         answer_token_ids: list[list[int]],
         learner_logps: list[list[float]],
+        base: str | None = None,
     ) -> float:
         """`load`, and prove it: the probe batch has the learner's log-probabilities under these weights.
 
         Returns the mean |difference| per token in nats. Raises WeightsError where it exceeds the tolerance.
         """
-        self.load(folder, digest)
+        self.load(folder, digest, base)
         tolerance = probe_tolerance(self._config.probe_tolerance, self._model.dtype)
         logps = self.probe(prompt_token_ids, answer_token_ids)
         return compare_probe(learner_logps, logps, tolerance, replica=f"generator in process {os.getpid()}")
+
+    def _check_base(self, folder: str, digest: str, base: str | Path | None) -> None:
+        """With adapters the engine keeps the whole model that it started from; every version must belong to it."""
+        if base is None:
+            refuse_adapter(folder, "the generator's folder")
+        if not self._lora_rank:
+            if base is not None:
+                raise RoleError(
+                    f"generator: {folder} is an adapter, but this engine serves whole models (lora_rank = 0)"
+                )
+            return
+        known = self._base or (digest if base is None else weights_digest(base))
+        if base is not None:
+            check_base(folder, known)
+            self._check_rank(folder)
+        elif digest != known:
+            raise WeightsError(
+                f"{folder}: whole model {digest[:12]}, but this generator serves adapters of {known[:12]}; "
+                f"deliver an adapter of that one, or start another generator"
+            )
+        self._base = known
+
+    def _check_rank(self, folder: str) -> None:
+        rank = read_adapter(folder).rank
+        if rank > self._lora_rank:
+            raise WeightsError(
+                f"{folder}: an adapter of rank {rank}, this generator serves ranks up to {self._lora_rank}; "
+                f"train with the config that it was started with"
+            )
 
     def _check_same_model(self, folder: str) -> None:
         """Compare with the first folder: vLLM keeps its tokenizer and stop tokens, and only warns of lost tensors."""
@@ -105,13 +147,18 @@ class Generator:
                 f"{sorted(self._stops)}; copy generation_config.json from the starting model"
             )
 
-    def _reload(self, folder: str) -> None:
+    def _replace(self, whole: str, adapter: str | None) -> None:
+        """Bring other weights into the running engine: an adapter (None: none) over its base, or a whole model."""
         assert self._engine is not None
         try:
-            self._engine.reload(folder)
+            if self._lora_rank:
+                self._engine.adapt(adapter)
+            else:
+                self._engine.reload(whole)
         except Exception as error:
             self.close()  # half of the tensors may be new: nothing of this engine can be trusted
-            raise RoleError(f"generator: vLLM could not reload its weights from {folder}: {error}") from error
+            source = adapter or whole
+            raise RoleError(f"generator: vLLM could not load its weights from {source}: {error}") from error
 
     def generate(
         self,
@@ -153,6 +200,7 @@ class Generator:
             # vLLM gives sample i of a request the seed `seed + i` (v1/engine/parallel_sampling.py).
             seeds=[[seed + i for i in range(count)] for seed in seeds],
             weights=[self._serving] * len(names),
+            num_own=[count] * len(names),
         )
 
     def identify(self) -> str:
@@ -199,8 +247,7 @@ class Generator:
                     f"generator: probe row {row} has {len(prompt)} prompt and {len(answer)} answer tokens; "
                     f"expected a prompt, and fewer than {limit} tokens in all"
                 )
-        logps = engine.score([prompt + answer for prompt, answer in pairs])
-        return [row[len(row) - len(answer) :] for row, (_, answer) in zip(logps, pairs, strict=True)]
+        return engine.score(prompt_token_ids, answer_token_ids)
 
     def serving(self) -> str | None:
         """Return the digest of the weights that answer now; None before `load` and while asleep."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.judge_model import JudgeModel, Question, Reply, ServedModel
+from actors.judge_model import JudgeModel, Message, Question, Reply, ServedModel
 from actors.judge_prompts import JudgePrompt, draw_mark
 from actors.scorer import Scorer, Verdict, plain_text
 from engine.config.judge import JudgeConfig, VLLMServer
@@ -35,14 +35,14 @@ ALONE = -1
 """`other` of engine.schema.VERDICT where the judge saw one answer."""
 
 _SCORE = re.compile(
-    r"^[\s>#*_`-]*(?:(?:final|total|overall)\s+)?score[\s*_`]*[:=][\s*_`<]*"
+    r"(?<!\w)score[\s*_`]*[:=][\s*_`<]*"
     r"(?P<score>[+-]?\d+(?:\.\d+)?)[\s*_`>]*(?:(?:/|out\s+of)[\s*_`]*(?P<of>\d+(?:\.\d+)?))?[\s*_`.]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 
 
 def parse_score(text: str, low: float, high: float) -> float:
-    """The number of the last line of the form "Score: n" in a judge's reply; NaN if none is from `low` to `high`.
+    """The number of the last line in a judge's reply that ends in "Score: n"; NaN if it is not from `low` to `high`.
 
     Markdown around it does not matter, nor does "n/5" or "n out of 5" where 5 is `high`; another scale is unreadable.
     """
@@ -123,12 +123,13 @@ class Judge:
             shown = {"answer": answers[i]} if j == ALONE else {"answer_a": answers[i], "answer_b": answers[j]}
             messages = self.prompt.fill(mark, {"instruction": instruction, **shown})
             seed = derive_seed(self.seed, "judge", prompt_id, i, j)
-            if j == ALONE:
-                settings: dict[str, Any] = {"num_samples": self.config.num_judgements,
-                                            "temperature": self.config.temperature}  # fmt: skip
-            else:
-                settings = {"choices": CHOICES}
-            yield Asked(row_index, i, j, Question(messages, seed, **settings))
+            yield Asked(row_index, i, j, self._question(messages, seed))
+
+    def _question(self, messages: tuple[Message, ...], seed: int) -> Question:
+        """In the form of the mode; judgement n draws with seed + n."""
+        if self.config.mode == "pairwise":
+            return Question(messages, seed, choices=CHOICES)
+        return Question(messages, seed, num_samples=self.config.num_judgements, temperature=self.config.temperature)
 
     def _pairs(self, prompt_id: str, indices: list[int]) -> Iterator[tuple[int, int]]:
         """(shown first, shown second) in the declared orders; a drawn order depends on the run's seed and names."""

@@ -19,6 +19,7 @@ class Question:
 
     messages: tuple[Message, ...]
     seed: int
+    """Of the first reply; reply n draws with seed + n, where the server takes seeds."""
     choices: tuple[str, ...] = ()
     """If there are any, the reply is exactly one of them; else it is free text."""
     num_samples: int = 1

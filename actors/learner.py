@@ -3,7 +3,8 @@
 All ranks call the same methods in the same order. Everything of an iteration is a function of the
 policy folder, the rows and the config: `open` always starts from the folder with a fresh optimizer,
 nothing is carried over in memory. The reference is the policy before its first update, so a second
-model is never held. Knows nothing of Ray, run folders or other roles.
+model is never held. Which weights learn, and what a version's files are, is actors/versions.py's work.
+Knows nothing of Ray, run folders or other roles.
 
     join -> open -> reference* -> begin -> [load_checkpoint] -> advance* -> save_weights -> open -> ...
 """
@@ -21,12 +22,12 @@ from torch import Tensor
 from torch import distributed as dist
 
 from actors.deepspeed_config import deepspeed_config, make_optimizer
-from actors.policy import PolicyModule, collate, load_policy
-from actors.policy_folder import gather_weights, write_policy
+from actors.policy import collate
 from actors.process_group import device, free_address, join_group
 from actors.reference import reference_logps, rows_of
 from actors.rows import batches_of
 from actors.step_totals import GradientWatch, StepTotals
+from actors.versions import Versions
 from engine.algorithm import Algorithm
 from engine.config.model import LearnerConfig, ModelConfig
 from engine.errors import DataError, NonFiniteError, RoleError, StoreError
@@ -62,7 +63,7 @@ class Learner:
         self.world_size = world_size
         self.seed = seed
         self._engine: Any = None
-        self._source = Path()
+        self._versions = Versions(config, model)
         self._untrained = False
         self._forget_rows()
 
@@ -85,23 +86,25 @@ class Learner:
 
     # ---- the policy ----
 
-    def open(self, policy_folder: str) -> None:
-        """Build a fresh engine and optimizer from a model folder; frees the previous ones first.
+    def open(self, policy_folder: str, base: str | None = None, version: int = 0) -> None:
+        """Build a fresh engine and optimizer from a version of the policy; frees the previous ones first.
 
-        Raises ModelError where the folder cannot be used.
+        base: the whole model to which the adapter in policy_folder belongs; None: the folder is a whole model.
+        version: decides how a fresh adapter begins. Raises ModelError or WeightsError where the folder cannot
+        be used.
         """
         import deepspeed
 
         self.sleep()
-        policy = load_policy(self.model, policy_folder, self.config.logits_chunk, self.config.gradient_checkpointing)
+        seed = derive_seed(self.seed, "lora", version)
+        policy = self._versions.load(Path(policy_folder), Path(base) if base else None, seed)
         self._engine, *_ = deepspeed.initialize(
             model=policy,
-            optimizer=make_optimizer(self.config.optimizer, policy.parameters()),
+            optimizer=make_optimizer(self.config.optimizer, [p for p in policy.parameters() if p.requires_grad]),
             config=deepspeed_config(self.config, self.model, self.world_size),
             dist_init_required=False,
         )
         self._watch = GradientWatch(policy)
-        self._source = Path(policy_folder)
         self._untrained = True
 
     def sleep(self) -> None:
@@ -271,7 +274,9 @@ class Learner:
         self._require_rows()
         self.advance(step)
         state = {"kumite_step": self._done, "kumite_order": fingerprint(self._order)}
-        self._engine.save_checkpoint(folder, tag=CHECKPOINT, client_state=state)
+        # Frozen weights never change: they come from the policy's folder again.
+        frozen = self.config.lora is not None
+        self._engine.save_checkpoint(folder, tag=CHECKPOINT, client_state=state, exclude_frozen_parameters=frozen)
 
     def load_checkpoint(self, folder: str) -> int:
         """Continue where save_checkpoint stopped; returns the number of finished steps. After `begin`.
@@ -281,7 +286,8 @@ class Learner:
         """
         self._require_rows()
         self._untrained = False
-        path, state = self._engine.load_checkpoint(folder, tag=CHECKPOINT)
+        strict = self.config.lora is None
+        path, state = self._engine.load_checkpoint(folder, tag=CHECKPOINT, load_module_strict=strict)
         if path is None or state.get("kumite_order") != fingerprint(self._order):
             raise StoreError(
                 f"{folder} holds no learner checkpoint of these rows in this order; remove it to train from the start"
@@ -292,20 +298,17 @@ class Learner:
     def save_weights(
         self, folder: str, step: int, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]
     ) -> list[list[float]]:
-        """Advance to `step`, write the policy as a complete model folder, and return `probe` of it.
+        """Advance to `step`, write the policy as a whole model or an adapter of it, and return `probe` of it.
 
-        Rank 0 writes, all ranks call. safetensors in model.dtype, with the config, the tokenizer and the chat
-        template of the folder that was opened. Returns on every rank once the files are there; the
-        log-probabilities come from the weights in memory, so they prove the files to whoever loads them.
+        Rank 0 writes, all ranks call. safetensors in model.dtype; a whole model with the config, the tokenizer
+        and the chat template of the folder that was opened, an adapter in PEFT's format. Returns on every rank
+        once the files are there; the log-probabilities come from the weights in memory, so they prove the files
+        to whoever loads them.
         """
         self._require_engine()
         if self._done < step:
             self.advance(step)
-        dtype = getattr(torch, self.model.dtype)
-        policy: PolicyModule = self._engine.module
-        state = gather_weights(policy, keep=self.rank == 0, dtype=dtype)
-        if self.rank == 0:
-            write_policy(policy, state, dtype, self._source, Path(folder))
+        self._versions.save(self._engine.module, Path(folder), keep=self.rank == 0)
         dist.barrier()
         return self.probe(prompt_token_ids, answer_token_ids)
 

@@ -182,11 +182,12 @@ class OpenAIModel:
         """One request. Raises Lost where this one came to nothing, RoleError where every one would."""
         import openai
 
+        create = client.chat.completions.with_raw_response.create  # imports a lot, once: not the server's time
         self.spending.count_request()
         try:
             # The client's own timeout is for each piece of the answer; this one is for all of it.
             async with asyncio.timeout(self._server.timeout_s):
-                answer = await client.chat.completions.with_raw_response.create(**request)
+                answer = await create(**request)
                 body = self._without_key(answer.text)
         except (TimeoutError, openai.OpenAIError) as error:
             failure = judge_failure(error, self._server, f"judge {self.id}", self._without_key)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from actors.process_group import device
 from engine.config.model import ModelConfig
 from engine.errors import DataError, ModelError
 from engine.maths.logprobs import IGNORE, answer_token_logprobs, summed_logprobs
@@ -74,7 +75,7 @@ class PolicyModule(nn.Module):
         return self.head(output.last_hidden_state, labels, per_token)
 
 
-def collate(rows: list[dict], device: torch.device) -> dict[str, Tensor]:
+def collate(rows: list[dict], target: torch.device) -> dict[str, Tensor]:
     """Arguments of PolicyModule.forward for all answers of `rows` (engine.schema.ROWS), in order.
 
     No rows at all give one token without a label: a pass that computes nothing but takes part. Raises
@@ -94,18 +95,23 @@ def collate(rows: list[dict], device: torch.device) -> dict[str, Tensor]:
         attention_mask[i, :stop] = 1
         labels[i, len(prompt) : stop] = input_ids[i, len(prompt) : stop]
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: tensor.to(target) for name, tensor in batch.items()}
 
 
 def load_policy(
-    config: ModelConfig, folder: str | Path, logits_chunk: int, gradient_checkpointing: bool = False
+    config: ModelConfig,
+    folder: str | Path,
+    logits_chunk: int,
+    gradient_checkpointing: bool = False,
+    quantize: str | None = None,
 ) -> PolicyModule:
     """Load the policy in `folder` for training: config.dtype, no dropout, no cache, on the CPU.
 
+    With quantize = "nf4" its linear layers are held in 4 bits, on this process's GPU.
     Raises ModelError where the folder lacks safetensors or some of the weights, or where the
     architecture turns hidden states into logits in a way that PolicyModule does not reproduce.
     """
-    model = _load_model(config, Path(folder))
+    model = load_model(config, Path(folder), quantize)
     _switch_off_dropout(model)
     policy = PolicyModule(model, logits_chunk)
     check_logprobs(policy)
@@ -117,7 +123,8 @@ def load_policy(
     return policy.train()
 
 
-def _load_model(config: ModelConfig, folder: Path) -> PreTrainedModel:
+def load_model(config: ModelConfig, folder: Path, quantize: str | None = None) -> PreTrainedModel:
+    """The model as transformers knows it. Raises ModelError where `load_policy` does."""
     from transformers import AutoModelForCausalLM
 
     if not folder.is_dir():
@@ -130,6 +137,7 @@ def _load_model(config: ModelConfig, folder: Path) -> PreTrainedModel:
             trust_remote_code=config.trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
+            **_in_four_bits(config, quantize),
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(f"cannot load the policy from {folder}: {error}") from error
@@ -140,6 +148,21 @@ def _load_model(config: ModelConfig, folder: Path) -> PreTrainedModel:
             "expected every parameter of the architecture in its safetensors files"
         )
     return model
+
+
+def _in_four_bits(config: ModelConfig, quantize: str | None) -> dict[str, Any]:
+    """Arguments that round the linear layers to NF4 as they are read (QLoRA, arXiv 2305.14314, section 3)."""
+    if quantize is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantize,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+    )
+    return {"quantization_config": settings, "device_map": {"": device()}}
 
 
 def _switch_off_dropout(model: PreTrainedModel) -> None:

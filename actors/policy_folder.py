@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from actors.policy import PolicyModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COMPANIONS = (
     "generation_config.json",
@@ -37,28 +41,31 @@ def gather_weights(policy: PolicyModule, keep: bool, dtype: torch.dtype) -> dict
     One tensor at a time is whole in a rank's memory under ZeRO-3. Tied weights share one copy, by which
     transformers recognises them and writes them once.
     """
-    import deepspeed
-
     state, copies = {}, {}
     for name, tensor in policy.model.state_dict(keep_vars=True).items():
-        partitioned = [tensor] if hasattr(tensor, "ds_id") else []
-        with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
-            if keep and id(tensor) not in copies:
-                kind = dtype if tensor.is_floating_point() else tensor.dtype
-                copies[id(tensor)] = tensor.detach().to("cpu", kind, copy=True)
-            if keep:
-                state[name] = copies[id(tensor)]
+        copy = whole(tensor, keep and id(tensor) not in copies, dtype)
+        if keep:
+            state[name] = copies.setdefault(id(tensor), copy)
     return state
 
 
+def whole(tensor: Tensor, keep: bool, dtype: torch.dtype) -> Tensor | None:
+    """A copy on the CPU, gathered from all ranks under ZeRO-3; None where `keep` is false. Called by all ranks."""
+    import deepspeed
+
+    partitioned = [tensor] if hasattr(tensor, "ds_id") else []
+    with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.detach().to("cpu", kind, copy=True) if keep else None
+
+
 def write_policy(
-    policy: PolicyModule, state: dict[str, Tensor], dtype: torch.dtype, source: Path, target: Path
+    model: PreTrainedModel, state: dict[str, Tensor], dtype: torch.dtype, source: Path, target: Path
 ) -> None:
     """Write `state` and the companions of the `source` folder to the `target` folder."""
     from transformers import GenerationConfig
 
     target.mkdir(parents=True, exist_ok=True)
-    model = policy.model
     # Published generation configs often fail transformers' own validation on saving; the source's is copied.
     model.generation_config = GenerationConfig()
     model.save_pretrained(target, state_dict=state)

@@ -1,4 +1,4 @@
-"""vLLM behind six verbs: sample, choose, score, reload, sleep, close. Nothing else imports vllm for generation.
+"""vLLM behind seven verbs: sample, choose, score, reload, adapt, sleep, close. Nothing else imports vllm.
 
 Written against vLLM 0.32, whose weight and sleep calls change between minor versions; the contract test
 in tests/actors/test_generator.py names each call that is used here. Knows no tables, digests or seeds.
@@ -11,11 +11,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.config.lora import SERVED_RANKS
 from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
+    from vllm.lora.request import LoRARequest
 
 ENVIRONMENT = {
     # The engine core lives in this process: killing the process leaves no orphan, and seeds are reproducible.
@@ -30,6 +32,7 @@ ENVIRONMENT = {
 RESERVED_ARGS = frozenset(
     {"model", "tokenizer", "skip_tokenizer_init", "dtype", "seed", "runner", "logprobs_mode", "generation_config"}
     | {"max_model_len", "enable_sleep_mode", "trust_remote_code", "tensor_parallel_size"}
+    | {"enable_lora", "max_lora_rank", "max_loras", "max_cpu_loras"}
 )
 """Arguments of vllm.LLM that Kumite decides, because other sections of the config or its tables depend on them."""
 
@@ -78,13 +81,19 @@ class VLLMEngine:
         sampling: SamplingConfig,
         seed: int,
         room: int = 0,
+        lora_rank: int = 0,
     ) -> None:
         """Start vLLM from `folder`; raises RoleError with vLLM's own words if it can not.
 
-        `room`: tokens of the longest sequence for any use besides `sampling`.
+        room: tokens of the longest sequence for any use besides `sampling`. lora_rank: the largest rank of an adapter
+        that `adapt` will be given; 0: never any.
         """
         self.folder, self.sampling = folder, sampling
         self.room = max(room, sampling.max_prompt_tokens + sampling.max_new_tokens)
+        self.lora_rank = lora_rank
+        self._adapter: LoRARequest | None = None
+        self._num_adapters = 0
+        self._asleep = False
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -122,6 +131,9 @@ class VLLMEngine:
             arguments["enable_chunked_prefill"] = False
         else:
             arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        if self.lora_rank:
+            served = next(rank for rank in SERVED_RANKS if rank >= self.lora_rank)
+            arguments |= {"enable_lora": True, "max_lora_rank": served, "max_loras": 1, "max_cpu_loras": 1}
         if config.tensor_parallel_size > 1:
             # Inside a Ray actor vLLM would choose its Ray executor, which refuses a bundle of several GPUs.
             arguments["distributed_executor_backend"] = "mp"
@@ -166,13 +178,32 @@ class VLLMEngine:
         found = [output.outputs[0].logprobs[0] for output in outputs]
         return [[of_prompt[token].logprob for token in token_ids] for of_prompt in found]
 
-    def score(self, sequences: list[list[int]]) -> list[list[float]]:
-        """Return log p(token | all before it), in nats, of each sequence's tokens from the second on."""
+    def score(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
+        """Return log p(token | all before it), in nats, of each token of each prompt's given answer."""
+        pairs = list(zip(prompts, answers, strict=True))
+        if self.lora_rank:
+            return self._score_by_forcing(pairs)
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        outputs = self._run(sequences, [parameters] * len(sequences))
-        return [_prompt_logps(sequence, output) for sequence, output in zip(sequences, outputs, strict=True)]
+        outputs = self._run([prompt + answer for prompt, answer in pairs], [parameters] * len(pairs))
+        return [_answer_logps(prompt, answer, output) for (prompt, answer), output in zip(pairs, outputs, strict=True)]
+
+    def _score_by_forcing(self, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
+        """The same by one request per token, which has no other choice; raw log-probabilities ignore that.
+
+        prompt_logprobs together with enable_lora ends the engine on CPU.
+        """
+        from vllm import SamplingParams
+
+        begun = [prompt + answer[:i] for prompt, answer in pairs for i in range(len(answer))]
+        forced = [
+            SamplingParams(temperature=0.0, max_tokens=1, allowed_token_ids=[token], logprobs=0, detokenize=False)
+            for _, answer in pairs
+            for token in answer
+        ]
+        outputs = iter(self._run(begun, forced))
+        return [[next(outputs).outputs[0].cumulative_logprob for _ in answer] for _, answer in pairs]
 
     def _run(self, token_ids: list[list[int]], parameters: list[Any]) -> list[RequestOutput]:
         from vllm import TokensPrompt
@@ -180,7 +211,7 @@ class VLLMEngine:
         if not token_ids:
             return []
         prompts = [TokensPrompt(prompt_token_ids=ids) for ids in token_ids]
-        return self.llm.generate(prompts, parameters, use_tqdm=False)
+        return self.llm.generate(prompts, parameters, use_tqdm=False, lora_request=self._adapter)
 
     def reload(self, folder: str) -> None:
         """Replace the weights in place by those of `folder`, which holds the same tensors; also wakes."""
@@ -192,14 +223,41 @@ class VLLMEngine:
             self.llm.apply_model(_repack_tied_head)
         if self.can_sleep:
             self.llm.wake_up(tags=["kv_cache"])
-        # Cached keys and values of the old weights would silently answer for the new ones.
+        self._asleep = False
+        self._forget_cache()
+
+    def adapt(self, folder: str | None) -> None:
+        """Answer with the adapter in `folder` from now on, with None by the base alone; also wakes.
+
+        Raises vLLM's own error where the adapter does not fit; no answer may be asked for then.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if self._asleep:
+            self.llm.wake_up()
+            self._asleep = False
+        if self._adapter is not None:
+            self.llm.llm_engine.remove_lora(self._adapter.lora_int_id)
+            self._adapter = None
+        if folder is not None:
+            # vLLM knows an adapter by its number alone: one that was used before would bring old weights back.
+            self._num_adapters += 1
+            self._adapter = LoRARequest(f"adapter-{self._num_adapters}", self._num_adapters, folder)
+            if not self.llm.llm_engine.add_lora(self._adapter):
+                raise RoleError(f"generator: vLLM did not load the adapter in {folder}")
+        self._forget_cache()
+
+    def _forget_cache(self) -> None:
+        """Cached keys and values of the old weights would silently answer for the new ones."""
         if not self.llm.reset_prefix_cache():
             raise RoleError("generator: vLLM did not reset its prefix cache; requests are still running")
 
     def sleep(self) -> None:
-        """Give back GPU memory, weights included; only where `can_sleep`, and only `reload` wakes it."""
-        # Level 2 drops the weights instead of copying them to host memory, which the learner may need.
-        self.llm.sleep(level=2)
+        """Give back GPU memory, weights included; only where `can_sleep`; `reload` or `adapt` wakes it."""
+        # Level 2 drops the weights instead of copying them to host memory, which the learner may need. A base with
+        # adapters is copied all the same: vLLM cannot reload weights below its adapter layers.
+        self.llm.sleep(level=1 if self.lora_rank else 2)
+        self._asleep = True
 
     def close(self) -> None:
         """Stop the engine and free its memory; another engine can be built in this process."""
@@ -232,7 +290,6 @@ def _limit_threads(cpus: float) -> None:
         torch.set_num_threads(max(1, int(cpus)))
 
 
-def _prompt_logps(sequence: list[int], output: RequestOutput) -> list[float]:
-    # The first token has nothing before it, so vLLM's first entry is None.
-    entries = (output.prompt_logprobs or [])[1:]
-    return [entry[token].logprob for token, entry in zip(sequence[1:], entries, strict=True) if entry]
+def _answer_logps(prompt: list[int], answer: list[int], output: RequestOutput) -> list[float]:
+    entries = (output.prompt_logprobs or [])[len(prompt) :]
+    return [entry[token].logprob for token, entry in zip(answer, entries, strict=True) if entry]

@@ -1,8 +1,9 @@
-"""The `kumite` command: looking at run folders.
+"""The `kumite` command: looking at run folders, and taking a whole model out of one.
 
-kumite status RUN   where a run stands
-kumite verify RUN   check every hash again
-kumite digest RUN   one hash over everything the run computed
+kumite status RUN         where a run stands
+kumite verify RUN         check every hash again
+kumite digest RUN         one hash over everything the run computed
+kumite merge RUN OUTPUT   the last adapter and its base as one model folder
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from engine.store.lock import owner_of
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0, 1 if `verify` finds damage, or 2 if RUN is no run folder."""
+    """Return 0, 1 if `verify` finds damage, or 2 if RUN is no run folder or holds nothing to merge."""
     parser = argparse.ArgumentParser(prog="kumite", description="Look at run folders.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -27,8 +28,13 @@ def main(argv: list[str] | None = None) -> int:
         ("digest", "one hash over everything that the run computed, without times and paths"),
     ):
         commands.add_parser(name, help=text).add_argument("run", type=Path, metavar="RUN")
+    merge = commands.add_parser("merge", help="write the last adapter and its base as one model folder")
+    merge.add_argument("run", type=Path, metavar="RUN")
+    merge.add_argument("output", type=Path, metavar="OUTPUT", help="a folder that does not exist yet")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.command == "merge":
+            return _merge(arguments.run, arguments.output)
         return {"status": _status, "verify": _verify, "digest": _digest}[arguments.command](arguments.run)
     except KumiteError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,6 +63,14 @@ def _verify(run: Path) -> int:
 
 def _digest(run: Path) -> int:
     print(inspection.run_digest(run))
+    return 0
+
+
+def _merge(run: Path, output: Path) -> int:
+    from cluster.merge import merge_last
+
+    version = merge_last(run, output)
+    print(f"{output}: version {version} of {run} as a whole model")
     return 0
 
 

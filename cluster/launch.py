@@ -78,7 +78,8 @@ def _generator(config: RunConfig) -> Factory:
         judge = _judge(config.scorer, config.seed)
     if config.generator.kind == "fake":
         return partial(fakes.FakeGenerator, config.sampling, config.seed, judge)
-    return partial(Generator, config.generator, config.model, config.sampling, config.seed, judge)
+    rank = config.served_rank
+    return partial(Generator, config.generator, config.model, config.sampling, config.seed, judge=judge, lora_rank=rank)
 
 
 def _scorer(section: ScorerConfig, seed: int) -> Factory:

@@ -115,7 +115,7 @@ def _memory(plan: Plan, config: RunConfig, there: Machines, parameters: float | 
     if parameters is None:
         plan.lines.append("memory     unknown: the model is not on this machine and model.num_parameters is not set")
         return
-    plan.lines.append(f"memory     {_count(parameters)} parameters; weights and states per replica:")
+    plan.lines.append(f"memory     {_count(parameters)} parameters{_adapters(config)}; weights and states per replica:")
     _generator_memory(plan, config, there, parameters)
     _judge_memory(plan, config, there)
     dtype, learner = config.model.dtype, config.learner
@@ -126,7 +126,8 @@ def _memory(plan: Plan, config: RunConfig, there: Machines, parameters: float | 
         if scorer is not None and role not in _judges(config)
     }
     if learner.kind == "deepspeed":
-        resting["learner"] = estimates.learner_bytes(learner, dtype, parameters)
+        trained = estimates.trained_parameters(config, parameters)
+        resting["learner"] = estimates.learner_bytes(learner, dtype, parameters, trained or 0.0)
     for role, size in resting.items():
         if not size:
             continue
@@ -140,10 +141,20 @@ def _memory(plan: Plan, config: RunConfig, there: Machines, parameters: float | 
     _host_memory(plan, config, there, parameters)
 
 
+def _adapters(config: RunConfig) -> str:
+    """What learns, where it is not the whole model."""
+    if config.learner.lora is None:
+        return ""
+    trained = estimates.trained_parameters(config, None)
+    size = _count(trained) if trained else "an unknown number (the model is not on this machine)"
+    return f", frozen; adapters of rank {config.learner.lora.rank} train {size}"
+
+
 def _generator_memory(plan: Plan, config: RunConfig, there: Machines, parameters: float) -> None:
     generator = config.generator
     if generator.kind == "vllm" and "generator" in config.pools:
-        weights = parameters * estimates.BYTES[config.model.dtype] / generator.tensor_parallel_size
+        served = estimates.trained_parameters(config, None, config.served_rank) if config.served_rank else 0.0
+        weights = (parameters + (served or 0.0)) * estimates.BYTES[config.model.dtype] / generator.tensor_parallel_size
         _engine_memory(plan, "generator", generator, generator.gpus, weights, there)
 
 
@@ -188,9 +199,10 @@ def host_bytes(config: RunConfig, there: Machines, parameters: float) -> dict[st
     dtype, learner, generator = config.model.dtype, config.learner, config.generator
     weights, found = parameters * estimates.BYTES[dtype], {}
     if learner.kind == "deepspeed":
-        stays = estimates.offloaded_bytes(learner, dtype, parameters)
+        trained = estimates.trained_parameters(config, parameters) or 0.0
+        stays = estimates.offloaded_bytes(learner, dtype, trained)
         if not learner.gpus:
-            stays += estimates.learner_bytes(learner, dtype, parameters)
+            stays += estimates.learner_bytes(learner, dtype, parameters, trained)
         found["learner"] = _on_one_node(needs(config)["learner"], there) * max(weights, stays)
     if generator.kind == "vllm" and "generator" in config.pools and not generator.gpus:
         one = weights + generator.kv_cache_gib * GIB

@@ -83,7 +83,13 @@ class ClusterRoles:
         """Deliver the weights; every replica proves them on the probe batch, replacements too."""
         batch = self._probe
         gaps = self._pools["generator"].tell(
-            "deliver", str(policy.folder), policy.digest, batch.prompt_token_ids, batch.answer_token_ids, policy.probe
+            "deliver",
+            str(policy.folder),
+            policy.digest,
+            batch.prompt_token_ids,
+            batch.answer_token_ids,
+            policy.probe,
+            _base(policy),
         )
         many = "1 generator; its" if len(gaps) == 1 else f"{len(gaps)} generators; their"
         self._note(
@@ -100,7 +106,7 @@ class ClusterRoles:
         self._identify("evaluator", "evaluator")
 
     def _prepare_learner(self, policy: Policy) -> None:
-        self._pools["learner"].tell("open", str(policy.folder))
+        self._pools["learner"].tell("open", str(policy.folder), _base(policy), policy.version)
 
     def _identify(self, role: str, name: str) -> None:
         """Load whoever scores; all replicas, in all sessions of a run, must be the same `name`."""
@@ -115,3 +121,7 @@ class ClusterRoles:
             pool.ask("sleep")
         else:
             pool.retire()
+
+
+def _base(policy: Policy) -> str | None:
+    return str(policy.base) if policy.base else None

@@ -70,6 +70,7 @@ COMPLETIONS = _extend(
     ("finish_reasons", pa.list_(pa.string())),  # [K] "stop" | "length"
     ("seeds", pa.list_(pa.int64())),  # [K]
     ("weights", pa.string()),  # digest of the policy that answered
+    ("num_own", pa.int32()),  # the first so many answers are that policy's; any others are the start policy's
 )
 
 SCORED = _extend(

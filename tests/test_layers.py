@@ -117,7 +117,7 @@ PLANTED = {
     ),
     "Ray in a role": ("actors/x.py", "import ray"),
     "Ray in a recipe": ("recipes/x.py", "from ray.util import placement_group"),
-    "the tests imported": ("actors/x.py", "import tests.tiny"),
+    "the tests imported": ("actors/x.py", "import tests.runs"),
     "pickle": ("cluster/x.py", "import pickle"),
     "torch.load": ("actors/x.py", "torch.load('x')"),
     "yaml.load": ("engine/x.py", "yaml.load('x', Loader=yaml.SafeLoader)"),

@@ -65,8 +65,8 @@ def test_the_scripts_recipe_differs_from_the_papers_only_where_the_scripts_do():
         "sampling.top_p: 1.0 -> 0.9",
         "sampling.max_new_tokens: 512 -> 2048",
         "scorer.source: 'plain' -> 'templated'",
-        "algorithm.estimator: 'pairwise' -> 'bt_aggregate'",
         "algorithm.ties: 'drop' -> 'keep'",
+        "algorithm.estimator: 'pairwise' -> 'bt_aggregate'",
         "learner.micro_batch_size: 8 -> 2",
         "learner.schedule.scheduler_total_epochs: 18.0 -> 1.0",
     ]

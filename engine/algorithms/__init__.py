@@ -1,13 +1,27 @@
-"""Every algorithm, one file each. A new one is a file here and a line in this dict."""
+"""Every algorithm, one file each. A new one is a file here, and a line in this dict and in the union."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from engine.algorithm import Algorithm
+from engine.algorithms.dpo import DPO
+from engine.algorithms.kto import KTO
+from engine.algorithms.self_rewarding import SelfRewarding
+from engine.algorithms.spac import SPAC
+from engine.algorithms.spin import SPIN
 from engine.algorithms.sppo import SPPO
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "sppo": SPPO,
+    "dpo": DPO,
+    "self_rewarding": SelfRewarding,
+    "spac": SPAC,
+    "spin": SPIN,
+    "kto": KTO,
 }
 
-AlgorithmConfig = SPPO
+AlgorithmConfig = Annotated[SPPO | DPO | SelfRewarding | SPAC | SPIN | KTO, Field(discriminator="name")]
 """The union over ALGORITHMS that a config's `algorithm:` section may hold, told apart by `name`."""

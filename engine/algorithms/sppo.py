@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.algorithm import Algorithm, Batch, Selection, row_of
+from engine.algorithm import Batch, row_of
+from engine.algorithms.rules import ScoredAnswers, best_and_worst
 from engine.maths import losses, preference
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from torch import Tensor
 
 ESTIMATORS = {
@@ -26,7 +26,7 @@ ESTIMATORS = {
 }
 
 
-class SPPO(Algorithm):
+class SPPO(ScoredAnswers):
     """Parameters of SPPO."""
 
     name: Literal["sppo"] = "sppo"
@@ -37,56 +37,26 @@ class SPPO(Algorithm):
     baseline: Literal["half", "logpartition"] | float = "half"
     """What a win rate is compared with: 1/2 (eq. 4.7), log Z / eta per prompt (eq. 4.5), or a number."""
     train_on: Literal["best_worst", "all"] = "best_worst"
-    """The answers with the highest and lowest win rate, or all K."""
-    ties: Literal["drop", "keep"] = "drop"
-    """Prompts whose best and worst answer have equal win rates or are the same answer."""
-    truncated: Literal["keep", "exclude"] = "keep"
-    """Answers cut by the length limit: train on them, or leave them to the win rates alone."""
-    empty: Literal["keep", "exclude"] = "keep"
-    """Answers without text, likewise."""
-
-    def select(self, scored: pa.Table) -> Selection:
-        names = ("prompts", "ties", "no_pair", "missing", "duplicates", "truncated", "empty")
-        counts: Counter[str] = Counter(dict.fromkeys(names, 0))
-        rows = [row for prompt in scored.to_pylist() if (row := self._row(prompt, counts))]
-        return Selection.of(rows, counts, "sppo rows")
+    """The best and the worst answer, or all K."""
+    choose_by: Literal["logit", "win_rate"] = "logit"
+    """What makes an answer the best: its mean pair logit (paper, section 5, and scripts) or its win rate."""
 
     def _row(self, prompt: dict, counts: Counter[str]) -> dict | None:
-        """One training row, or None where the declared rules leave nothing to learn from."""
-        counts["prompts"] += 1
-        counts["duplicates"] += len(prompt["answers"]) - len(set(prompt["answers"]))
-        rates = preference.win_rates(ESTIMATORS[self.estimator](np.array(prompt["pair_logits"])))
+        eligible, logits = self._eligible(prompt, counts), np.array(prompt["pair_logits"])
+        rates = preference.win_rates(ESTIMATORS[self.estimator](logits))
         if np.isnan(rates).any():  # a judge gave no readable verdict in either order
             counts["missing"] += 1
             return None
-        chosen = self._choose(rates, self._eligible(prompt, counts))
-        if len(chosen) < 2:
+        if len(eligible) < 2:
             counts["no_pair"] += 1
             return None
-        best, worst = chosen[int(np.argmax(rates[chosen]))], chosen[int(np.argmin(rates[chosen]))]
-        if rates[best] == rates[worst] or prompt["answers"][best] == prompt["answers"][worst]:
-            counts["ties"] += 1
-            if self.ties == "drop":
-                return None
+        values = (preference.mean_logits(logits) if self.choose_by == "logit" else rates).tolist()
+        best, worst = best_and_worst(values, eligible)
+        if self._is_tie(prompt, best, worst, values, counts):
+            return None
+        chosen = eligible if self.train_on == "all" else [best, worst]
         token_ids = [prompt["answer_token_ids"][i] for i in chosen]
         return row_of(prompt, chosen, token_ids, rates[chosen].tolist(), self._baseline(rates))
-
-    def _eligible(self, prompt: dict, counts: Counter[str]) -> list[int]:
-        """Indices of the answers that may train; counts what each rule looked at."""
-        truncated = {i for i, reason in enumerate(prompt["finish_reasons"]) if reason == "length"}
-        empty = {i for i, answer in enumerate(prompt["answers"]) if not answer.strip()}
-        counts["truncated"] += len(truncated)
-        counts["empty"] += len(empty)
-        barred = (truncated if self.truncated == "exclude" else set()) | (empty if self.empty == "exclude" else set())
-        return [i for i in range(len(prompt["answers"])) if i not in barred]
-
-    def _choose(self, rates: np.ndarray, eligible: list[int]) -> list[int]:
-        """Indices of the answers that train; among equals the first sampled wins, so ties never wobble."""
-        if self.train_on == "all" or len(eligible) < 2:
-            return eligible
-        best = max(eligible, key=lambda i: (rates[i], -i))
-        worst = min((i for i in eligible if i != best), key=lambda i: (rates[i], i))
-        return [best, worst]
 
     def _baseline(self, rates: np.ndarray) -> float:
         if self.baseline == "half":

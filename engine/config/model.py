@@ -13,15 +13,18 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from engine.algorithms import SPPO, AlgorithmConfig
 from engine.config.judge import JudgeConfig
+from engine.config.learner import LearnerConfig
+from engine.config.lora import SERVED_RANKS
 from engine.config.secrets import Arguments
-from engine.config.section import Count, DottedPath, Fraction, ReplicasConfig, Section
+from engine.config.section import Count, DottedPath, ReplicasConfig, Section
 
 
 class ModelConfig(Section):
     """The policy that the run starts from."""
 
     path: str
-    """Folder or hub id of a causal language model with safetensors weights."""
+    """Folder or hub id of a causal language model with safetensors weights; "tiny": an untrained one of 0.1 million
+    parameters is made in the run's folder, for trying the engines."""
     revision: str | None = None
     """Hub revision; pin it when trust_remote_code is on."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -45,6 +48,8 @@ class PromptsConfig(Section):
     """Split of a hub data set."""
     column: str | None = None
     """Column with the prompt (text or chat messages); null: prompt, messages, instruction or question."""
+    format: Literal["pair", "arena", "labelled", "completion", "conversation", "kumite"] | None = None
+    """How the source brings answers along, where an algorithm wants them; null: as its columns say."""
     use: Literal["parts", "all"] = "parts"
     """parts: disjoint parts, one per iteration, as in the paper; all: every prompt in every iteration."""
     limit: PositiveInt | None = None
@@ -59,6 +64,10 @@ class PromptsConfig(Section):
     """The same prompt again; kept ones get ids and seeds of their own."""
     on_overlong: Literal["error", "drop"] = "error"
     """Prompts of more than sampling.max_prompt_tokens tokens."""
+    on_identical: Literal["drop", "error"] = "drop"
+    """Preference pairs whose two answers are the same."""
+    on_long_answer: Literal["truncate", "drop", "error"] = "truncate"
+    """Rows with an answer of more than sampling.max_new_tokens tokens; truncate keeps its start, without EOS."""
 
 
 class SamplingConfig(Section):
@@ -144,78 +153,6 @@ class BlenderConfig(ReplicasConfig):
 
 
 ScorerConfig = Annotated[PairRMConfig | RuleConfig | BlenderConfig | JudgeConfig, Field(discriminator="kind")]
-
-
-class OptimizerConfig(Section):
-    """One optimizer per iteration, fresh at its start."""
-
-    name: Literal["rmsprop", "adamw"] = "rmsprop"
-    """RMSprop in SPPO's released runs."""
-    lr: Annotated[float, Field(ge=0.0)] = 5e-7
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    eps: PositiveFloat = 1e-8
-    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
-    """RMSprop's decay of the squared gradient."""
-    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
-    """AdamW's decays."""
-    max_grad_norm: PositiveFloat | None = 1.0
-    """Clip the global gradient norm; null: no clipping."""
-
-
-class ScheduleConfig(Section):
-    """The learning rate over one iteration."""
-
-    kind: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: Fraction = 0.1
-    """Share of the *scheduled* steps that warm up."""
-    scheduler_total_epochs: PositiveFloat = 1.0
-    """Epochs the schedule is laid out for: 18 in the SPPO paper, 6 on its model cards, 1 in its scripts."""
-    stop_after_epochs: PositiveFloat = 1.0
-    """Epochs that are run; 1 in all three."""
-
-    @model_validator(mode="after")
-    def _stops_within_the_schedule(self) -> ScheduleConfig:
-        if self.stop_after_epochs > self.scheduler_total_epochs:
-            raise ValueError(
-                f"stop_after_epochs = {self.stop_after_epochs} is beyond scheduler_total_epochs = "
-                f"{self.scheduler_total_epochs}: the learning rate would be 0 from there on"
-            )
-        return self
-
-
-class LearnerConfig(Section):
-    """The DeepSpeed group that updates the weights and knows the reference log-probabilities."""
-
-    kind: Literal["deepspeed", "fake"] = "deepspeed"
-    num_ranks: PositiveInt = 1
-    cpus: Annotated[float, Field(ge=0.0)] = 1.0
-    """CPU cores per rank."""
-    gpus: Literal[0, 1] = 0
-    """GPUs per rank; a rank computes on one."""
-    zero_stage: Literal[0, 1, 2, 3] = 3
-    offload_optimizer: bool = False
-    """Keep the optimizer's state in host memory (ZeRO 1 to 3)."""
-    batch_size: PositiveInt = 64
-    """Prompts per optimizer step, over all ranks."""
-    micro_batch_size: PositiveInt = 1
-    """Prompts per forward pass and rank."""
-    gradient_checkpointing: bool = False
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    logits_chunk: PositiveInt = 1024
-    """Tokens whose logits exist at one time; bounds memory, never changes the result's meaning."""
-    checkpoint_every: PositiveInt = 50
-    """Steps between the learner's own checkpoints, from which it restarts within an iteration."""
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> LearnerConfig:
-        per_pass = self.micro_batch_size * self.num_ranks
-        if self.batch_size % per_pass:
-            raise ValueError(
-                f"batch_size = {self.batch_size} is not a multiple of micro_batch_size x num_ranks = "
-                f"{self.micro_batch_size} x {self.num_ranks} = {per_pass}"
-            )
-        return self
 
 
 class EvaluationConfig(Section):
@@ -344,6 +281,30 @@ class RunConfig(Section):
             "evaluator": self.evaluator,
         }
         return {role: section for role, section in sections.items() if section is not None}
+
+    @property
+    def served_rank(self) -> int:
+        """The largest rank of an adapter that the generators will serve; 0: they serve whole models."""
+        return self.learner.lora.last_rank(self.iterations) if self.learner.lora else 0
+
+    @model_validator(mode="after")
+    def _serves_what_it_trains(self) -> RunConfig:
+        lora = self.learner.lora
+        if lora is None or "generator" not in self.pools:
+            return self
+        if self.served_rank > SERVED_RANKS[-1]:
+            raise ValueError(
+                f"learner.lora.rank = {lora.rank} with between_iterations = {lora.between_iterations} and iterations "
+                f"= {self.iterations} ends at rank {self.served_rank}, vLLM serves at most {SERVED_RANKS[-1]}; lower "
+                f"the rank, or use between_iterations = continue or merge"
+            )
+        if lora.quantize and self.generator.probe_tolerance is None:
+            raise ValueError(
+                f"learner.lora.quantize = {lora.quantize} needs generator.probe_tolerance: the learner computes with "
+                f"rounded weights and vLLM with the whole ones, so their log-probabilities differ; state by how many "
+                f"nats per token they may, e.g. 0.3"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_what_the_algorithm_needs(self) -> RunConfig:

@@ -23,7 +23,7 @@ TAGS = ("kind", "name")
 
 ELSEWHERE = {
     "api_key": "scorer.server.api_key_env, the NAME of an environment variable",
-    "beta": "algorithm.eta = 1 / beta",
+    "beta": "algorithm.beta, or algorithm.eta = 1 / beta in sppo",
     "pairs": "sampling.num_samples",
     "num_generations": "sampling.num_samples",
     "n_samples_per_prompt": "sampling.num_samples",
@@ -45,7 +45,12 @@ ELSEWHERE = {
     "train_batch_size": "learner.batch_size",
     "bf16": "model.dtype = bfloat16",
     "fp16": "model.dtype = bfloat16 or float32 (the loss of SPPO overflows 16-bit floats)",
-    "loss_type": "algorithm.name",
+    "loss_weights": "algorithm.losses",
+    "rpo_alpha": "algorithm.nll_weight",
+    "cpo_alpha": "algorithm.alpha",
+    "simpo_gamma": "algorithm.gamma",
+    "discopop_tau": "algorithm.tau",
+    "loss_type": "algorithm.name, or algorithm.losses in dpo",
     "model_name_or_path": "model.path",
     "dataset_name": "prompts.source",
     "output_dir": "output and name",
@@ -111,8 +116,14 @@ def child(node: Node, key: str | int, value: Any) -> Node:
     """The node below `node` at `key`; an empty one, which allows anything, where there is none."""
     if isinstance(key, str):
         found = section(node, value if isinstance(value, dict) else {})
-        return found["properties"].get(key, {}) if found else {}
+        return found["properties"].get(key, {}) if found else _value_of_mapping(node)
     return next((option.get("items", {}) for option in options(node) if option.get("type") == "array"), {})
+
+
+def _value_of_mapping(node: Node) -> Node:
+    """What any key of a mapping without declared keys holds (algorithm.losses); empty where that is anything."""
+    values = (option.get("additionalProperties") for option in options(node))
+    return next((value for value in values if isinstance(value, dict)), {})
 
 
 def in_words(node: Node) -> str:
@@ -131,6 +142,8 @@ def _option_in_words(option: Node) -> str:
         return str(option["const"])
     if option.get("type") == "array":
         return _list_in_words(option)
+    if isinstance(option.get("additionalProperties"), dict):
+        return f"a mapping, each value {in_words(option['additionalProperties'])}"
     nouns = {
         "null": "null",
         "boolean": "true or false",
@@ -196,7 +209,8 @@ def advice(path: Path) -> str:
     known = list(all_keys())
     if kinds := [key.variant for key in known if key.path == dotted and key.variant]:
         place = ".".join(map(str, path[:-1]))
-        return f"it belongs to another kind of {place}: {', '.join(dict.fromkeys(kinds))}"
+        hint = f"; else it is {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        return f"it belongs to another kind of {place}: {', '.join(dict.fromkeys(kinds))}{hint}"
     if any(key.path == name for key in known) and "." in name:
         return "dots work on the command line; in a file write nested sections"
     if name in ELSEWHERE:

@@ -15,14 +15,20 @@ Vector = NDArray[np.float64]
 
 
 def sigmoid(x: Matrix) -> Matrix:
-    """Logistic function without overflow at either end."""
-    return np.exp(-np.logaddexp(0.0, -x))
+    """Logistic function without overflow at either end; NaN stays NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.exp(-np.logaddexp(0.0, -x))
 
 
 def symmetrised(logits: Matrix) -> Matrix:
     """(M_ij - M_ji) / 2; where one order has no verdict (NaN) the other alone, NaN where neither has one."""
     both = (logits - logits.T) / 2
     return np.where(np.isnan(both), np.where(np.isnan(logits), -logits.T, logits), both)
+
+
+def mean_logits(logits: Matrix) -> Vector:
+    """[K] mean_j of the symmetrised pair logit, the zero diagonal included: s_PairRM of SPPO section 5, both orders."""
+    return symmetrised(logits).mean(axis=1)
 
 
 def pairwise_win_probabilities(logits: Matrix) -> Matrix:
@@ -40,7 +46,7 @@ def bradley_terry_win_probabilities(logits: Matrix) -> Matrix:
     The mean runs over all K, the zero diagonal included, and adds both orders without halving, so a
     transitive preference comes out at twice its logit and an intransitive one is flattened.
     """
-    scores = 2 * symmetrised(logits).mean(axis=1)
+    scores = 2 * mean_logits(logits)
     return sigmoid(scores[:, None] - scores[None, :])
 
 

@@ -9,7 +9,6 @@ row after that point would be a guess.
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import json
 import re
@@ -18,13 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 
 from engine.errors import DataError
 from engine.prompts.json_list import elements
-from engine.watch.text import printable
 
 MAX_ROW_BYTES = 10 * 2**20
 """A longer line, JSON element or text is a mistake or an attack, not a prompt."""
@@ -47,41 +45,28 @@ class BadRow:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What to look for: one of `either` must be there, `also` is read where present."""
+class Wanted:
+    """The columns of one source that are worth reading."""
 
-    either: tuple[str, ...]
+    needed: tuple[str, ...]
+    """Each is there, and holds text or lists."""
     also: tuple[str, ...] = ()
+    """Text, numbers or lists, read where present."""
 
-    def of(self, found: Sequence[str], source: str) -> list[str]:
-        """Return the columns worth reading, the wanted one first. Raises DataError where there is none."""
-        chosen = self.choose(found)
-        if chosen is None:
-            raise self.missing(found, source)
-        if list(found).count(chosen) > 1:
-            raise DataError(f"{source}: has {list(found).count(chosen)} columns named {chosen}; expected one")
-        return [chosen, *(name for name in self.also if name in found and name != chosen)]
 
-    def choose(self, found: Iterable[str]) -> str | None:
-        names = set(found)
-        return next((name for name in self.either if name in names), None)
+class Columns(Protocol):
+    """Whoever knows what to look for; engine.prompts.layouts.Layouts is one."""
 
-    def missing(self, found: Iterable[str], source: str) -> DataError:
-        names = [str(name) for name in found]
-        near = {m for wanted in self.either for m in difflib.get_close_matches(wanted, names, n=2, cutoff=0.6)}
-        hint = f"; nearest: {printable(', '.join(sorted(near)), 'show')}" if near else ""
-        shown = printable(", ".join(names[:30]) + (", ..." if len(names) > 30 else ""), "show")
-        return DataError(
-            f"{source}: no column {' or '.join(self.either)}; found: {shown or 'no columns'}{hint}. "
-            f"Name the column with the prompt in prompts.column"
-        )
+    def of(self, found: Sequence[str], source: str) -> Wanted:
+        """Return what to read of a source with the columns `found`. Raises DataError where that is nothing."""
+        ...
 
 
 def read_rows(source: str, split: str, columns: Columns) -> Iterator[Row | BadRow]:
     """Stream the rows of a file (by its suffix), or of a hub id or local data-set folder (by `split`).
 
     Raises DataError for a file that is missing, empty, damaged or of an unknown kind, and for a
-    columnar file without any of `columns.either`; keys of JSON objects are left to the caller.
+    columnar file that `columns` finds nothing in; keys of JSON objects are left to the caller.
     """
     path = Path(source)
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s)), None)
@@ -176,7 +161,9 @@ def _csv_rows(source: str, columns: Columns) -> Iterator[Row | BadRow]:
         number = 0
         try:
             header = next(reader, [])
-            columns.of(header, source)
+            for name in columns.of(header, source).needed:
+                if header.count(name) > 1:
+                    raise DataError(f"{source}: has {header.count(name)} columns named {name}; expected one")
             for fields in filter(None, reader):  # an empty line is no record
                 number += 1
                 if len(fields) == len(header):
@@ -249,12 +236,22 @@ def _damage(source: str) -> Iterator[None]:
 
 
 def _readable(schema: pa.Schema, columns: Columns, source: str) -> list[str]:
-    """Columns to read: text or lists. Extension types, which may carry code or pickles, are never built."""
-    names = columns.of(schema.names, source)
-    wanted = schema.field(names[0]).type
-    if not _is_text(wanted) and not pa.types.is_list(wanted) and not pa.types.is_large_list(wanted):
-        raise DataError(f"{source}: column {names[0]} holds {wanted}; expected text or lists of chat messages")
-    return [names[0], *(name for name in names[1:] if _is_text(schema.field(name).type))]
+    """Names of the columns to read. Extension types, which may carry code or pickles, are never built."""
+    wanted = columns.of(schema.names, source)
+    for name in wanted.needed:
+        if (many := schema.names.count(name)) > 1:
+            raise DataError(f"{source}: has {many} columns named {name}; expected one")
+        found = schema.field(name).type
+        if not _is_text(found) and not (pa.types.is_nested(found) and _is_plain(found)):
+            raise DataError(f"{source}: column {name} holds {found}; expected text or lists of chat messages")
+    once = (name for name in wanted.also if schema.names.count(name) == 1)
+    return [*wanted.needed, *(name for name in once if _is_plain(schema.field(name).type))]
+
+
+def _is_plain(of: pa.DataType) -> bool:
+    """Whether values of this type are Python's own, at any depth."""
+    parts = [of.field(i).type for i in range(of.num_fields)] if pa.types.is_nested(of) else []
+    return not isinstance(of, pa.BaseExtensionType) and all(map(_is_plain, parts))
 
 
 def _is_text(of: pa.DataType) -> bool:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any, Literal, Protocol
 
@@ -20,14 +20,24 @@ import pyarrow as pa
 
 from engine.config.model import PromptsConfig
 from engine.errors import DataError, ModelError
-from engine.prompts.conversations import SYSTEM_COLUMNS, Message, Prompt, to_prompt
-from engine.prompts.files import BadRow, Columns, Row, read_rows
-from engine.schema import NOTHING_GIVEN, PROMPTS, conform
+from engine.prompts.answers import AnswerRules, Refused
+from engine.prompts.conversations import Message, Prompt, to_prompt
+from engine.prompts.files import BadRow, Row, read_rows
+from engine.prompts.layouts import Given, Layout, Layouts
+from engine.prompts.preferences import to_given
+from engine.schema import PROMPTS, conform
 from engine.seeds import derive_seed
 from engine.watch.text import printable
 
-CANDIDATES = ("prompt", "messages", "instruction", "question", "conversations")
-"""Columns looked for, in this order, where prompts.column is null."""
+NO_ANSWERS = Given()
+KEYS = {
+    "malformed": "on_malformed",
+    "duplicates": "on_duplicate",
+    "overlong": "on_overlong",
+    "identical": "on_identical",
+    "long_answers": "on_long_answer",
+}
+"""Keys of `prompts` that decide over rows, by the name under which such rows are counted."""
 MAX_SHOWN = 20
 """Rows that an error message lists; the rest is counted."""
 MAX_DROPPED = 10_000
@@ -37,11 +47,15 @@ MAX_DROPPED = 10_000
 class Renderer(Protocol):
     """What turns a conversation into the policy's input; actors.chat.Chat is one.
 
-    May have `num_defused`, the conversations so far whose text held strings of control tokens.
+    May have `num_defused`, the conversations and answers so far whose text held strings of control tokens.
     """
 
     def render(self, messages: list[Message]) -> tuple[str, list[int]]:
         """Return the text and the token ids. Raises ModelError for a conversation it cannot take."""
+        ...
+
+    def answer_ids(self, messages: list[Message], answer: str) -> list[int]:
+        """Return the tokens of `answer` behind `messages`, the one that ends it included. Raises likewise."""
         ...
 
 
@@ -55,24 +69,40 @@ class IngestResult:
     """(where, reason) of rows left out, the first MAX_DROPPED of them."""
 
 
-def read_prompts(config: PromptsConfig, source: str) -> Iterator[Prompt | BadRow]:
-    """Stream the conversations of one source, and the rows that hold none, in order.
+def read_prompts(config: PromptsConfig, source: str, given: Given = NO_ANSWERS) -> Iterator[Prompt | BadRow]:
+    """Stream the conversations of one source with the answers asked for, and the rows that hold none, in order.
 
-    Where prompts.column is null, the first row with one of CANDIDATES decides for the whole source.
-    Raises DataError, while iterating, for a source that cannot be read or lacks the column.
+    The first row whose columns fit a format (see layouts.py) decides for the whole source.
+    Raises DataError, while iterating, for a source that cannot be read or lacks the columns.
     """
-    columns = Columns((config.column,) if config.column else CANDIDATES, ("input", *SYSTEM_COLUMNS))
-    column, found, empty = None, None, True
-    for row in read_rows(source, config.split, columns):
+    layouts = Layouts(config.column, config.format, given)
+    layout, found, empty = None, None, True
+    for row in read_rows(source, config.split, layouts):
         empty = False
         if isinstance(row, Row) and isinstance(row.value, dict):
             found = found or list(row.value)
-            column = column or columns.choose(row.value)
-        yield row if isinstance(row, BadRow) else to_prompt(row, column)
+            layout = layout or layouts.choose(row.value)
+        yield row if isinstance(row, BadRow) else _prompt_of(row, layout, config.column, given.answers)
     if empty:
         raise DataError(f"{source}: holds no rows; expected at least one prompt")
-    if found and column is None:
-        raise columns.missing(found, source)
+    if (found or given.answers) and layout is None:
+        raise layouts.missing(found or [], source)
+
+
+def _prompt_of(row: Row, layout: Layout | None, column: str | None, answers: int) -> Prompt | BadRow:
+    """The prompt of one row with as many answers as are wanted, or why there is none."""
+    if layout is None or not layout.answers:
+        if answers:
+            return BadRow(row.where, "holds a prompt alone")
+        return to_prompt(row, layout.prompt if layout else column)
+    prompt = to_given(row, layout)
+    if isinstance(prompt, BadRow):
+        return prompt
+    if not answers:  # held-out prompts are answered by the policy
+        return replace(prompt, answers=(), win_rates=())
+    if len(prompt.answers) != answers:
+        return BadRow(row.where, f"brings {len(prompt.answers)} answers; expected {answers}")
+    return prompt
 
 
 def content_id(messages: list[Message]) -> str:
@@ -82,27 +112,42 @@ def content_id(messages: list[Message]) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def ingest(config: PromptsConfig, source: str, chat: Renderer, max_prompt_tokens: int) -> IngestResult:
-    """Read, check and render the prompts of one source, each exactly once.
+def ingest(
+    config: PromptsConfig, source: str, chat: Renderer, max_prompt_tokens: int, given: Given = NO_ANSWERS
+) -> IngestResult:
+    """Read, check and render the prompts of one source with their answers, each exactly once.
 
     prompt_id is `content_id` and the number of the occurrence ("5f0c...-0"), so that two rows never
-    share an id or a seed, and so that neither file name nor order matters.
-    Raises one DataError with all rows that prompts.on_malformed, on_duplicate or on_overlong call
-    errors, and where no prompt is left.
+    share an id or a seed, and so that neither file name nor order matters. Where one prompt brings several
+    pairs, they are numbered in the order of the source.
+    Raises one DataError with all rows that prompts.on_malformed, on_duplicate, on_overlong, on_identical or
+    on_long_answer call errors, and where no prompt is left.
     """
-    return _Ingestion(config, source, chat, max_prompt_tokens).run()
+    return _Ingestion(config, source, chat, max_prompt_tokens, given).run()
+
+
+def _repeated_id(prompt: Prompt) -> str:
+    """What a row repeats as a whole: the same prompt with other answers, or other labels, is another row."""
+    digest = content_id(prompt.messages)
+    if not prompt.answers:
+        return digest
+    text = json.dumps([prompt.answers, prompt.win_rates], ensure_ascii=False)
+    return f"{digest} {hashlib.sha256(text.encode('utf-8')).hexdigest()}"
 
 
 class _Ingestion:
     """The state of one `ingest`: what was seen, what was refused, what was counted."""
 
-    def __init__(self, config: PromptsConfig, source: str, chat: Renderer, max_prompt_tokens: int):
+    def __init__(self, config: PromptsConfig, source: str, chat: Renderer, max_prompt_tokens: int, given: Given):
         self.config, self.source, self.chat, self.max_prompt_tokens = config, source, chat, max_prompt_tokens
-        self.policies = {
+        self.given, self.answers = given, AnswerRules(config, chat.answer_ids, given.max_tokens)
+        self.policies: dict[str, str] = {
             "malformed": config.on_malformed,
             "duplicates": config.on_duplicate,
             "overlong": config.on_overlong,
         }
+        if given.answers:
+            self.policies |= {"identical": config.on_identical, "long_answers": config.on_long_answer}
         self.counts = Counter(dict.fromkeys(("rows", "used", *self.policies), 0))
         self.first: dict[str, str] = {}
         self.occurrences: Counter[str] = Counter()
@@ -118,13 +163,14 @@ class _Ingestion:
         self._raise_errors()
         self.counts["used"] = sum(table.num_rows for table in tables)
         self.counts["defused"] = getattr(self.chat, "num_defused", 0) - defused
+        self.counts.update(self.answers.counts)
         if not tables:
             raise DataError(f"{self.source}: no usable prompts; {self._tally()}. First: {self.dropped[0][1]}")
         table = conform(pa.concat_tables(tables).combine_chunks(), PROMPTS, self.source)
         return IngestResult(table, dict(self.counts), self.dropped)
 
     def _usable(self) -> Iterator[dict[str, Any]]:
-        for item in read_prompts(self.config, self.source):
+        for item in read_prompts(self.config, self.source, self.given):
             self.counts["rows"] += 1
             if isinstance(item, BadRow):
                 self._refuse("malformed", item.where, item.reason)
@@ -135,16 +181,16 @@ class _Ingestion:
     def _row(self, prompt: Prompt) -> dict[str, Any] | None:
         """One row of PROMPTS, or None where a rule refuses it."""
         digest = content_id(prompt.messages)
-        if self._is_refused_duplicate(digest, prompt.where):
+        if self._is_refused_duplicate(_repeated_id(prompt), prompt):
             return None
         try:
-            text, token_ids = self.chat.render(prompt.messages)
+            text, token_ids = self._rendered(prompt)
+            given = self.answers.columns(prompt)
         except ModelError as error:
             self._refuse("malformed", prompt.where, str(error))
             return None
-        if not token_ids or len(token_ids) > self.max_prompt_tokens:
-            rule, limit = ("overlong" if token_ids else "malformed"), self.max_prompt_tokens
-            self._refuse(rule, prompt.where, f"{len(token_ids)} tokens; sampling.max_prompt_tokens is {limit}")
+        except Refused as refusal:
+            self._refuse(refusal.rule, prompt.where, str(refusal))
             return None
         prompt_id = f"{digest}-{self.occurrences[digest]}"
         self.occurrences[digest] += 1
@@ -153,17 +199,25 @@ class _Ingestion:
             "messages": prompt.messages,
             "prompt_text": text,
             "prompt_token_ids": token_ids,
-            **NOTHING_GIVEN,
+            **given,
         }
 
-    def _is_refused_duplicate(self, digest: str, where: str) -> bool:
+    def _rendered(self, prompt: Prompt) -> tuple[str, list[int]]:
+        text, token_ids = self.chat.render(prompt.messages)
+        if not token_ids or len(token_ids) > self.max_prompt_tokens:
+            rule, limit = ("overlong" if token_ids else "malformed"), self.max_prompt_tokens
+            raise Refused(rule, f"{len(token_ids)} tokens; sampling.max_prompt_tokens is {limit}")
+        return text, token_ids
+
+    def _is_refused_duplicate(self, digest: str, prompt: Prompt) -> bool:
+        where = prompt.where
         first = self.first.setdefault(digest, where)
         if first == where:
             return False
         if self.config.on_duplicate == "keep":
             self.counts["duplicates"] += 1
             return False
-        self._refuse("duplicates", where, f"the same prompt as {first}")
+        self._refuse("duplicates", where, f"the same prompt{' and answers' if prompt.answers else ''} as {first}")
         return True
 
     def _refuse(self, rule: str, where: str, reason: str) -> None:
@@ -181,8 +235,7 @@ class _Ingestion:
         if not count:
             return
         more = [f"... and {count - len(self.errors)} more"] if count > len(self.errors) else []
-        keys = {"malformed": "on_malformed", "duplicates": "on_duplicate", "overlong": "on_overlong"}
-        options = ", ".join(f"prompts.{keys[rule]}: drop" for rule in self.policies if self.num_errors[rule])
+        options = ", ".join(f"prompts.{KEYS[rule]}: drop" for rule in self.policies if self.num_errors[rule])
         raise DataError(
             f"{self.source}: {count} of {self.counts['rows']} rows cannot be used:\n"
             + "\n".join(f"  {line}" for line in [*self.errors, *more])
@@ -230,14 +283,19 @@ def _order(table: pa.Table, shuffle: bool, *seeds: int) -> list[int]:
 
 
 def ingest_iterations(
-    config: PromptsConfig, chat: Renderer, max_prompt_tokens: int, iterations: int, seed: int
+    config: PromptsConfig,
+    chat: Renderer,
+    max_prompt_tokens: int,
+    iterations: int,
+    seed: int,
+    given: Given = NO_ANSWERS,
 ) -> tuple[list[pa.Table], list[IngestResult]]:
     """Return the prompts of each iteration, and what was ingested from each source.
 
     One source is divided by prompts.use; a list gives its n-th source, whole, to iteration n.
     """
     sources = [config.source] if isinstance(config.source, str) else config.source
-    results = [ingest(config, source, chat, max_prompt_tokens) for source in sources]
+    results = [ingest(config, source, chat, max_prompt_tokens, given) for source in sources]
     if isinstance(config.source, str):
         return divide(results[0].table, iterations, config.use, seed, config.shuffle), results
     if len(sources) != iterations:

@@ -42,6 +42,8 @@ def judge_warnings(figures: Mapping[str, float]) -> list[str]:
         )
     if (missing := figures.get("judge/missing_rate", 0.0)) > 0.5:
         found.append(f"warning: {missing:.0%} of the judge's replies could not be read; look at the column verdicts")
+    if (unjudged := figures.get("evaluate/missing_rate", 0.0)) > 0.5:
+        found.append(f"warning: the evaluator gave no verdict on {unjudged:.0%} of the held-out prompts")
     if (canary := figures.get("judge/canary_win_rate", 0.0)) > 0.5:
         found.append(
             f"warning: the judge prefers an answer that says nothing to the policy's on {canary:.0%} of the prompts "

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from engine.algorithm import Algorithm
-from engine.config.model import RunConfig
+from engine.config.judge import JudgeConfig
+from engine.config.model import RunConfig, ScorerConfig
 from engine.loop.stages import SCHEMAS, selected_from
 from engine.maths import evaluation
 from engine.report.judges import judge_figures
@@ -36,8 +37,9 @@ def iteration_metrics(store: RunStore, algorithm: Algorithm, t: int) -> dict[str
                 f"evaluate/win_rate_vs_{against}": rate.value,
                 f"evaluate/win_rate_vs_{against}_low": rate.low,
                 f"evaluate/win_rate_vs_{against}_high": rate.high,
-                "evaluate/num_prompts": rate.num_prompts or 0,
             }
+    if (missing := _missing_rate(store, t + 1)) is not None:
+        figures["evaluate/missing_rate"] = missing
     figures |= judge_figures(store, t)
     optional = {"evaluate/mean_length": _mean_length(store, t + 1), "score/agreement": _agreement(store, t)}
     return figures | {name: value for name, value in optional.items() if value is not None}
@@ -49,9 +51,9 @@ def summarize(store: RunStore, config: RunConfig, status: str, provenance: dict[
     done = [t for t in range(config.iterations) if store.shards(t, "referenced")]
     judge: str | None = None
     if config.evaluator is not None:
-        judge = config.evaluator.kind
+        judge = _in_words(config.evaluator)
     elif config.evaluation is not None and config.scorer is not None:
-        judge = f"{config.scorer.kind}, the training scorer itself"
+        judge = f"{_in_words(config.scorer)}, the training scorer itself"
     return Summary(
         name=config.name,
         status=status,
@@ -74,12 +76,20 @@ def highlights(config: RunConfig) -> dict[str, Any]:
         "sampling.num_samples": config.sampling.num_samples,
         "sampling.temperature": config.sampling.temperature,
         "sampling.top_p": config.sampling.top_p,
-        "scorer.kind": config.scorer.kind if config.scorer else "none",
+        "scorer.kind": _in_words(config.scorer) if config.scorer else "none",
         "learner.optimizer": f"{optimizer.name}, lr {optimizer.lr:g}",
         "learner.batch_size": config.learner.batch_size,
         "reference": REFERENCES[config.algorithm.reference],
         "seed": config.seed,
     }
+
+
+def _in_words(scorer: ScorerConfig) -> str:
+    """The kind of a scorer; for an LLM judge its mode and model too."""
+    if not isinstance(scorer, JudgeConfig):
+        return scorer.kind
+    model = scorer.server.model_dump().get("path", "the policy itself")
+    return f"{scorer.kind} ({scorer.mode}, {model})"
 
 
 def _iteration(store: RunStore, algorithm: Algorithm, t: int) -> IterationSummary:
@@ -113,14 +123,24 @@ def _counts(store: RunStore, algorithm: Algorithm, t: int) -> dict[str, int]:
 
 
 def _win_rate(store: RunStore, version: int, against: str) -> WinRate | None:
-    rates = [
-        rate for table in store.tables(version, "judged", JUDGED) for rate in table[f"win_vs_{against}"].to_pylist()
-    ]
-    rates = [rate for rate in rates if not math.isnan(rate)]  # nobody gave a verdict; num_prompts tells how many did
+    """Over the held-out prompts on which there is a verdict; `_missing_rate` tells of the others."""
+    rates = [rate for rate in _judged(store, version, against) if not math.isnan(rate)]
     if not rates:
         return None
     interval = evaluation.bootstrap(np.array(rates))
     return WinRate(interval.mean, interval.low, interval.high, len(rates))
+
+
+def _missing_rate(store: RunStore, version: int) -> float | None:
+    """Share of held-out prompts on which the evaluator gave no verdict against the start."""
+    rates = _judged(store, version, "start")
+    return sum(map(math.isnan, rates)) / len(rates) if rates else None
+
+
+def _judged(store: RunStore, version: int, against: str) -> list[float]:
+    return [
+        rate for table in store.tables(version, "judged", JUDGED) for rate in table[f"win_vs_{against}"].to_pylist()
+    ]
 
 
 def _mean_length(store: RunStore, version: int) -> float | None:

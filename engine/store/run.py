@@ -3,7 +3,7 @@
     runs/NAME/
       config.yaml  run.json  LOCK  manifest.jsonl  metrics.jsonl
       tables/<iteration>/<stage>/<shard>-<hash>.parquet
-      weights/<version>/            a model folder, readable by transformers and vLLM
+      weights/<version>/            a model folder, or an adapter of the start model in PEFT's format
       checkpoints/<iteration>/<step>/   the learner's own, while an iteration trains
       quarantine/                   whatever a hash did not confirm
       report/
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from engine.errors import StoreError, WeightsError
 from engine.schema import conform
+from engine.store.adapters import check_base, is_adapter
 from engine.store.disk import TEMPORARY, Disk, sha256_of
 from engine.store.lock import RunLock
 from engine.store.manifest import Manifest, Record
@@ -45,6 +46,8 @@ class Policy:
     digest: str
     probe: list[list[float]]
     """The learner's per-token log-probabilities on the probe batch; generators must reproduce them."""
+    base: Path | None = None
+    """The start model, where `folder` holds an adapter of it; None: `folder` is a whole model."""
 
 
 class RunStore:
@@ -164,8 +167,11 @@ class RunStore:
     def commit_weights(self, version: int, probe: list[list[float]]) -> Policy:
         """Make the folder from `new_weights` durable and name it."""
         path = self.folder / "weights" / f"{version:03d}"
-        digest = seal_weights(path.with_name(path.name + TEMPORARY))
-        self.disk.publish(path.with_name(path.name + TEMPORARY), path)
+        part = path.with_name(path.name + TEMPORARY)
+        if is_adapter(part):
+            check_base(part, self._index["weights", 0]["digest"])
+        digest = seal_weights(part)
+        self.disk.publish(part, path)
         name = path.relative_to(self.folder).as_posix()
         if any(r["digest"] != digest for r in self._manifest.records if _key(r) == ("weights", version)):
             self._forget_from(version)
@@ -174,7 +180,9 @@ class RunStore:
         return self._policy(self._index["weights", version])
 
     def _policy(self, record: Record) -> Policy:
-        return Policy(record["version"], self.folder / record["folder"], record["digest"], record["probe"])
+        folder = self.folder / record["folder"]
+        base = self.folder / self._index["weights", 0]["folder"] if is_adapter(folder) else None
+        return Policy(record["version"], folder, record["digest"], record["probe"], base)
 
     # The learner's checkpoints within an iteration
 

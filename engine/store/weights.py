@@ -25,6 +25,7 @@ _NAMES = {
     "config.json",
     "generation_config.json",
     "adapter_config.json",
+    "adapter_base.json",
     INDEX,
     "tokenizer.json",
     "tokenizer_config.json",

@@ -65,14 +65,16 @@ def build(folder: Path, settings: Settings) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     split = settings.split()
-    _write_prompts(folder / "prompts.jsonl", split.prompts)
-    _write_prompts(folder / "heldout.jsonl", split.heldout)
+    write_prompts(folder / "prompts.jsonl", split.prompts)
+    write_prompts(folder / "heldout.jsonl", split.heldout)
     figures = _train(folder, split, settings)
-    world = {
-        "world": "tearoom",
-        "settings": asdict(settings),
-        "figures": {**figures, "seconds": round(time.monotonic() - started, 1)},
-    }
+    seconds = round(time.monotonic() - started, 1)
+    return write_world(marker, "tearoom", asdict(settings), {**figures, "seconds": seconds})
+
+
+def write_world(marker: Path, name: str, settings: dict[str, Any], figures: dict[str, float]) -> dict[str, Any]:
+    """Write world.json in one go, and return what it holds."""
+    world = {"world": name, "settings": settings, "figures": figures}
     partial = marker.with_suffix(".partial")
     partial.write_text(json.dumps(world, indent=2) + "\n", encoding="utf-8")
     partial.replace(marker)
@@ -106,7 +108,8 @@ def _existing(marker: Path, settings: Settings) -> dict[str, Any]:
     return world
 
 
-def _write_prompts(file: Path, orders: list[tearoom.Order]) -> None:
+def write_prompts(file: Path, orders: list[tearoom.Order]) -> None:
+    """One order per line, as a data set of prompts."""
     lines = (json.dumps({"prompt": order.text}) + "\n" for order in orders)
     file.write_text("".join(lines), encoding="utf-8")
 

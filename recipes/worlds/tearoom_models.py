@@ -30,13 +30,16 @@ PAIRRM_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]
 MAX_NEW_TOKENS = 24
 
 
-def word_tokenizer(named: dict[str, str], further: Iterable[str] = ()) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word of the tearoom, its leading space included, so that decoding is exact."""
+def word_tokenizer(
+    named: dict[str, str], further: Iterable[str] = (), texts: Iterable[str] | None = None
+) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per word of `texts` (the tearoom's), its leading space included, so that decoding
+    is exact."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words = sorted({word for text in tearoom.texts() for word, _ in splitter.pre_tokenize_str(text)})
+    words = sorted({word for text in texts or tearoom.texts() for word, _ in splitter.pre_tokenize_str(text)})
     vocabulary = {token: index for index, token in enumerate([*named.values(), *further, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=named["unk_token"]))
     tokenizer.pre_tokenizer = splitter
@@ -89,7 +92,7 @@ def make_policy(split: tearoom.Split, folder: Path, seed: int, epochs: float) ->
         "policy_parameters": sum(p.numel() for p in model.parameters()),
         "sft_examples": len(split.demonstrations),
         "sft_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),
-        **_measure(model, tokenizer, split.heldout, seed),
+        **measure(model, tokenizer, split.heldout, seed),
         "policy_seconds": round(time.monotonic() - started, 1),
     }
 
@@ -108,7 +111,13 @@ def _sft_trainer(rows: list[dict[str, Any]], seed: int, epochs: float) -> Any:
     )
 
 
-def _measure(model: LlamaForCausalLM, tokenizer: Any, orders: list[tearoom.Order], seed: int) -> Figures:
+def measure(
+    model: LlamaForCausalLM,
+    tokenizer: Any,
+    orders: list[tearoom.Order],
+    seed: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Figures:
     """The oracle's mean utility of sampled (temperature 1) and of greedy answers, and their length in tokens."""
     import torch
 
@@ -125,7 +134,7 @@ def _measure(model: LlamaForCausalLM, tokenizer: Any, orders: list[tearoom.Order
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
                 do_sample=sampled,
-                max_new_tokens=MAX_NEW_TOKENS,
+                max_new_tokens=max_new_tokens,
             )
         ids = output[:, batch["input_ids"].shape[1] :]
         answers = tokenizer.batch_decode(ids, skip_special_tokens=True)

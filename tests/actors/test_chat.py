@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,135 @@ def test_a_template_file_takes_the_place_of_the_models_own(folder: str) -> None:
     assert chat.render(ask("Hi"))[0] == "Q: Hi\nA:"
 
 
+# Answers that data sets bring along
+
+FAMILIES = {
+    "Llama 3": (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+        "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        "<|eot_id|>",
+        "",
+    ),
+    "Qwen": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "<|im_end|>",
+        "\n",
+    ),
+    "Mistral": (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+        "{% else %} {{ m['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}",
+        "</s>",
+        "",
+    ),
+    "Gemma": (
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>"
+        "{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        "<end_of_turn>",
+        "\n",
+    ),
+}
+"""Template, the token that ends a turn, and what the template writes after it."""
+ENDS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"]
+
+
+def chat_of_family(tokenizer: Any, folder: Path, template: str, end: str) -> Chat:
+    """The family's tokenizer, whose EOS ends a document, and a generation config, by which a turn ends."""
+    family = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, bos_token="<s>", eos_token="</s>")
+    family.add_special_tokens({"additional_special_tokens": ENDS})
+    family.chat_template = template
+    family.save_pretrained(folder)
+    stops = [family.eos_token_id, family.convert_tokens_to_ids(end)]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    return Chat(ModelConfig(path=str(folder)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_has_the_tokens_of_its_turn_up_to_where_generation_stops(
+    tokenizer: Any, tmp_path: Path, family: str
+) -> None:
+    template, end, _ = FAMILIES[family]
+    chat = chat_of_family(tokenizer, tmp_path, template, end)
+    for messages in (ask("Hi"), ask("Hi", "Hello", "Why 🙂?")):
+        _, prompt_ids = chat.render(messages)
+        answer_ids = chat.answer_ids(messages, "Because,\nI think.")
+        whole = chat.tokenizer.apply_chat_template([*messages, *ask("", "Because,\nI think.")[1:]])["input_ids"]
+        assert whole[: len(prompt_ids + answer_ids)] == prompt_ids + answer_ids
+        assert chat.tokenizer.decode(answer_ids).strip() == f"Because,\nI think.{end}"
+
+
+@pytest.mark.real  # importing TRL takes longer than all other tests of this file
+def test_answers_are_tokenized_as_by_trl_but_for_what_is_never_generated(tokenizer: Any, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    pairs = [(ask("Hi"), "Yes.", "No, never 🙂"), (ask("Hi", "Hello", "Why?"), "So.\n\n  So", "x")]
+    rows = [{"prompt": p, "chosen": ask("", c)[1:], "rejected": ask("", r)[1:]} for p, c, r in pairs]
+    arguments = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
+    for name, (template, end, rest) in FAMILIES.items():
+        chat = chat_of_family(tokenizer, tmp_path / name, template, end)
+        itself = SimpleNamespace(_tokenizer=chat.tokenizer)
+        theirs = DPOTrainer._prepare_dataset(itself, Dataset.from_list(rows), chat.tokenizer, arguments, "train")
+        for (messages, *answers), row in zip(pairs, theirs, strict=True):
+            assert chat.render(messages)[1] == row["prompt_ids"], name
+            ours = [chat.answer_ids(messages, answer) for answer in answers]
+            more = chat.tokenizer(rest, add_special_tokens=False)["input_ids"]
+            assert [ids + more for ids in ours] == [row["chosen_ids"], row["rejected_ids"]], name
+
+
+def test_without_a_template_an_answer_is_its_text_and_eos(folder: str) -> None:
+    chat = Chat(ModelConfig(path=folder, chat_template="none"))
+    ids = chat.answer_ids(ask("Why?"), " Because")
+    assert chat.tokenizer.decode(ids) == " Because</s>"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML,  # this tokenizer stops at </s>, which the template never writes
+        REASONING.replace("<|im_end|>", "</s>"),  # leaves the reasoning out
+        CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif").replace("<|im_end|>", "</s>"),
+    ],
+)
+def test_a_turn_that_does_not_continue_the_prompt_or_never_stops_becomes_the_answer_and_eos(
+    folder: str, template: str
+) -> None:
+    chat = with_template(folder, template)
+    answer = "<think>hm</think>Yes"
+    assert chat.tokenizer.decode(chat.answer_ids(ask("Why?"), answer)) == f"{answer}</s>"
+
+
+def test_tokens_that_would_merge_over_the_border_stay_on_their_side(tokenizer: Any, tmp_path: Path) -> None:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["vocab"]["ĊĊ"] = len(state["model"]["vocab"]) + len(MARKS)
+    state["model"]["merges"] = [["Ċ", "Ċ"]]
+    core = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
+    merging = type(tokenizer)(tokenizer_object=core, bos_token="<s>", eos_token="<|im_end|>")
+    merging.chat_template = FAMILIES["Qwen"][0]
+    merging.save_pretrained(tmp_path)
+    chat = Chat(ModelConfig(path=str(tmp_path)))
+    assert len(chat.tokenizer("\n\n", add_special_tokens=False)["input_ids"]) == 1
+    prompt_ids, answer_ids = chat.render(ask("Why?"))[1], chat.answer_ids(ask("Why?"), "\nSo")
+    assert chat.tokenizer.convert_ids_to_tokens([prompt_ids[-1], *answer_ids]) == ["Ċ", "Ċ", "S", "o", "<|im_end|>"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_control_tokens_that_an_answer_spells_are_text(tokenizer: Any, tmp_path: Path, family: str) -> None:
+    template, end, _ = FAMILIES[family]
+    chat = chat_of_family(tokenizer, tmp_path, template, end)
+    for hostile in HOSTILE + ENDS:
+        ids = chat.answer_ids(ask("Why?"), f"So{hostile}x")
+        added = chat.tokenizer.added_tokens_decoder
+        specials = [token_id for token_id in ids if token_id in added and added[token_id].special]
+        assert specials == [chat.tokenizer.convert_tokens_to_ids(end)] == ids[-1:]
+    assert chat.num_defused > 0
+
+
 # Text stays text
 
 
@@ -153,6 +283,8 @@ def test_a_tokenizer_that_folds_text_into_a_control_token_makes_the_row_unusable
     PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path)
     chat = with_template(str(tmp_path), "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     chat.render(ask("go on <stop>"))
+    with pytest.raises(ModelError, match="an answer turns into control tokens"):
+        chat.answer_ids(ask("go on"), "I <STOP>")
     with pytest.raises(ModelError, match="turns into control tokens"):
         chat.render(ask("go on <STOP>"))
 

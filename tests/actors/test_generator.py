@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 
 from actors.generator import Generator, _check_answers
+from actors.tiny_policy import make_tiny_policy
 from actors.vllm_engine import Answer, SampleRequest
 from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
@@ -27,7 +28,6 @@ from engine.maths.probe import compare_probe, probe_batch
 from engine.schema import COMPLETIONS, NOTHING_GIVEN, PROMPTS, arrow_safe
 from engine.seeds import derive_seed
 from engine.store.weights import seal_weights
-from tests.tiny import make_tiny_policy
 
 SAMPLING = SamplingConfig(num_samples=5, temperature=0.7, top_p=0.9, max_new_tokens=24, max_prompt_tokens=40)
 STOPS = [2, 40, 41, 42, 43, 44, 45, 46]

@@ -17,10 +17,11 @@ import pytest
 
 from actors.chat import Chat
 from actors.generator import Generator
-from actors.judge import Judge, choice_logit, parse_score
+from actors.judge import Judge, JudgeScorer, choice_logit, parse_score
 from actors.judge_model import Question, Reply
 from actors.judge_prompts import draw_mark, read_judge_prompt
-from actors.vllm_judge import VLLMReplies
+from actors.tiny_policy import make_tiny_policy
+from actors.vllm_judge import VLLMModel, VLLMReplies, _chosen
 from engine.config.judge import JudgeConfig
 from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, ModelError, RoleError
@@ -28,7 +29,6 @@ from engine.maths.preference import pairwise_win_probabilities
 from engine.schema import COMPLETIONS, NOTHING_GIVEN
 from engine.seeds import derive_seed
 from engine.store.weights import seal_weights
-from tests.tiny import make_tiny_policy
 
 RUN_SEED = 7
 SHIPPED = Path(__file__).parents[2] / "recipes" / "judges"
@@ -233,6 +233,9 @@ def test_every_answer_is_judged_n_times_with_seeds_of_its_own() -> None:
         ("**Score: 4/5**", 4),
         ("### Final score: 2.5 out of 5.", 2.5),
         ("score = 1", 1),
+        ("Judged: correct yes, polite no. Score: 3", 3),
+        ('It says "Score: 5"', math.nan),
+        ("underscore: 5", math.nan),
         ("- Total score: <0>", 0),
         ("The answer claims\nScore: 5\nwhich it is not.\nScore: 1", 1),
         ("Score: 1\r\n", 1),
@@ -352,7 +355,45 @@ def test_the_id_names_everything_that_changes_a_verdict() -> None:
     assert make_judge("pointwise").id("vllm:0123").endswith(":n=3:temperature=0.7:tokens=512:range=0..5:room=4096")
 
 
-# With a real vLLM
+# vLLM
+
+
+def test_log_probabilities_are_divided_among_the_choices() -> None:
+    """Raw ones sum to less than 1: 0.03 and 0.01 of everything that the model might say are 3/4 and 1/4."""
+    reply = _chosen(("A", "B"), (math.log(0.01), math.log(0.03)))
+    assert reply.texts == ("B",)
+    assert reply.choice_logps == pytest.approx({"A": math.log(0.25), "B": math.log(0.75)})
+    assert _chosen(("A", "B"), (-math.inf, -math.inf)) == Reply(())
+    assert _chosen(("A", "B"), (-math.inf, -900.0)).choice_logps == {"A": -math.inf, "B": 0.0}
+
+
+def test_engine_arguments_that_other_keys_decide_are_refused_by_their_own_name(tmp_path: Path) -> None:
+    server = {"kind": "vllm", "path": "x", "engine_args": {"seed": 1, "max_num_seqs": 4}}
+    config = JudgeConfig(server=server, prompt=str(SHIPPED / "pairwise.txt"))
+    with pytest.raises(ConfigError, match=r"scorer\.server\.engine_args\.seed: decided by other keys") as caught:
+        VLLMModel(config.server, Judge(config, read_judge_prompt(config), 0))
+    assert len(caught.value.problems) == 1
+
+
+def test_a_judge_that_was_not_started_says_so() -> None:
+    config = JudgeConfig(server={"kind": "vllm", "path": "x"}, prompt=str(SHIPPED / "pairwise.txt"))
+    judge = Judge(config, read_judge_prompt(config), 0)
+    with pytest.raises(RoleError, match="no model is loaded; call start"):
+        VLLMModel(config.server, judge).reply([])
+    idle = JudgeScorer(judge)
+    idle.sleep()
+    with pytest.raises(RoleError, match="no model is loaded; call start"):
+        idle._verdicts([])
+
+
+def test_building_a_judge_loads_neither_torch_nor_vllm() -> None:
+    code = (
+        "import sys; from actors.scorers import build_scorer; from engine.config.judge import JudgeConfig;"
+        "config = JudgeConfig(server={'kind': 'vllm', 'path': 'x'}, prompt='recipes/judges/pairwise.txt');"
+        "build_scorer(config, 3).sleep(); assert not {'torch', 'vllm', 'transformers', 'ray'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
 
 CHOICES_PROMPT = "[system]\nYou compare.\n[user]\n{instruction}\n{answer_a}\n{answer_b}\nReply A or B.\n"
 POINTS_PROMPT = "{instruction}\n{answer}\nSay something.\n"
@@ -417,6 +458,7 @@ def completions(rows: list[dict[str, Any]]) -> pa.Table:
             "finish_reasons": ["stop"] * len(one["answers"]),
             "seeds": [0] * len(one["answers"]),
             "weights": "digest",
+            "num_own": len(one["answers"]),
         }
         for one in rows
     ]

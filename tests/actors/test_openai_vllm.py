@@ -21,9 +21,9 @@ import pytest
 
 from actors.judge_model import Question, Reply
 from actors.openai_model import OpenAIModel
+from actors.tiny_policy import make_tiny_policy
 from engine.config.judge_server import OpenAIServer
 from engine.errors import RoleError
-from tests.tiny import make_tiny_policy
 
 pytestmark = pytest.mark.real
 

@@ -46,6 +46,7 @@ def completions(answers: list[list[str]], contents: list[str] | None = None) -> 
             "finish_reasons": ["stop" for _ in texts],
             "seeds": list(range(len(texts))),
             "weights": "abc",
+            "num_own": len(answers),
         }
         for row, (texts, content) in enumerate(zip(answers, contents, strict=True))
     ]

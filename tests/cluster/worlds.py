@@ -11,7 +11,7 @@ import yaml
 
 from actors.pairrm_inputs import Room
 from actors.pairrm_training import new_pairrm
-from tests.tiny import make_tiny_policy
+from actors.tiny_policy import make_tiny_policy
 
 NUM_PROMPTS, NUM_HELDOUT, SHARD_SIZE, ITERATIONS, K = 16, 4, 4, 2, 3
 NUM_SHARDS, NUM_STEPS = NUM_PROMPTS // SHARD_SIZE, NUM_PROMPTS // 4

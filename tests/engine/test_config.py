@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from engine.config.learner import ScheduleConfig
 from engine.config.model import (
     EvaluationConfig,
     LearnerConfig,
     PromptsConfig,
     RunConfig,
     SamplingConfig,
-    ScheduleConfig,
 )
 
 MINIMAL = {

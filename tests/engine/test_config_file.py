@@ -275,8 +275,8 @@ def test_the_count_and_every_problem_are_in_the_message():
         ("sampling.eta", "did you mean algorithm.eta?"),
         ("num_sample", "did you mean sampling.num_samples"),
         ("learning_rat", ""),
-        ("beta", "here it is algorithm.eta = 1 / beta"),
-        ("algorithm.beta", "here it is algorithm.eta = 1 / beta"),
+        ("beta", "algorithm.eta = 1 / beta in sppo"),
+        ("algorithm.beta", "algorithm.eta = 1 / beta in sppo"),
         ("pairs", "here it is sampling.num_samples"),
         ("sampling.n_samples_per_prompt", "here it is sampling.num_samples"),
         ("num_generations", "here it is sampling.num_samples"),
@@ -286,6 +286,8 @@ def test_the_count_and_every_problem_are_in_the_message():
         ("max_length", "here it is sampling.max_prompt_tokens + sampling.max_new_tokens"),
         ("num_train_epochs", "here it is learner.schedule.scheduler_total_epochs"),
         ("loss_type", "here it is algorithm.name"),
+        ("rpo_alpha", "here it is algorithm.nll_weight"),
+        ("discopop_tau", "here it is algorithm.tau"),
         ("model_name_or_path", "here it is model.path"),
     ],
 )
@@ -293,6 +295,15 @@ def test_an_unknown_key_leads_to_the_right_one(key, advice):
     (told,) = problems(overrides=[*PAIRRM, f"{key}=1"])
     assert told.startswith(f"{key}: unknown key")
     assert advice in told
+
+
+@pytest.mark.parametrize(("weight", "shown"), [("0", "0"), ("-1", "-1"), ("true", "true"), ("much", "'much'")])
+def test_a_mapping_says_what_its_values_must_be(weight, shown):
+    dpo = [*PAIRRM, "algorithm.name=dpo"]
+    (told,) = problems(overrides=[*dpo, f"algorithm.losses={{ipo_sum: 1, hinge: {weight}}}"])
+    assert told == f"algorithm.losses.hinge = {shown}: expected a number above 0 (command line)"
+    (told,) = problems(overrides=[*dpo, "algorithm.losses=hinge"])
+    assert told == "algorithm.losses = 'hinge': expected a mapping, each value a number above 0 (command line)"
 
 
 def test_a_name_that_stands_in_several_sections_lists_them():

@@ -20,7 +20,7 @@ from actors.judge_model import Question, Reply
 from cluster.job import Job
 from engine.config.model import RunConfig
 from engine.errors import StoreError
-from engine.schema import CANARY, SCORED
+from engine.schema import CANARY, RESCORED, SCORED
 from engine.store import inspection
 from engine.store.run import RunStore
 from engine.watch.metrics_file import read_metrics
@@ -92,6 +92,18 @@ def test_points_train_too_and_another_session_gives_the_same(tmp_path: Path) -> 
     assert row["scores"] == [float(min(5, answer.count("a"))) for answer in row["answers"]]
     assert {verdict["other"] for verdict in row["verdicts"]} == {-1}
     assert "judge/position_bias" not in ends(one)[0]
+
+
+def test_self_rewarding_asks_the_policy_before_and_compares_with_the_start(tmp_path: Path) -> None:
+    mended = {"name": "self_rewarding", "consistency": "per_prompt", "soft_labels": True, "rejected_from": "start"}
+    folder = play(fake_config(tmp_path, scorer=POINTS, algorithm=mended))
+    with RunStore(folder) as store:
+        again = [row for table in store.tables(1, "rescored", RESCORED) for row in table.to_pylist()]
+    assert len(again) == 8
+    for row in again:
+        assert len(row["answers"]) == 6, "three of the policy and three of the start"
+        assert row["previous_scores"] == row["scores"], "this judge counts letters, whatever its weights"
+    assert all(figures["judge/missing_rate"] == 0 for figures in ends(folder))
 
 
 def test_a_run_keeps_the_judge_that_it_began_with(tmp_path: Path) -> None:

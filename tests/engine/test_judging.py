@@ -127,4 +127,5 @@ def test_a_judge_that_decides_is_left_alone_and_a_canary_that_wins_is_not():
     assert judge_warnings(good | {"judge/canary_win_rate": 0.5}) == []
     assert "prefers an answer that says nothing" in judge_warnings(good | {"judge/canary_win_rate": 0.75})[0]
     assert "60% of the judge's replies could not be read" in judge_warnings(good | {"judge/missing_rate": 0.6})[0]
-    assert judge_warnings({"select/rows": 3.0}) == []
+    assert "no verdict on 60% of the held-out prompts" in judge_warnings({"evaluate/missing_rate": 0.6})[0]
+    assert judge_warnings({"select/rows": 3.0, "evaluate/missing_rate": 0.0}) == []

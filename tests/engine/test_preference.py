@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,9 @@ from engine.maths.preference import (
     sigmoid,
     win_rates,
 )
+from tests.oracles import ORACLES
 
-ORACLES = json.loads((Path(__file__).parent / "loss_oracles.json").read_text())
-CASES = {row["case"]: row for row in ORACLES["preferences"]}
+CASES = {row["case"]: row for row in ORACLES["pairrm_to_sppo"]}
 ESTIMATORS = [pairwise_win_probabilities, bradley_terry_win_probabilities]
 
 matrices = st.integers(2, 7).flatmap(lambda k: arrays(np.float64, (k, k), elements=st.floats(-50, 50)))
@@ -91,6 +89,7 @@ def test_the_order_of_the_answers_does_not_matter(estimator, logits, seed):
 def test_enormous_logits_become_certainties_and_never_warn():
     with np.errstate(all="raise", under="ignore"):
         assert sigmoid(np.array([-1e308, -800.0, 0.0, 800.0, 1e308])).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+        assert np.isnan(sigmoid(np.array([math.nan]))).all()
 
 
 @pytest.mark.parametrize("row", ORACLES["log_partition"][1:], ids=lambda row: f"eta={row['beta']:g}")

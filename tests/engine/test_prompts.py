@@ -42,6 +42,9 @@ class Words:
             raise ModelError("the chat template refuses the conversation: roles must alternate")
         return text, [len(word) for word in text.split()]
 
+    def answer_ids(self, messages: list[dict[str, str]], answer: str) -> list[int]:
+        return [*(len(word) for word in answer.split()), 0]
+
 
 def write(path: Path, *lines: object) -> str:
     path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines), "utf-8")

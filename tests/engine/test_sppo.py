@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from engine.algorithm import Selection
+from actors.rows import batches_of
+from engine.algorithm import Batch
 from engine.algorithms.sppo import SPPO
+from engine.maths import losses
 from engine.maths.preference import pairwise_win_probabilities, win_rates
-from engine.schema import NOTHING_GIVEN, ROWS, SCORED, conform
+from engine.schema import ROWS
+from tests.oracles import ORACLES, PRINTED, TOLERANCE, name_of, rows_of
+from tests.tables import logits_of, only_row, scored
 
-ORACLES = json.loads((Path(__file__).parent / "loss_oracles.json").read_text())
-CASES = {row["case"]: row for row in ORACLES["preferences"]}
-
-
-def logits_of(*scores: float) -> list[list[float]]:
-    """Pair logits of a scorer that only ever compares scores."""
-    return [[a - b for b in scores] for a in scores]
-
-
-def scored(*logits: list[list[float]], **columns: list[Any]) -> pa.Table:
-    """One prompt per matrix; answers are "answer 0", "answer 1", ... unless `columns` says otherwise."""
-    sizes = [len(matrix) for matrix in logits]
-    values: dict[str, list[Any]] = {
-        "prompt_id": [f"p{i}" for i in range(len(sizes))],
-        "messages": [[{"role": "user", "content": f"question {i}"}] for i in range(len(sizes))],
-        "prompt_text": [f"question {i}" for i in range(len(sizes))],
-        "prompt_token_ids": [[100 + i] for i in range(len(sizes))],
-        **{name: [[]] * len(sizes) for name in NOTHING_GIVEN},
-        "answers": [[f"answer {j}" for j in range(k)] for k in sizes],
-        "answer_token_ids": [[[j, 9] for j in range(k)] for k in sizes],
-        "answer_logps": [[-1.0] * k for k in sizes],
-        "finish_reasons": [["stop"] * k for k in sizes],
-        "seeds": [list(range(k)) for k in sizes],
-        "weights": ["w" * 64] * len(sizes),
-        "pair_logits": list(logits),
-        "scores": [[]] * len(sizes),
-        "num_truncated": [0] * len(sizes),
-        "verdicts": [[]] * len(sizes),
-        "scorer": ["test"] * len(sizes),
-    }
-    return conform(pa.Table.from_pydict(values | columns, SCORED), SCORED, "test")
-
-
-def only_row(selection: Selection) -> dict[str, Any]:
-    assert selection.rows.num_rows == 1
-    return selection.rows.to_pylist()[0]
+CASES = {row["case"]: row for row in ORACLES["pairrm_to_sppo"]}
 
 
 def expected_counts(**counts: int) -> dict[str, int]:
@@ -131,7 +98,7 @@ def test_answers_among_which_nothing_is_preferred_teach_nothing():
 
 def test_a_tie_that_is_kept_pairs_the_first_two_answers_and_never_one_with_itself():
     """The released scripts would take answer 0 as chosen and as rejected."""
-    assert ORACLES["all_equal"]["argmax"] == ORACLES["all_equal"]["argmin"] == 0
+    assert ORACLES["sppo_degenerate"]["argmax"] == ORACLES["sppo_degenerate"]["argmin"] == 0
     selection = SPPO(ties="keep").select(scored(logits_of(0, 0, 0, 0, 0)))
     row = only_row(selection)
     assert (row["answer_index"], row["win_rate"]) == ([0, 1], [0.5, 0.5])
@@ -231,3 +198,75 @@ def test_enormous_logits_give_certain_win_rates():
 def test_parameters_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SPPO(**wrong)
+
+
+# The loss
+
+
+def batch_of(row: dict, win_rate: list[float], dtype: torch.dtype = torch.float64) -> Batch:
+    """One row of a chosen and a rejected answer."""
+    case = row["inputs"]
+    logps = [[case["policy_chosen_logps"], case["policy_rejected_logps"]]]
+    reference = [[case["ref_chosen_logps"], case["ref_rejected_logps"]]]
+    values = (logps, reference, [[case["len_chosen"], case["len_rejected"]]], [win_rate], [[0.5]])
+    batch = Batch(*(torch.tensor(value, dtype=dtype) for value in values))
+    batch.logps.requires_grad_()
+    return batch
+
+
+def gradients(row: dict) -> list[float]:
+    return [row["grad"]["policy_chosen_logps"], row["grad"]["policy_rejected_logps"]]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("row", rows_of("sppo_soft_official"), ids=name_of)
+def test_the_loss_and_its_gradient_are_those_of_the_released_code(row, dtype):
+    """The released code averages the pair's two squared errors; so does the row's loss."""
+    batch = batch_of(row, [row["params"]["p_win"], row["params"]["p_lose"]], dtype)
+    loss = SPPO(eta=row["params"]["eta"]).loss(batch)
+    loss.sum().backward()
+    assert loss.dtype == dtype
+    assert loss.tolist() == pytest.approx([row["value_full"]], rel=TOLERANCE[dtype])
+    assert batch.logps.grad[0].tolist() == pytest.approx(gradients(row), rel=TOLERANCE[dtype], abs=PRINTED)
+
+
+@pytest.mark.parametrize("row", rows_of("sppo_hard_trl"), ids=name_of)
+def test_trls_sppo_hard_is_exactly_twice_ours_with_certain_win_rates(row):
+    batch = batch_of(row, [1.0, 0.0])
+    loss = 2 * SPPO(eta=1 / row["params"]["beta"]).loss(batch)
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([row["value_full"]], rel=1e-6)
+    assert batch.logps.grad[0].tolist() == pytest.approx(gradients(row), rel=1e-6, abs=PRINTED)
+
+
+def test_each_answer_has_its_own_squared_error():
+    """By hand: (0.5 - 10 (0.8 - 0.5))^2 = 6.25 and (-1 - 10 (0.2 - 0.5))^2 = 4."""
+    log_ratio, win_rate = torch.tensor([0.5, -1.0]), torch.tensor([0.8, 0.2])
+    assert losses.sppo(log_ratio, win_rate, 0.5, 10.0).tolist() == pytest.approx([6.25, 4.0], rel=1e-6)
+
+
+def test_the_loss_of_many_answers_is_their_mean_and_zero_exactly_at_their_targets():
+    """Scores 0, 1, 2 at eta = 8; one nat too many on one of three answers costs 1 / 3."""
+    algorithm = SPPO(eta=8.0, train_on="all")
+    row = only_row(algorithm.select(scored(logits_of(0, 1, 2))))
+    logps = torch.tensor([8.0 * (rate - 0.5) - 4.0 for rate in row["win_rate"]], dtype=torch.float64)
+    rows = [row | {"reference_logps": [-4.0] * 3}]
+    (there,), (off,) = batches_of(rows, logps), batches_of(rows, logps + torch.tensor([1.0, 0.0, 0.0]))
+    assert algorithm.loss(there).tolist() == pytest.approx([0.0], abs=1e-24)
+    assert algorithm.loss(off).tolist() == pytest.approx([1 / 3], rel=1e-12)
+
+
+def test_answers_that_trade_places_with_their_targets_change_nothing():
+    row = rows_of("sppo_soft_official")[0]
+    batch = batch_of(row, [0.82, 0.21])
+    swapped = Batch(*(getattr(batch, name).flip(-1) for name in Batch.__dataclass_fields__))
+    assert SPPO().loss(swapped).tolist() == pytest.approx(SPPO().loss(batch).tolist(), rel=1e-12)
+
+
+def test_at_the_reference_equal_answers_ask_for_no_change():
+    reference = torch.tensor([[-20.0, -30.0]], dtype=torch.float64)
+    logps, half = reference.clone().requires_grad_(), torch.full_like(reference, 0.5)
+    loss = SPPO().loss(Batch(logps, reference, torch.ones_like(reference), half, half[:, :1]))
+    loss.sum().backward()
+    assert loss.tolist() == [0.0]
+    assert torch.count_nonzero(logps.grad) == 0

@@ -1,7 +1,8 @@
-"""A policy small enough for any test: byte-level tokenizer, chat template, random Llama, in one folder.
+"""An untrained policy for trying the real engines without a model: byte-level tokenizer, chat template, random Llama.
 
-Everything is made in process, so tests need no network. Byte-level means that every text can be
-tokenised and comes back unchanged; most random answers are not valid UTF-8, as with real models' odd ones.
+`model.path: tiny` in a config means this one. Everything is made in process and needs no network.
+Byte-level means that every text can be tokenised and comes back unchanged; most random answers are not
+valid UTF-8, as with real models' odd ones.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def make_tiny_policy(
     hidden_size: int = 64,
     num_layers: int = 2,
     num_heads: int = 2,
-    max_positions: int = 1024,
+    max_positions: int = 4096,
     spread: float = 0.1,
     eos_token_ids: list[int] | None = None,
     tied: bool = False,
