@@ -22,6 +22,7 @@ from actors.judge_model import JudgeModel, Message, Question, Reply, ServedModel
 from actors.judge_prompts import JudgePrompt, draw_mark
 from actors.scorer import Scorer, Verdict, plain_text
 from engine.config.judge import JudgeConfig, VLLMServer
+from engine.config.judge_server import OpenAIServer
 from engine.errors import ConfigError, RoleError
 from engine.schema import arrow_safe
 from engine.seeds import derive_seed
@@ -207,9 +208,12 @@ class JudgeScorer(Scorer):
 
 def serve(judge: Judge) -> ServedModel:
     """The model that the config's `server` names, not yet started."""
+    from actors.openai_model import OpenAIModel
     from actors.vllm_judge import VLLMModel
 
     server = judge.config.server
+    if isinstance(server, OpenAIServer):
+        return OpenAIModel(server, judge.config.max_new_tokens)
     if isinstance(server, VLLMServer):
         return VLLMModel(server, judge)
     raise ConfigError([f"scorer.server.kind = {server.kind}: only the policy's own generators can serve that"])

@@ -34,7 +34,13 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "run": {"name", "output", "cluster", "tracking"},
     "model": {"num_parameters"},
     "prompts": {"expected"},
-    "scorer": {"num_replicas": True, "cpus": True, "server": {"num_parameters"}},
+    "scorer": {
+        "num_replicas": True,
+        "cpus": True,
+        "server": {"num_parameters", "api_key_env", "allow_insecure_http", "timeout_s", "max_retries", "cache"}
+        | {"max_concurrency", "max_requests", "max_tokens_total", "max_cost_usd"}
+        | {"usd_per_million_input_tokens", "usd_per_million_output_tokens"},
+    },
     "generator": {"num_replicas", "cpus", "probe_tolerance"},
     "learner": {"checkpoint_every"},
 }

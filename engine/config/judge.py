@@ -5,10 +5,12 @@ docs/judges.md explains the keys together. Imports nothing heavy.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from engine.config.judge_server import OpenAIServer
+from engine.config.secrets import Arguments
 from engine.config.section import ReplicasConfig, Section
 
 CANARY = "Thank you for your question. I have considered it carefully, and this is the complete answer to it."
@@ -39,13 +41,13 @@ class VLLMServer(Section):
     """Share of a GPU's memory that vLLM may take."""
     kv_cache_gib: Annotated[float, Field(gt=0.0)] = 1.0
     """Size of the key-value cache on CPU machines, in GiB."""
-    engine_args: dict[str, Any] = Field(default_factory=dict)
+    engine_args: Arguments = Field(default_factory=dict)
     """Further arguments of vllm.LLM by its own names."""
     num_parameters: PositiveFloat | None = None
     """For the plan, where the model is not on this machine; null: counted from its files."""
 
 
-JudgeServer = Annotated[PolicyServer | VLLMServer, Field(discriminator="kind")]
+JudgeServer = Annotated[PolicyServer | VLLMServer | OpenAIServer, Field(discriminator="kind")]
 
 ONLY_IN = {
     "pairwise": ("orders", "abstain"),
@@ -109,6 +111,18 @@ class JudgeConfig(ReplicasConfig):
                 f"gpus = {self.gpus:g} does not go with server.tensor_parallel_size = {server.tensor_parallel_size}: "
                 f"an engine that is split over GPUs needs exactly as many"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_remote_model_has_its_own_limits(self) -> JudgeConfig:
+        if isinstance(self.server, OpenAIServer):
+            if self.num_replicas > 1 or self.gpus:
+                raise ValueError(
+                    "num_replicas, gpus: server.kind = openai computes elsewhere, and its limits count in one process; "
+                    "leave them alone and raise server.max_concurrency"
+                )
+            if self.max_prompt_tokens != type(self).model_fields["max_prompt_tokens"].default:
+                raise ValueError("max_prompt_tokens: without effect for server.kind = openai, which has its own limit")
         return self
 
     @property

@@ -7,7 +7,7 @@ Each role gets its own section, never the whole.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -15,6 +15,7 @@ from engine.algorithms import SPPO, AlgorithmConfig
 from engine.config.judge import JudgeConfig
 from engine.config.learner import LearnerConfig
 from engine.config.lora import SERVED_RANKS
+from engine.config.secrets import Arguments
 from engine.config.section import Count, DottedPath, ReplicasConfig, Section
 
 
@@ -95,7 +96,7 @@ class GeneratorConfig(ReplicasConfig):
     """Share of a GPU's memory that vLLM may take."""
     kv_cache_gib: Annotated[float, Field(gt=0.0)] = 1.0
     """Size of the key-value cache on CPU machines, in GiB."""
-    engine_args: dict[str, Any] = Field(default_factory=dict)
+    engine_args: Arguments = Field(default_factory=dict)
     """Further arguments of vllm.LLM by its own names."""
     probe_tolerance: Annotated[float, Field(gt=0.0)] | None = None
     """Largest mean |difference| per token, in nats, between generator and learner on the probe batch
@@ -136,7 +137,7 @@ class RuleConfig(ReplicasConfig):
     kind: Literal["rule"] = "rule"
     function: DottedPath
     """`package.module:function`, importable where the scorers run."""
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: Arguments = Field(default_factory=dict)
     """Keyword arguments for the function."""
 
 

@@ -22,6 +22,7 @@ TAGS = ("kind", "name")
 """Keys that choose between the variants of a section (scorer.kind, algorithm.name)."""
 
 ELSEWHERE = {
+    "api_key": "scorer.server.api_key_env, the NAME of an environment variable",
     "beta": "algorithm.beta, or algorithm.eta = 1 / beta in sppo",
     "pairs": "sampling.num_samples",
     "num_generations": "sampling.num_samples",

@@ -336,7 +336,10 @@ JUDGE = ["model.path=m", "prompts.source=p", "scorer.kind=judge", "scorer.prompt
     ("overrides", "told"),
     [
         ([], "scorer.server: missing; expected a section whose kind is one of policy, vllm"),
-        (["scorer.server.kind=vlm"], "scorer.server.kind = 'vlm': expected one of policy, vllm; did you mean vllm?"),
+        (
+            ["scorer.server.kind=vlm"],
+            "scorer.server.kind = 'vlm': expected one of policy, vllm, openai; did you mean vllm",
+        ),
         (["scorer.server=policy"], "scorer.server = 'policy': expected a section whose kind is one of policy, vllm"),
         (["scorer.server.path=x"], "scorer.server.kind: missing; expected one of policy, vllm"),
         (
