@@ -65,6 +65,9 @@ class ClusterRoles:
                 getattr(self, f"_prepare_{role}")(policy)
                 self._ready[role] = version
 
+    def spend(self, role: str) -> None:
+        self._ready[role] = None
+
     def open_learner(self, folder: str, digest: str) -> list[list[float]]:
         """Open the start model, version 0, in the learner; return its log-probabilities on the probe batch."""
         learner = self._pools["learner"]

@@ -87,3 +87,6 @@ class Roles(Protocol):
 
         Raises WeightsError if a replica does not prove that it serves exactly these weights.
         """
+
+    def spend(self, role: str) -> None:
+        """Say that what the role holds is about to change: whoever needs that policy again must prepare it anew."""

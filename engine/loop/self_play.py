@@ -80,6 +80,7 @@ class SelfPlay:
         learner = self._roles.pool("learner")
         with self._monitor.timed("prepare"):
             self._roles.prepare({"learner": policy})
+            self._roles.spend("learner")
             plan = learner.tell("begin", shards, t)[0]
         step, num_steps = 0, plan["num_steps"]
         if checkpoint := self._store.checkpoint(t):
