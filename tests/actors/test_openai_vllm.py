@@ -50,8 +50,8 @@ def free_port() -> int:
 
 
 def wait_until_ready(process: subprocess.Popen, url: str, log_file: Path) -> None:
-    """Ask until the server answers; a server that ended, or that is not there in five minutes, fails the test."""
-    deadline = time.monotonic() + 300
+    """Ask until the server answers; a server that ended, or that is not there in fifteen minutes, fails the test."""
+    deadline = time.monotonic() + 900
     while True:
         assert process.poll() is None, f"vLLM ended:\n{log_file.read_text()[-4000:]}"
         assert time.monotonic() < deadline, f"vLLM does not answer:\n{log_file.read_text()[-4000:]}"
