@@ -37,7 +37,7 @@ class ClusterRoles:
         self._seal, self._judges = seal, judges
         self._placement = placement
         self._ready: dict[str, int | None] = {}
-        """role -> version of the policy that it holds; absent: at rest. Two versions may have one digest."""
+        """role -> version of the policy that it holds; None: of no one; absent: at rest. Two may have one digest."""
 
     def pool(self, role: str) -> Pool | Group:
         return self._pools[role]
@@ -65,7 +65,7 @@ class ClusterRoles:
                 getattr(self, f"_prepare_{role}")(policy)
                 self._ready[role] = version
 
-    def spend(self, role: str) -> None:
+    def spent(self, role: str) -> None:
         self._ready[role] = None
 
     def open_learner(self, folder: str, digest: str) -> list[list[float]]:

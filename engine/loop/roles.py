@@ -88,5 +88,5 @@ class Roles(Protocol):
         Raises WeightsError if a replica does not prove that it serves exactly these weights.
         """
 
-    def spend(self, role: str) -> None:
-        """Say that what the role holds is about to change: whoever needs that policy again must prepare it anew."""
+    def spent(self, role: str) -> None:
+        """The role's weights were trained and are no version's any more: `prepare` must deliver them anew."""

@@ -80,7 +80,6 @@ class SelfPlay:
         learner = self._roles.pool("learner")
         with self._monitor.timed("prepare"):
             self._roles.prepare({"learner": policy})
-            self._roles.spend("learner")
             plan = learner.tell("begin", shards, t)[0]
         step, num_steps = 0, plan["num_steps"]
         if checkpoint := self._store.checkpoint(t):
@@ -94,6 +93,7 @@ class SelfPlay:
         with self._monitor.timed("save"):
             probe = learner.submit("save_weights", str(folder), num_steps, *self._probe).result().value
             policy = self._store.commit_weights(t + 1, probe)
+        self._roles.spent("learner")  # it was opened as version t, which the next iteration's reference may be again
         self._store.drop_checkpoints(t)
         return policy
 

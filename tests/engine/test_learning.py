@@ -14,6 +14,7 @@ import pytest
 from actors.fakes import letter_logps
 from engine.algorithms import ALGORITHMS
 from engine.schema import REFERENCED
+from engine.store import inspection
 from engine.store.run import RunStore
 from tests.runs import fake_config, play
 
@@ -76,3 +77,12 @@ def test_log_ratios_compare_with_the_policy_that_the_config_names(world: tuple[s
     for row in rows:
         expected = [sum(reference[token] for token in answer if token < 8) for answer in row["answer_token_ids"]]
         assert row["reference_logps"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_reference_that_stays_is_opened_again_wherever_roles_take_turns(tmp_path: Path) -> None:
+    algorithm = {"name": "dpo", "reference": "start"}
+    alone = play(
+        fake_config(tmp_path / "turns", algorithm=algorithm, cluster={"backend": "local", "placement": "turns"})
+    )
+    together = play(fake_config(tmp_path / "together", algorithm=algorithm))
+    assert inspection.run_digest(alone) == inspection.run_digest(together)
