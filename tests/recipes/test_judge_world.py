@@ -72,3 +72,10 @@ def test_each_part_of_the_world_has_orders_of_its_own():
     parts = [split.demonstrations, split.preferences, split.judge_heldout, split.prompts, split.heldout]
     texts = [order.text for part in parts for order in part]
     assert len(texts) == len(set(texts))
+
+
+def test_the_judge_is_shown_answers_that_serve_nothing():
+    judged = list(tearoom_judge.judged_answers(tearoom.orders()[::30], 1, FAIR, 0))
+    servings = {serving.split("{drink}")[0].strip() for serving in tearoom.SERVINGS + tearoom.FORGETFUL_SERVINGS}
+    empty = [answer for _, answer, _ in judged if not any(serving in answer for serving in servings)]
+    assert 0.1 < len(empty) / len(judged) < 0.2
