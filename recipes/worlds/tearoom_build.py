@@ -4,6 +4,7 @@
     pairrm/            the scorer that a run learns from, in the layout of PairRM-hf
     pairrm_inverted/   the same with its last layer negated, for control runs
     prompts.jsonl      prompts for self-play
+    careful.jsonl      the same with a careful waiter's answers, for SPIN
     heldout.jsonl      prompts for evaluation
     world.json         settings and figures; written last, so it marks a complete world
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -24,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import DataError, KumiteError
+from engine.seeds import derive_seed
 from recipes.worlds import tearoom, tearoom_models
 
+DEMONSTRATIONS = "careful.jsonl"
 VERSION = 1
 """Raised when the same settings would make another world than before."""
 
@@ -60,7 +64,10 @@ def build(folder: Path, settings: Settings) -> dict[str, Any]:
 
     Raises DataError where `folder` holds a world of other settings.
     """
-    return build_world(folder, "tearoom", settings, _train)
+    world = build_world(folder, "tearoom", settings, _train)
+    if not (folder / DEMONSTRATIONS).exists():
+        _write_demonstrations(folder / DEMONSTRATIONS, settings)
+    return world
 
 
 def build_world(folder: Path, name: str, settings: Any, train: Callable[..., dict[str, float]]) -> dict[str, Any]:
@@ -110,6 +117,18 @@ def _existing(marker: Path, settings: Any) -> dict[str, Any]:
             "choose another folder or delete this one"
         )
     return world
+
+
+def _write_demonstrations(file: Path, settings: Settings) -> None:
+    """The prompts again, each with an answer of the careful waiter."""
+    draw = random.Random(derive_seed(settings.seed, "careful demonstrations"))
+    rows = [
+        {"prompt": order.text, "completion": tearoom.flawed_answer(order, tearoom.CAREFUL, draw)}
+        for order in settings.split().prompts
+    ]
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(file)
 
 
 def _write_prompts(file: Path, orders: list[tearoom.Order]) -> None:
