@@ -150,17 +150,23 @@ class Judge:
         return Verdict(_spread(logits, answers), _num_overlong(replies), (), rows)
 
     def _rated(self, answers: list[str], replies: Sequence[tuple[Asked, Reply]]) -> Verdict:
-        """Pointwise: the mean of an answer's readable judgements; logits are differences of scores."""
+        """Pointwise: the mean of an answer's readable judgements; logits are differences of scores.
+
+        A judgement that was cut lacks its last line: an earlier "Score: 5" may quote the answer, or weigh it.
+        """
         scores, rows = np.full(len(answers), np.nan), []
         for one, reply in replies:
             texts = [*reply.texts, *[""] * (self.config.num_judgements - len(reply.texts))]
-            values = [parse_score(text, self.config.min_score, self.config.max_score) for text in texts]
+            values = [math.nan if i in reply.cut else self._score(text) for i, text in enumerate(texts)]
             rows += [_verdict(one, text, value) for text, value in zip(texts, values, strict=True)]
             readable = [value for value in values if not math.isnan(value)]
             scores[one.answer] = math.fsum(readable) / len(readable) if readable else math.nan
         scores = scores[[answers.index(answer) for answer in answers]]
         logits = _spread(scores[:, None] - scores[None, :], answers)
         return Verdict(logits, _num_overlong(replies), scores.tolist(), rows)
+
+    def _score(self, text: str) -> float:
+        return parse_score(text, self.config.min_score, self.config.max_score)
 
 
 def _abstains(logit: float, band: float) -> bool:

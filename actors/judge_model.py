@@ -35,6 +35,8 @@ class Reply:
     """[num_samples]; fewer where the model gave none in spite of retries."""
     choice_logps: dict[str, float] | None = None
     """Log-probability, in nats, of each choice, normalised over the choices; None where unknown or not asked."""
+    cut: frozenset[int] = frozenset()
+    """Indices of the texts that ran into the limit on their tokens, so that their end is missing; free text only."""
     overlong: bool = False
     """Whether the chat had more tokens than the model has room for, so that it was not asked."""
 

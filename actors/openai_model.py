@@ -13,6 +13,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from actors.judge_model import Question, Reply
@@ -134,22 +135,22 @@ class OpenAIModel:
 
     async def _ask(self, client: AsyncOpenAI, question: Question, failures: list[RoleError]) -> Reply:
         """The samples of one question, in several requests where the server gives fewer than it is asked for."""
-        texts: list[str | None] = []
+        samples: list[tuple[str | None, bool]] = []
         logps = None
-        while len(texts) < question.num_samples:
-            request = request_for(question, self._server, self._max_new_tokens, done=len(texts))
+        while len(samples) < question.num_samples:
+            request = request_for(question, self._server, self._max_new_tokens, done=len(samples))
             try:
                 received = await self._received(client, request, question, failures)
             except Lost as lost:
                 self.counts[f"lost/{lost.kind}"] += 1
                 self._note_loss(lost)
-                return Reply(_present(texts), overlong=lost.kind == "overlong")
+                return replace(_present(samples), overlong=lost.kind == "overlong")
             self._lost_in_a_row = 0
-            texts += received.texts
+            samples += zip(received.texts, received.cut, strict=True)
             logps = received.choice_logps
             self.counts["no_logprobs"] += bool(question.choices) and logps is None
-        self.counts["withheld"] += texts.count(None)
-        return Reply(_present(texts), logps)
+        self.counts["withheld"] += sum(text is None for text, _ in samples)
+        return replace(_present(samples), choice_logps=logps)
 
     async def _received(
         self, client: AsyncOpenAI, request: dict[str, Any], question: Question, failures: list[RoleError]
@@ -218,5 +219,7 @@ class OpenAIModel:
             )
 
 
-def _present(texts: list[str | None]) -> tuple[str, ...]:
-    return tuple(text for text in texts if text is not None)
+def _present(samples: list[tuple[str | None, bool]]) -> Reply:
+    """Those of the (text, whether it was cut) that the server gave."""
+    given = [(text, cut) for text, cut in samples if text is not None]
+    return Reply(tuple(text for text, _ in given), cut=frozenset(i for i, (_, cut) in enumerate(given) if cut))

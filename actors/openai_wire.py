@@ -34,6 +34,8 @@ class Received:
 
     texts: tuple[str | None, ...]
     """One per sample; None where the server withheld it, or gave none of the choices."""
+    cut: tuple[bool, ...]
+    """One per sample: whether free text ran into the limit on its tokens."""
     choice_logps: dict[str, float] | None
     """Nats, normalised over the choices; None where the server did not tell."""
     usage: tuple[int, int] | None
@@ -84,11 +86,12 @@ def read_body(text: str, question: Question, server: OpenAIServer) -> Received:
         raise Unreadable("choices[].message.content is not text")
     usage = _usage(body.get("usage"))
     if not question.choices:
-        return Received(texts[: question.num_samples], None, usage)
+        cut = tuple(sample.get("finish_reason") == "length" for _, sample in samples)
+        return Received(texts[: question.num_samples], cut[: question.num_samples], None, usage)
     content = texts[0] or ""
     logps = choice_logps(question.choices, _alternatives(samples[0][1], content, server.choice_mode))
     chosen = max(logps, key=logps.__getitem__) if logps else _chosen(content, question.choices, server.choice_mode)
-    return Received((chosen,), logps, usage)
+    return Received((chosen,), (False,), logps, usage)  # a choice has room for little more than itself
 
 
 def _usage(usage: Any) -> tuple[int, int] | None:

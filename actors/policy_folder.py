@@ -74,6 +74,11 @@ def write_policy(
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    copy_companions(source, target)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what lies beside weights and config in a model's folder and belongs to it."""
     for path in {match for pattern in COMPANIONS for match in source.glob(pattern)}:
         if path.is_dir():
             shutil.copytree(path, target / path.name, dirs_exist_ok=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from actors.chat import Chat
 from actors.judge_model import Question, Reply
-from actors.vllm_engine import SampleRequest, VLLMEngine, check_engine_args
+from actors.vllm_engine import Answer, SampleRequest, VLLMEngine, check_engine_args
 from engine.config.judge import JudgeConfig, VLLMServer
 from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ModelError, RoleError
@@ -55,7 +55,7 @@ class VLLMReplies:
             logps = self._engine.choose([ids for _, ids in asked], self._choice_ids)
             return [_chosen(question.choices, row) for (question, _), row in zip(asked, logps, strict=True)]
         requests = [SampleRequest(ids, q.num_samples, q.seed, q.temperature, self._reply_tokens) for q, ids in asked]
-        return [Reply(tuple(answer.text for answer in answers)) for answers in self._engine.sample(requests)]
+        return [_written(answers) for answers in self._engine.sample(requests)]
 
     def _token_ids(self, question: Question) -> list[int] | None:
         try:
@@ -84,6 +84,11 @@ class VLLMReplies:
         if len(set(firsts)) < len(firsts):
             raise ModelError(f"{self._chat.path}: the choices {trial.choices} begin with the same token")
         return firsts
+
+
+def _written(answers: Sequence[Answer]) -> Reply:
+    cut = frozenset(i for i, answer in enumerate(answers) if answer.finish_reason == "length")
+    return Reply(tuple(answer.text for answer in answers), cut=cut)
 
 
 def _chosen(choices: Sequence[str], logps: Sequence[float]) -> Reply:

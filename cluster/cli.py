@@ -4,6 +4,7 @@ kumite status RUN         where a run stands
 kumite verify RUN         check every hash again
 kumite digest RUN         one hash over everything the run computed
 kumite merge RUN OUTPUT   the last adapter and its base as one model folder
+kumite average RUN OUTPUT [--versions 1-3]   the mean of several versions' weights as one model folder
 """
 
 from __future__ import annotations
@@ -17,9 +18,27 @@ from engine.errors import KumiteError
 from engine.store import inspection
 from engine.store.lock import owner_of
 
+AVERAGE = """Write a model folder whose weights are the uniform mean of several versions' weights. This is NOT the
+mixture of iterates of which the theory of SPPO and SPAC speaks: that one picks a version at random for each answer, and
+the report of a run with held-out prompts states its win rate. The mean of weights is a practical stand-in without any
+guarantee; judge it before you use it."""
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0, 1 if `verify` finds damage, or 2 if RUN is no run folder or holds nothing to merge."""
+    """Return 0, 1 if `verify` finds damage, or 2 if RUN is no run folder or holds nothing to merge or average."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command == "merge":
+            return _merge(arguments.run, arguments.output)
+        if arguments.command == "average":
+            return _average(arguments.run, arguments.output, *arguments.versions)
+        return {"status": _status, "verify": _verify, "digest": _digest}[arguments.command](arguments.run)
+    except KumiteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kumite", description="Look at run folders.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -29,16 +48,21 @@ def main(argv: list[str] | None = None) -> int:
     ):
         commands.add_parser(name, help=text).add_argument("run", type=Path, metavar="RUN")
     merge = commands.add_parser("merge", help="write the last adapter and its base as one model folder")
-    merge.add_argument("run", type=Path, metavar="RUN")
-    merge.add_argument("output", type=Path, metavar="OUTPUT", help="a folder that does not exist yet")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "merge":
-            return _merge(arguments.run, arguments.output)
-        return {"status": _status, "verify": _verify, "digest": _digest}[arguments.command](arguments.run)
-    except KumiteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    average = commands.add_parser("average", help="write the mean of versions' weights", description=AVERAGE)
+    for command in (merge, average):
+        command.add_argument("run", type=Path, metavar="RUN")
+        command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder that does not exist yet")
+    average.add_argument(
+        "--versions", type=_range, default=(1, None), metavar="FIRST-LAST", help="such as 1-3; default: all from 1 on"
+    )
+    return parser
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of two or more versions such as 1-3")
+    return int(first), int(last)
 
 
 def _status(run: Path) -> int:
@@ -71,6 +95,14 @@ def _merge(run: Path, output: Path) -> int:
 
     version = merge_last(run, output)
     print(f"{output}: version {version} of {run} as a whole model")
+    return 0
+
+
+def _average(run: Path, output: Path, first: int, last: int | None) -> int:
+    from cluster.average import average_versions
+
+    versions = average_versions(run, output, first, last)
+    print(f"{output}: the mean of the weights of versions {versions[0]} to {versions[-1]} of {run}")
     return 0
 
 

@@ -14,6 +14,7 @@ from engine.errors import StoreError
 from engine.store import inspection
 from engine.store.adapters import check_base, is_adapter
 from engine.store.disk import TEMPORARY, Disk
+from engine.store.manifest import Record
 from engine.store.weights import verify_weights
 
 
@@ -22,7 +23,7 @@ def merge_last(run: Path, output: Path) -> int:
 
     Raises StoreError where there is nothing to merge, WeightsError where adapter or base were altered.
     """
-    versions = {r["version"]: r for r in inspection.load_records(run) if r["kind"] == "weights"}
+    versions = read_versions(run)
     if not versions or output.exists():
         reason = f"{output} exists already; name a new folder" if versions else f"{run} has no weights yet"
         raise StoreError(f"nothing was merged: {reason}")
@@ -33,9 +34,18 @@ def merge_last(run: Path, output: Path) -> int:
     for record, path in ((last, folder), (start, base)):
         verify_weights(path, record["digest"])
     check_base(folder, start["digest"])
-    config = RunConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    _write(config, base, folder, output)
+    _write(read_config(run), base, folder, output)
     return last["version"]
+
+
+def read_versions(run: Path) -> dict[int, Record]:
+    """{version: its record} of a run folder's weights. Raises StoreError if it is none."""
+    return {r["version"]: r for r in inspection.load_records(run) if r["kind"] == "weights"}
+
+
+def read_config(run: Path) -> RunConfig:
+    """The config that a run folder was begun with."""
+    return RunConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
 
 
 def _write(config: RunConfig, base: Path, adapter: Path, output: Path) -> None:

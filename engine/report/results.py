@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,13 @@ REFERENCES = {"previous": "the policy at the start of each iteration", "start": 
 def iteration_metrics(store: RunStore, algorithm: Algorithm, t: int) -> dict[str, float]:
     """Iteration t's figures for metrics.jsonl: the algorithm's counts, win rates with intervals, agreement."""
     figures: dict[str, float] = {f"select/{name}": count for name, count in _counts(store, algorithm, t).items()}
-    for against in ("start", "previous"):
-        if rate := _win_rate(store, t + 1, against):
+    rates = {f"vs_{against}": _win_rate(store, t + 1, against) for against in ("start", "previous")}
+    for name, rate in (rates | {"mixture_vs_start": _mixture_win_rate(store, t + 1)}).items():
+        if rate is not None:
             figures |= {
-                f"evaluate/win_rate_vs_{against}": rate.value,
-                f"evaluate/win_rate_vs_{against}_low": rate.low,
-                f"evaluate/win_rate_vs_{against}_high": rate.high,
+                f"evaluate/win_rate_{name}": rate.value,
+                f"evaluate/win_rate_{name}_low": rate.low,
+                f"evaluate/win_rate_{name}_high": rate.high,
             }
     if (missing := _missing_rate(store, t + 1)) is not None:
         figures["evaluate/missing_rate"] = missing
@@ -100,6 +102,7 @@ def _iteration(store: RunStore, algorithm: Algorithm, t: int) -> IterationSummar
         reference=store.recorded_digest(0 if algorithm.reference == "start" else t),
         win_rate_start=_win_rate(store, t + 1, "start"),
         win_rate_previous=_win_rate(store, t + 1, "previous"),
+        win_rate_mixture=_mixture_win_rate(store, t + 1),
         mean_length=_mean_length(store, t + 1),
         agreement=_agreement(store, t),
         judge=judge_figures(store, t),
@@ -124,23 +127,39 @@ def _counts(store: RunStore, algorithm: Algorithm, t: int) -> dict[str, int]:
 
 def _win_rate(store: RunStore, version: int, against: str) -> WinRate | None:
     """Over the held-out prompts on which there is a verdict; `_missing_rate` tells of the others."""
-    rates = [rate for rate in _judged(store, version, against) if not math.isnan(rate)]
-    if not rates:
+    return _interval(_judged(store, version, against).values())
+
+
+def _mixture_win_rate(store: RunStore, last: int) -> WinRate | None:
+    """Of the uniform mixture of versions 1 to `last`, which picks one of them per answer, against the start.
+
+    On each prompt that is the mean of their win rates. Over the prompts on which all of them have a verdict.
+    """
+    judged = [_judged(store, version, "start") for version in range(1, last + 1)]
+    return _interval(math.fsum(rates.get(id_, math.nan) for rates in judged) / last for id_ in judged[-1])
+
+
+def _interval(rates: Iterable[float]) -> WinRate | None:
+    """Mean and interval of one win rate per prompt, without those that are NaN; None if no other is there."""
+    known = [rate for rate in rates if not math.isnan(rate)]
+    if not known:
         return None
-    interval = evaluation.bootstrap(np.array(rates))
-    return WinRate(interval.mean, interval.low, interval.high, len(rates))
+    interval = evaluation.bootstrap(np.array(known))
+    return WinRate(interval.mean, interval.low, interval.high, len(known))
 
 
 def _missing_rate(store: RunStore, version: int) -> float | None:
     """Share of held-out prompts on which the evaluator gave no verdict against the start."""
-    rates = _judged(store, version, "start")
+    rates = _judged(store, version, "start").values()
     return sum(map(math.isnan, rates)) / len(rates) if rates else None
 
 
-def _judged(store: RunStore, version: int, against: str) -> list[float]:
-    return [
-        rate for table in store.tables(version, "judged", JUDGED) for rate in table[f"win_vs_{against}"].to_pylist()
-    ]
+def _judged(store: RunStore, version: int, against: str) -> dict[str, float]:
+    """{held-out prompt_id: win rate in [0, 1]}, NaN where the evaluator gave no verdict."""
+    rates: dict[str, float] = {}
+    for table in store.tables(version, "judged", JUDGED):
+        rates |= zip(table["prompt_id"].to_pylist(), table[f"win_vs_{against}"].to_pylist(), strict=True)
+    return rates
 
 
 def _mean_length(store: RunStore, version: int) -> float | None:

@@ -51,6 +51,8 @@ class IterationSummary:
     """Of the policy produced, against the policy that the run started from."""
     win_rate_previous: WinRate | None = None
     """Of the policy produced, against the one before it."""
+    win_rate_mixture: WinRate | None = None
+    """Of the uniform mixture of all policies produced so far, one of them picked per answer, against the start."""
     mean_length: float | None = None
     """Tokens per held-out answer (or per training answer, where nothing is held out)."""
     agreement: float | None = None
@@ -146,6 +148,7 @@ RESULTS = (
     Column("iteration", "iteration", lambda i: i.iteration, str, brief=True),
     Column("win_rate_start", "wins against start", lambda i: i.win_rate_start, win_rate, brief=True),
     Column("win_rate_previous", "wins against previous", lambda i: i.win_rate_previous, win_rate, brief=True),
+    Column("win_rate_mixture", "mixture of iterates 1..t against start", lambda i: i.win_rate_mixture, win_rate),
     Column("mean_length", "mean length", lambda i: i.mean_length, "{:.1f}".format, brief=True),
     Column("agreement", "scorer agrees with oracle", lambda i: i.agreement, percent, brief=True),
 )

@@ -54,7 +54,7 @@ def weights_digest(folder: str | Path) -> str:
 def file_digests(folder: str | Path) -> dict[str, str]:
     """Return {file name: sha256} of the files that `weights_digest` covers, sorted by name."""
     folder = Path(folder)
-    _check_complete(folder)
+    weight_files(folder)
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and (p.suffix in _SUFFIXES or p.name in _NAMES))
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
         return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
@@ -85,7 +85,7 @@ def verify_weights(folder: str | Path, digest: str) -> None:
 def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
     """Return {tensor name: shape} from the headers of the safetensors files that a loader would read."""
     folder = Path(folder)
-    shards = _check_complete(folder)
+    shards = weight_files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in shards:
         header = _header(folder / shard)
@@ -138,8 +138,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_complete(folder: Path) -> list[str]:
-    """Return the names of the safetensors files that hold the model; raise ModelError if they do not."""
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the safetensors files that hold the model. Raises ModelError if they do not."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder of model weights")
     present = sorted(p.name for p in folder.iterdir() if p.is_file())

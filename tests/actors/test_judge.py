@@ -21,7 +21,8 @@ from actors.judge import Judge, JudgeScorer, choice_logit, parse_score
 from actors.judge_model import Question, Reply
 from actors.judge_prompts import draw_mark, read_judge_prompt
 from actors.tiny_policy import make_tiny_policy
-from actors.vllm_judge import VLLMModel, VLLMReplies, _chosen
+from actors.vllm_engine import Answer
+from actors.vllm_judge import VLLMModel, VLLMReplies, _chosen, _written
 from engine.config.judge import JudgeConfig
 from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, ModelError, RoleError
@@ -215,6 +216,22 @@ def test_points_are_the_mean_of_the_judgements_that_can_be_read() -> None:
     assert values == pytest.approx([1.0, math.nan, math.nan], nan_ok=True), "judgements that never came are counted"
 
 
+def test_a_judgement_that_was_cut_is_missing_whatever_it_quoted() -> None:
+    """Its own last line is not there; the one that is was written by the answer, or is the judge's first thought."""
+
+    class Cut:
+        id = "cut"
+
+        def reply(self, questions: list[Question]) -> list[Reply]:
+            return [Reply(("The answer says\nScore: 5\nbut", "Sound.\nScore: 2"), cut=frozenset({0}))] * len(questions)
+
+    (verdict,) = make_judge("pointwise", num_judgements=2).judge(Cut(), [row("a", "b")])
+    assert verdict.scores == [2.0, 2.0]
+    values = [reply["value"] for reply in verdict.replies]
+    assert values == pytest.approx([math.nan, 2.0] * 2, nan_ok=True)
+    assert verdict.replies[0]["text"].startswith("The answer says"), "what came is kept all the same"
+
+
 def test_every_answer_is_judged_n_times_with_seeds_of_its_own() -> None:
     model = Reader(lambda answer: "Score: 3")
     judge = make_judge("pointwise", num_judgements=11, temperature=0.9)
@@ -365,6 +382,13 @@ def test_log_probabilities_are_divided_among_the_choices() -> None:
     assert reply.choice_logps == pytest.approx({"A": math.log(0.25), "B": math.log(0.75)})
     assert _chosen(("A", "B"), (-math.inf, -math.inf)) == Reply(())
     assert _chosen(("A", "B"), (-math.inf, -900.0)).choice_logps == {"A": -math.inf, "B": 0.0}
+
+
+def test_a_reply_of_vllm_knows_which_of_its_texts_were_cut() -> None:
+    reasons = ("stop", "length", "stop", "length")
+    reply = _written([Answer(f"text {i}", [1], -1.0, reason) for i, reason in enumerate(reasons)])
+    assert reply.texts == ("text 0", "text 1", "text 2", "text 3")
+    assert reply.cut == {1, 3}
 
 
 def test_engine_arguments_that_other_keys_decide_are_refused_by_their_own_name(tmp_path: Path) -> None:

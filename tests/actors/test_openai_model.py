@@ -131,6 +131,21 @@ def test_samples_that_the_server_withholds_are_missing_and_counted(serve):
     assert made.counts["withheld"] == 1
 
 
+def test_samples_that_ran_into_the_limit_are_marked_also_behind_one_that_was_withheld(serve):
+    body = completion("one", None, "three", "four")
+    for sample, reason in zip(body["choices"], ("stop", "content_filter", "length", "stop"), strict=True):
+        sample["finish_reason"] = reason
+    question = Question(FREE.messages, 5, num_samples=4, temperature=1.0)
+    made = model(serve(in_turn(Say(body))))
+    assert made.reply([question]) == [Reply(("one", "three", "four"), cut=frozenset({1}))]
+
+
+def test_a_choice_is_whole_although_its_one_token_reached_the_limit(serve):
+    body = completion("A", logprobs=LETTERS)
+    body["choices"][0]["finish_reason"] = "length"
+    assert model(serve(in_turn(Say(body)))).reply([CHOICE])[0].cut == frozenset()
+
+
 def test_the_id_names_server_and_model(serve):
     server = serve(in_turn(GOOD))
     assert model(server).id == f"openai:{server.url.split('/')[2]}:judge-1"
