@@ -20,6 +20,7 @@ from actors.generator import Generator
 from actors.judge import Judge, JudgeScorer, choice_logit, parse_score
 from actors.judge_model import Question, Reply
 from actors.judge_prompts import draw_mark, read_judge_prompt
+from actors.judge_scorer import JudgeScorer
 from actors.tiny_policy import make_tiny_policy
 from actors.vllm_engine import Answer
 from actors.vllm_judge import VLLMModel, VLLMReplies, _chosen, _written
