@@ -54,8 +54,12 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None) 
 
 def run(config: RunConfig, console: Console) -> int:
     """Run or resume `config`, in the order of the module's first lines."""
+    import pyarrow
+
     from cluster.job import Job
 
+    # While it reads or computes, pyarrow takes SIGINT and SIGTERM over, and one that comes as it ends is lost.
+    pyarrow.enable_signal_handlers(False)
     signal.signal(signal.SIGTERM, _terminated)
     with Job(config, console) as job:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,8 +34,10 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             ray.init(address=address, log_to_driver=False)
             _require_authentication(address)
         else:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+            _start_private(config.start_deadline_s)
+    except (
+        Exception
+    ) as error:  # ConnectionError, RuntimeError, ValueError, and a bare one where its node did not come up
         raise PlanError(
             f"cannot connect to Ray at {address or 'this machine'}: {error}. With a cluster, check cluster.address or "
             f"RAY_ADDRESS, and that RAY_AUTH_MODE=token and the token are the same on both sides"
@@ -45,6 +48,19 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_private(deadline_s: float) -> None:
+    """A cluster on this machine. Ray gives its own node 30 s to come up, which a busy machine may exceed: try again."""
+    start = time.monotonic()
+    while True:
+        try:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+            return
+        except Exception as error:  # Ray raises a bare one
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or time.monotonic() - start > deadline_s:
+                raise
 
 
 def _require_authentication(address: str) -> None:

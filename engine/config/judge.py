@@ -75,7 +75,7 @@ class JudgeConfig(ReplicasConfig):
     temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 0.7
     """pointwise: of the sampled judgements."""
     max_new_tokens: PositiveInt = 512
-    """pointwise: room for one judgement; one that is cut before its score counts as missing."""
+    """pointwise: room for one judgement; one that is cut counts as missing."""
     min_score: float = 0.0
     """pointwise: the lowest score of the prompt's scale; one below it counts as missing."""
     max_score: float = 5.0

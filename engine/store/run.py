@@ -108,8 +108,7 @@ class RunStore:
         data = (self.folder / record["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             raise StoreError(f"{self.folder / record['file']} changed while the run was using it")
-        # Not pq.read_table: its scanner takes SIGINT over while it works, and a Ctrl-C at that moment is lost.
-        return conform(pq.ParquetFile(pa.BufferReader(data)).read(), schema, where)
+        return conform(pq.read_table(pa.BufferReader(data)), schema, where)
 
     def shards(self, iteration: int, stage: str) -> list[int]:
         """Numbers of the shards that the manifest names for this stage, in order."""

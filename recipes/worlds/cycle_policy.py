@@ -125,7 +125,7 @@ def _policy(logps: list[list[float]]) -> Vector:
 
 def _learner_config(num_rows: int, settings: Settings) -> LearnerConfig:
     """All rows in every step; the learning rate falls to 0, so that an iteration ends at rest."""
-    from engine.config.model import LearnerConfig, OptimizerConfig, ScheduleConfig
+    from engine.config.learner import LearnerConfig, OptimizerConfig, ScheduleConfig
 
     return LearnerConfig(
         zero_stage=0,
