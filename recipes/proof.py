@@ -6,6 +6,7 @@
 
     sppo             the tearoom: three seeds that must improve, three controls that must not
     dpo              iterative DPO in the same worlds, at its own settings
+    spin             SPIN in the same worlds, on a careful waiter's demonstrations
     cycle            SPPO's real learner against the closed form in a game with a known equilibrium
     coverage         SPAC, DPO and SFT offline, where half of the data covers little
     self-rewarding   a small policy that judges itself, and what length control mends
@@ -27,6 +28,7 @@ from recipes.proofs.trials import FOLDER, Outcome
 PARTS: dict[str, Callable[[Console], Outcome]] = {
     "sppo": tearoom.sppo,
     "dpo": tearoom.dpo,
+    "spin": tearoom.spin,
     "cycle": games.cycle,
     "coverage": games.coverage,
     "self-rewarding": self_rewarding.self_rewarding,

@@ -1,7 +1,7 @@
 """Self-rewarding in the tearoom: a policy that can judge a little gets better by its own judgement.
 
 And the failure that the literature knows: where its judge is impressed by small talk, answers grow longer from
-round to round, and length control by quality tiers (arXiv 2407.19594) keeps them short.
+round to round; with length control by quality tiers (arXiv 2407.19594) they grow less.
 """
 
 from __future__ import annotations
@@ -47,4 +47,4 @@ def self_rewarding(console: Console) -> Outcome:
         f"length control {kept:.2f} times",
     ]
     found = outcome("Self-rewarding in the tearoom", trials(), results, lines)
-    return replace(found, holds=found.holds and grew > 1.15 and kept < 1.05)
+    return replace(found, holds=found.holds and grew > 1.15 and kept < grew)

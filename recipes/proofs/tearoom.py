@@ -1,4 +1,4 @@
-"""SPPO and iterative DPO in the tearoom: three seeds each that must improve, three controls that must not.
+"""SPPO, iterative DPO and SPIN in the tearoom: three seeds each that must improve, three controls that must not.
 
 Each seed has its own world, start policy and PairRM. The controls share world 0 and its seed: a scorer that
 knows nothing, the same PairRM with its sign turned, and a learning rate of 0. All are judged by the hidden
@@ -14,6 +14,7 @@ from recipes.proofs.trials import FOLDER, Outcome, Trial, across, in_words, outc
 SEEDS = (0, 1, 2)
 SPPO = "recipes/configs/demo.yaml"
 DPO = "recipes/configs/demo_dpo.yaml"
+SPIN = "recipes/configs/demo_spin.yaml"
 RANDOM = ("scorer.kind=rule", "scorer.function=recipes.worlds.tearoom:random_scorer", "scorer.cpus=0.25")
 
 
@@ -22,7 +23,7 @@ def _trial(name: str, config: str, seed: int, claim: str, changes: tuple[str, ..
     world = FOLDER / f"world-{seed}"
     paths = [f"model.path={world}/policy", f"prompts.source={world}/prompts.jsonl", f"seed={seed}"]
     paths += [f"evaluation.prompts.source={world}/heldout.jsonl"]
-    paths += [f"scorer.path={world}/pairrm"] if "scorer.kind=rule" not in changes else []
+    paths += [f"scorer.path={world}/pairrm"] if config != SPIN and "scorer.kind=rule" not in changes else []
     return Trial(name, config, (*paths, *changes), claim)
 
 
@@ -39,6 +40,17 @@ def sppo_trials() -> list[Trial]:
 
 def dpo_trials() -> list[Trial]:
     return [_trial(f"dpo-seed-{seed}", DPO, seed, "improves") for seed in SEEDS]
+
+
+def spin_trials() -> list[Trial]:
+    return [
+        _trial(f"spin-seed-{seed}", SPIN, seed, "improves", (f"prompts.source={FOLDER}/world-{seed}/careful.jsonl",))
+        for seed in SEEDS
+    ]
+
+
+def spin(console: Console) -> Outcome:
+    return _play("SPIN in the tearoom", spin_trials(), [f"spin-seed-{seed}" for seed in SEEDS], console)
 
 
 def sppo(console: Console) -> Outcome:

@@ -82,6 +82,9 @@ DEMONSTRATOR = Flaws(rude_opening=0.6, house_drink=0.5, forgotten_extra=0.55, ru
 CROWD = Flaws(rude_opening=0.5, house_drink=0.25, forgotten_extra=0.4, rude_farewell=0.5, wrong_time=0.25)
 """Whose answers the preference model sees: about as often good as bad, and wrong drinks of every kind."""
 
+CAREFUL = Flaws(rude_opening=0.05, house_drink=0.05, forgotten_extra=0.1, rude_farewell=0.05, wrong_time=0.05)
+"""Whose answers are the demonstrations that SPIN learns from."""
+
 
 def orders() -> list[Order]:
     """Every order of the grammar, in a fixed order."""

@@ -4,6 +4,7 @@
     pairrm/            the scorer that a run learns from, in the layout of PairRM-hf
     pairrm_inverted/   the same with its last layer negated, for control runs
     prompts.jsonl      prompts for self-play
+    careful.jsonl      the same with a careful waiter's answers, for SPIN
     heldout.jsonl      prompts for evaluation
     world.json         settings and figures; written last, so it marks a complete world
 
@@ -15,16 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import random
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import DataError, KumiteError
+from engine.seeds import derive_seed
 from recipes.worlds import tearoom, tearoom_models
 
+DEMONSTRATIONS = "careful.jsonl"
 VERSION = 1
 """Raised when the same settings would make another world than before."""
 
@@ -59,22 +64,28 @@ def build(folder: Path, settings: Settings) -> dict[str, Any]:
 
     Raises DataError where `folder` holds a world of other settings.
     """
+    world = build_world(folder, "tearoom", settings, _train)
+    if not (folder / DEMONSTRATIONS).exists():
+        _write_demonstrations(folder / DEMONSTRATIONS, settings)
+    return world
+
+
+def build_world(folder: Path, name: str, settings: Any, train: Callable[..., dict[str, float]]) -> dict[str, Any]:
+    """Prompts, then `train(folder, split, settings)` -> figures, then world.json in one go; a complete world is kept.
+
+    settings: a dataclass with `split()`.
+    """
     marker = folder / "world.json"
     if marker.exists():
         return _existing(marker, settings)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     split = settings.split()
-    write_prompts(folder / "prompts.jsonl", split.prompts)
-    write_prompts(folder / "heldout.jsonl", split.heldout)
-    figures = _train(folder, split, settings)
-    seconds = round(time.monotonic() - started, 1)
-    return write_world(marker, "tearoom", asdict(settings), {**figures, "seconds": seconds})
-
-
-def write_world(marker: Path, name: str, settings: dict[str, Any], figures: dict[str, float]) -> dict[str, Any]:
-    """Write world.json in one go, and return what it holds."""
-    world = {"world": name, "settings": settings, "figures": figures}
+    _write_prompts(folder / "prompts.jsonl", split.prompts)
+    _write_prompts(folder / "heldout.jsonl", split.heldout)
+    figures = train(folder, split, settings)
+    figures = {**figures, "seconds": round(time.monotonic() - started, 1)}
+    world = {"world": name, "settings": asdict(settings), "figures": figures}
     partial = marker.with_suffix(".partial")
     partial.write_text(json.dumps(world, indent=2) + "\n", encoding="utf-8")
     partial.replace(marker)
@@ -98,7 +109,7 @@ def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, 
         return {**policy.result(), **pairrm.result()}
 
 
-def _existing(marker: Path, settings: Settings) -> dict[str, Any]:
+def _existing(marker: Path, settings: Any) -> dict[str, Any]:
     world = json.loads(marker.read_text(encoding="utf-8"))
     if world.get("settings") != asdict(settings):
         raise DataError(
@@ -108,7 +119,19 @@ def _existing(marker: Path, settings: Settings) -> dict[str, Any]:
     return world
 
 
-def write_prompts(file: Path, orders: list[tearoom.Order]) -> None:
+def _write_demonstrations(file: Path, settings: Settings) -> None:
+    """The prompts again, each with an answer of the careful waiter."""
+    draw = random.Random(derive_seed(settings.seed, "careful demonstrations"))
+    rows = [
+        {"prompt": order.text, "completion": tearoom.flawed_answer(order, tearoom.CAREFUL, draw)}
+        for order in settings.split().prompts
+    ]
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(file)
+
+
+def _write_prompts(file: Path, orders: list[tearoom.Order]) -> None:
     """One order per line, as a data set of prompts."""
     lines = (json.dumps({"prompt": order.text}) + "\n" for order in orders)
     file.write_text("".join(lines), encoding="utf-8")

@@ -19,6 +19,9 @@ from recipes.worlds.tearoom import DRINKS, EXTRAS, POLITE_WORDS, RUDE_WORDS, TIM
 SMALL_TALK = ("What a day it is!", "The kettle sings.", "We bake our own bread.")
 TALKATIVE = 0.35
 """Probability of each sentence of small talk in an answer of the flawed waiter."""
+EMPTY_WORDS = 0.15
+"""Share of judged answers that leave out what was ordered. A judge that never saw one says yes to all it does not know,
+and an answer that says nothing beats the policy's."""
 MERITS = ("drink", "extra", "time", "polite", "calm")
 MOST = 5
 
@@ -44,6 +47,13 @@ def flawed_answer(order: Order, flaws: Flaws, draw: random.Random, stray_drink: 
     farewells = (*tearoom.RUDE_FAREWELLS, *(f.format(time=t) for f in tearoom.POLITE_FAREWELLS for t in TIMES))
     farewell = next(text for text in farewells if answer.endswith(text))
     return " ".join([answer.removesuffix(farewell).rstrip(), *talk, farewell])
+
+
+def empty_words(draw: random.Random) -> str:
+    """One to three sentences that are polite, rude or small talk, and serve nothing."""
+    farewells = tuple(f.format(time=time) for f in tearoom.POLITE_FAREWELLS for time in TIMES)
+    openings = tearoom.POLITE_OPENINGS + tearoom.RUDE_OPENINGS
+    return " ".join(draw.sample([*openings, *SMALL_TALK, *farewells, *tearoom.RUDE_FAREWELLS], draw.randint(1, 3)))
 
 
 def num_small_talk(answer: str) -> int:
@@ -82,6 +92,8 @@ def judged_answers(orders: list[Order], per_order: int, judge: Judge, seed: int)
     for order in orders:
         for _ in range(per_order):
             answer = flawed_answer(order, tearoom.CROWD, draw, stray_drink=0.1)
+            if draw.random() < EMPTY_WORDS:
+                answer = empty_words(draw)
             yield order, answer, judgement(order.text, answer, judge, draw)
 
 

@@ -17,16 +17,15 @@ import argparse
 import json
 import random
 import sys
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import DataError, KumiteError
+from engine.errors import KumiteError
 from engine.seeds import derive_seed
 from recipes._small import CHAT_TEMPLATE, conversation, new_llama, sft_trainer
 from recipes.worlds import tearoom, tearoom_judge
-from recipes.worlds.tearoom_build import write_prompts, write_world
+from recipes.worlds.tearoom_build import build_world
 from recipes.worlds.tearoom_models import POLICY_TOKENS, measure, word_tokenizer
 
 if TYPE_CHECKING:
@@ -74,20 +73,7 @@ def build(folder: Path, settings: Settings) -> dict[str, Any]:
 
     Raises DataError where `folder` holds a world of other settings.
     """
-    marker = folder / "world.json"
-    if marker.exists():
-        world = json.loads(marker.read_text(encoding="utf-8"))
-        if world["settings"] != asdict(settings):
-            raise DataError(f"{marker} is a world with the settings {world['settings']}, not {asdict(settings)}")
-        return world
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    split = settings.split()
-    write_prompts(folder / "prompts.jsonl", split.prompts)
-    write_prompts(folder / "heldout.jsonl", split.heldout)
-    figures = _train(folder / "policy", split, settings)
-    seconds = round(time.monotonic() - started, 1)
-    return write_world(marker, "tearoom-judge", asdict(settings), {**figures, "seconds": seconds})
+    return build_world(folder, "tearoom-judge", settings, _train)
 
 
 def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, float]:
@@ -95,11 +81,11 @@ def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, 
     import torch
 
     torch.set_num_threads(1)  # one thread fixes the order of sums, and leaves the other core to others
-    judge_prompt = _judge_prompt()
-    texts = [*tearoom.texts(), *tearoom_judge.texts(), _asked(judge_prompt, 0, "Good morning!", "What?")]
+    asked = judge_prompt()
+    texts = [*tearoom.texts(), *tearoom_judge.texts(), _asked(asked, 0, "Good morning!", "What?")]
     tokenizer = word_tokenizer(POLICY_TOKENS, ["<|user|>", "<|assistant|>"], texts)
     tokenizer.chat_template = CHAT_TEMPLATE
-    rows = [*_instructions(split, settings), *_judgements(split, settings, judge_prompt)]
+    rows = [*_instructions(split, settings), *_judgements(split, settings, asked)]
     random.Random(derive_seed(settings.seed, "examples")).shuffle(rows)
     model = new_llama(
         tokenizer,
@@ -121,8 +107,8 @@ def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, 
         seed=settings.seed,
     )
     trainer.train()
-    trainer.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    trainer.model.save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
     return {
         "policy_parameters": sum(p.numel() for p in trainer.model.parameters()),
         "sft_examples": len(rows),
@@ -130,7 +116,8 @@ def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, 
     }
 
 
-def _judge_prompt() -> JudgePrompt:
+def judge_prompt() -> JudgePrompt:
+    """The prompt that the policy learns to answer, as a run would read it."""
     from actors.judge_prompts import read_judge_prompt
     from engine.config.judge import JudgeConfig, PolicyServer
 
