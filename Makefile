@@ -18,7 +18,7 @@ setup: $(STAMP)  ## .venv with the locked CPU environment (4 GB, about two minut
 demo: $(STAMP)  ## self-play with real vLLM, PairRM and DeepSpeed on two CPU cores, and a report
 	$(PYTHON) -m recipes.demo
 
-proof: $(STAMP)  ## the measurements behind the README's claims
+proof: $(STAMP)  ## the measurements behind what README and docs claim
 	$(PYTHON) -m recipes.proof
 
 test: $(STAMP)  ## every test, also those that start Ray, vLLM and DeepSpeed

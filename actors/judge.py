@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.judge_model import JudgeModel, Message, Question, Reply, ServedModel
+from actors.judge_model import JudgeModel, Message, Question, Reply
 from actors.judge_prompts import JudgePrompt, draw_mark
-from actors.scorer import Scorer, Verdict, plain_text
-from engine.config.judge import JudgeConfig, VLLMServer
-from engine.config.judge_server import OpenAIServer
-from engine.errors import ConfigError, RoleError
+from actors.scorer import Verdict, plain_text
+from engine.config.judge import JudgeConfig
+from engine.errors import RoleError
 from engine.schema import arrow_safe
 from engine.seeds import derive_seed
 
@@ -187,39 +186,3 @@ def _num_overlong(replies: Sequence[tuple[Asked, Reply]]) -> int:
 
 def _verdict(one: Asked, text: str, value: float) -> dict[str, Any]:
     return {"answer": one.answer, "other": one.other, "text": arrow_safe(text), "value": value}
-
-
-class JudgeScorer(Scorer):
-    """A judge with a model of its own."""
-
-    def __init__(self, judge: Judge):
-        self._judge = judge
-        self._model: ServedModel | None = None
-
-    def start(self) -> None:
-        if self._model is None:
-            self._model = serve(self._judge)
-        self._model.start()
-        self.id = self._judge.id(self._model.id)
-
-    def sleep(self) -> None:
-        if self._model is not None:
-            self._model.sleep()
-
-    def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
-        if self._model is None:
-            raise RoleError("judge: no model is loaded; call start() first")
-        return self._judge.judge(self._model, rows)
-
-
-def serve(judge: Judge) -> ServedModel:
-    """The model that the config's `server` names, not yet started."""
-    from actors.openai_model import OpenAIModel
-    from actors.vllm_judge import VLLMModel
-
-    server = judge.config.server
-    if isinstance(server, OpenAIServer):
-        return OpenAIModel(server, judge.config.max_new_tokens)
-    if isinstance(server, VLLMServer):
-        return VLLMModel(server, judge)
-    raise ConfigError([f"scorer.server.kind = {server.kind}: only the policy's own generators can serve that"])

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.judge import Judge, JudgeScorer
+from actors.judge import Judge
 from actors.judge_prompts import read_judge_prompt
+from actors.judge_scorer import JudgeScorer
 from actors.scorer import Logits, Scorer, Verdict, plain_text
 from engine.config.judge import JudgeConfig
 from engine.config.model import BlenderConfig, PairRMConfig, RuleConfig, ScorerConfig

@@ -11,8 +11,9 @@ from functools import partial
 
 from actors import fakes
 from actors.generator import Generator
-from actors.judge import Judge, JudgeScorer
+from actors.judge import Judge
 from actors.judge_prompts import read_judge_prompt
+from actors.judge_scorer import JudgeScorer
 from actors.learner import Learner
 from actors.scorers import build_scorer
 from cluster.placement import Placement

@@ -17,9 +17,10 @@ import pytest
 
 from actors.chat import Chat
 from actors.generator import Generator
-from actors.judge import Judge, JudgeScorer, choice_logit, parse_score
+from actors.judge import Judge, choice_logit, parse_score
 from actors.judge_model import Question, Reply
 from actors.judge_prompts import draw_mark, read_judge_prompt
+from actors.judge_scorer import JudgeScorer
 from actors.tiny_policy import make_tiny_policy
 from actors.vllm_engine import Answer
 from actors.vllm_judge import VLLMModel, VLLMReplies, _chosen, _written
@@ -575,7 +576,7 @@ def test_sampled_judgements_are_the_same_in_another_process_and_batch(world: Wor
     assert len(set(here[0])) == 9, "three answers, three judgements each, no two from the same noise"
     server = vllm_server(world.policy)
     code = (
-        "import json, sys; from actors.judge import JudgeScorer; from tests.actors.test_judge import *;"
+        "import json, sys; from actors.judge_scorer import JudgeScorer; from tests.actors.test_judge import *;"
         f"judge = real_judge(Path({str(world.prompts)!r}), {server!r}, 'pointwise', **{settings!r});"
         "scorer = JudgeScorer(judge); name = scorer.identify();"
         "first = [scorer.score(completions([one])).to_pylist()[0] for one in reversed(ROWS)];"

@@ -95,6 +95,19 @@ def test_a_client_without_the_token_is_refused(head: Head, tmp_path: Path, token
     assert not (tmp_path / "smoke").exists()
 
 
+def test_whatever_a_recipe_reads_travels_with_the_job_and_runs_stay_behind() -> None:
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    root = Path(__file__).parents[2]
+    rules = get_excludes_from_ignore_files(root, include_gitignore=True)
+    needed = [path for layer in ("engine", "actors", "cluster", "recipes") for path in (root / layer).rglob("*.*")]
+    needed = [path for path in needed if path.is_file() and "__pycache__" not in path.parts]
+    assert {".py", ".yaml", ".jsonl", ".txt"} <= {path.suffix for path in needed}
+    assert [str(path) for path in needed if any(rule(path) for rule in rules)] == []
+    left = (root / name for name in (".git/config", ".venv/bin/python", "runs/demo/config.yaml"))
+    assert all(any(rule(path) for rule in rules) for path in left)
+
+
 def test_a_run_inside_the_uploaded_copy_is_told_that_it_will_vanish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
