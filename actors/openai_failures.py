@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.config.judge_server import OpenAIServer
 from engine.errors import RoleError
+from engine.watch.text import printable
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 LONGEST_RETRY_AFTER_S = 600.0
@@ -99,9 +100,9 @@ def _advice(status: int, server: OpenAIServer) -> str:
 
 
 def _words(error: Any, clean: Callable[[str], str]) -> str:
-    """The server's own words in one line, shortened."""
+    """The server's own words in one harmless line, shortened."""
     said = _field(error.body, "message") or error.response.text or "nothing"
-    line = " ".join(clean(str(said)).split())
+    line = printable(" ".join(clean(str(said)).split()), newlines="show")
     return line if len(line) <= EXCERPT else line[: EXCERPT - 3] + "..."
 
 

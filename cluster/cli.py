@@ -17,6 +17,7 @@ from pathlib import Path
 from engine.errors import KumiteError
 from engine.store import inspection
 from engine.store.lock import owner_of
+from engine.watch.text import printable
 
 AVERAGE = """Write a model folder whose weights are the uniform mean of several versions' weights. This is NOT the
 mixture of iterates of which the theory of SPPO and SPAC speaks: that one picks a version at random for each answer, and
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             return _average(arguments.run, arguments.output, *arguments.versions)
         return {"status": _status, "verify": _verify, "digest": _digest}[arguments.command](arguments.run)
     except KumiteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
 
 

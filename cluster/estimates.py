@@ -142,6 +142,12 @@ def judge_bytes(server: VLLMServer) -> float | None:
     return parameters and parameters * BYTES[server.dtype] / server.tensor_parallel_size
 
 
+def answers_per_prompt(config: RunConfig) -> int:
+    """Answers sampled for a training prompt in the last iteration; the first may do without the start policy's."""
+    stages = config.algorithm.stages(config.iterations - 1)
+    return config.sampling.num_samples * (("completions" in stages) + ("anchored" in stages))
+
+
 def num_verdicts(config: RunConfig, prompts: int, answers: int) -> tuple[int, str]:
     """What the scorer is asked about `prompts` prompts of `answers` answers each, and the word for it."""
     pairs = prompts * answers * (answers - 1)
@@ -157,8 +163,7 @@ def disk_bytes(config: RunConfig, parameters: float | None) -> dict[str, float]:
     size, learner, dtype = parameters or 0.0, config.learner, config.model.dtype
     trained = trained_parameters(config, parameters) or 0.0
     prompts = (prompts_per_iteration(config) or 0) * config.iterations
-    sampled = config.sampling.num_samples if "completions" in config.algorithm.stages(0) else 0
-    answers = prompts * (sampled + config.algorithm.given) * config.sampling.max_new_tokens
+    answers = prompts * (answers_per_prompt(config) + config.algorithm.given) * config.sampling.max_new_tokens
     return {
         "weights": _saved_parameters(config, size, trained) * BYTES[dtype],
         "two learner checkpoints": 2 * trained * (BYTES[dtype] + optimizer_bytes(learner, dtype)),

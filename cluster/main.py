@@ -20,6 +20,7 @@ from cluster.plan import make_plan
 from engine.config import file as config_file
 from engine.config.model import RunConfig
 from engine.errors import KumiteError
+from engine.watch.text import printable
 
 WIDTH = 160
 """Columns where nobody's terminal says: the tables of a job's log should not be broken up."""
@@ -45,7 +46,9 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None) 
             return 0
         return run(config, console)
     except KumiteError as error:
-        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True, style="bold red")
+        console.print(
+            f"error: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True, style="bold red"
+        )
         return error.exit_code
     except KeyboardInterrupt as stop:
         console.print("stopped; the same command continues from what is committed", markup=False)

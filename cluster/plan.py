@@ -99,14 +99,14 @@ def _work(plan: Plan, config: RunConfig) -> None:
 
 
 def _stage_amounts(config: RunConfig, prompts: int) -> list[str]:
-    """What the algorithm's stages amount to, in words."""
-    k, stages = config.sampling.num_samples, config.algorithm.stages(0)
-    answers = prompts * k * (2 if "anchored" in stages else 1)
-    k = answers // prompts
+    """What the algorithm's stages amount to in the last iteration, in words; the first may do with fewer stages."""
+    stages = config.algorithm.stages(config.iterations - 1)
+    k = estimates.answers_per_prompt(config)
+    answers = prompts * k
     found = [f"{answers:,} answers"] if "completions" in stages else []
     if "scored" in stages:
         count, word = estimates.num_verdicts(config, prompts, k)
-        found.append(f"{count:,} {word}")
+        found.append(f"{count * (2 if 'rescored' in stages else 1):,} {word}")
     return found
 
 

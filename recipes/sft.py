@@ -5,8 +5,9 @@
 
 Each file (JSONL or Parquet) holds rows of TRL's prompt-completion or conversational format: `prompt` and
 `completion`, or `messages`. Loss on the completions alone. In the words of arXiv 2401.10020, IFT teaches to
-follow instructions and EFT to judge: recipes/judgements.py writes an EFT file. The defaults are the paper's
-(lr 5.5e-6 falling by a cosine to a fifth, batch 16), but its 70-billion policy is not.
+follow instructions and EFT to judge: an EFT row's prompt is the judge's, filled in, and its completion a judgement
+(recipes/worlds/tearoom_judge_build.py makes such rows). The defaults are the paper's (lr 5.5e-6 falling by a cosine to
+a fifth, batch 16), but its 70-billion policy is not.
 
 OUTPUT becomes a model folder with tokenizer, safetensors and training.json (settings and figures, written
 last). An existing one is kept if its settings are the same, and never overwritten.

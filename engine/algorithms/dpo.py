@@ -72,6 +72,7 @@ class DPO(ScoredAnswers):
         problems = [*self._unknown_losses()]
         if not problems:  # what the others say would depend on the losses that were meant
             problems = [*self._idle_parameters(), *self._out_of_bounds(), *self._conflicting_targets()]
+        problems += self._rules_of_sampled_answers()
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -89,6 +90,10 @@ class DPO(ScoredAnswers):
         idle = [name for name in PARAMETERS if getattr(self, name) is not None and name not in read]
         if idle:
             yield f"{', '.join(idle)}: read by none of the losses {', '.join(self.losses)}; remove it"
+
+    def _rules_of_sampled_answers(self) -> Iterator[str]:
+        if self.data == "given" and self.truncated != "keep":
+            yield "truncated = exclude: for sampled answers; prompts.on_long_answer = drop leaves given ones out"
 
     def _out_of_bounds(self) -> Iterator[str]:
         """Bounds that single losses put on e, and on soft labels."""

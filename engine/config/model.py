@@ -262,6 +262,11 @@ class RunConfig(Section):
         return isinstance(self.scorer, JudgeConfig) and self.scorer.by_policy
 
     @property
+    def _rates_itself(self) -> bool:
+        """Whether the policy gives each of its answers a score."""
+        return self.policy_judges and isinstance(self.scorer, JudgeConfig) and self.scorer.mode == "pointwise"
+
+    @property
     def evaluating_role(self) -> str:
         """Who compares policies on held-out prompts."""
         return "evaluator" if self.evaluator else self.scoring_role
@@ -311,6 +316,12 @@ class RunConfig(Section):
         algorithm = self.algorithm
         if self.scorer is None and "scored" in algorithm.stages(0):
             raise ValueError(f"scorer is missing: algorithm.name = {algorithm.name} learns from its verdicts")
+        if "rescored" in algorithm.stages(1) and not self._rates_itself:
+            raise ValueError(
+                f"algorithm.name = {algorithm.name} asks the policy before for its scores of the same answers; "
+                f"expected a scorer with kind = judge, mode = pointwise and server.kind = policy: another one gives the "
+                f"same scores again, or none"
+            )
         if self.evaluation is not None and self.scorer is None and self.evaluation.scorer is None:
             raise ValueError("evaluation.scorer is missing: without a training scorer nobody can compare policies")
         if self.sampling.num_samples < algorithm.min_samples:

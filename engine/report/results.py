@@ -90,7 +90,8 @@ def _in_words(scorer: ScorerConfig) -> str:
     """The kind of a scorer; for an LLM judge its mode and model too."""
     if not isinstance(scorer, JudgeConfig):
         return scorer.kind
-    model = scorer.server.model_dump().get("path", "the policy itself")
+    server = scorer.server.model_dump()
+    model = server.get("path") or server.get("model") or "the policy itself"
     return f"{scorer.kind} ({scorer.mode}, {model})"
 
 

@@ -523,3 +523,10 @@ def test_a_refusal_quotes_little_of_what_the_server_says(serve):
     with pytest.raises(RoleError) as caught:
         model(server).reply([FREE])
     assert len(str(caught.value)) < 600
+
+
+def test_a_refusal_cannot_speak_to_the_terminal(serve):
+    server = serve(in_turn(Say({"error": {"message": "\x1b]0;mine\x07\x1b[2Jno"}}, 400)))
+    with pytest.raises(RoleError) as caught:
+        model(server).reply([FREE])
+    assert r"\x1b]0;mine\x07\x1b[2Jno" in str(caught.value) and "\x1b" not in str(caught.value)

@@ -15,6 +15,7 @@ from cluster import main as recipes
 from cluster.main import main
 from engine.config.file import dump
 from engine.config.schema import describe
+from engine.errors import RoleError
 from engine.store import inspection
 from engine.store.lock import owner_of
 from tests.runs import fake_config, play
@@ -84,6 +85,15 @@ def test_a_run_cannot_be_named_out_of_its_folder(command, name, capsys):
 def test_a_config_file_that_is_not_there_ends_with_2(capsys):
     assert main(BASE, "", ["--config", "/nowhere/run.yaml"]) == 2
     assert "/nowhere/run.yaml" in capsys.readouterr().out
+
+
+def test_what_an_error_quotes_cannot_speak_to_the_terminal(command, capsys, monkeypatch):
+    def fails(*_):
+        raise RoleError("it says: \x1b]0;mine\x07")
+
+    monkeypatch.setattr(recipes, "run", fails)
+    assert main(BASE, "", command) == RoleError.exit_code
+    assert r"it says: \x1b]0;mine\x07" in capsys.readouterr().out
 
 
 def test_a_plan_that_does_not_fit_names_the_shortage_before_anything_is_made(command, folder, capsys):

@@ -290,6 +290,16 @@ def test_what_a_judge_is_asked_by_hand():
     assert estimates.num_verdicts(points, 20_000, 5) == (300_000, "judgements")
 
 
+def test_stages_that_begin_with_the_second_iteration_are_planned_for(tmp_path):
+    """8 prompts x 3 answers of the policy and 3 of the start; 2 judgements of each, by this policy and the last."""
+    rubric = str(ROOT / "recipes/judges/additive_rubric.txt")
+    judge = {"kind": "judge", "server": {"kind": "policy"}, "mode": "pointwise", "prompt": rubric, "num_judgements": 2}
+    mended = {"name": "self_rewarding", "consistency": "per_prompt", "soft_labels": True, "rejected_from": "start"}
+    config = fake_config(tmp_path, iterations=2, scorer=judge, algorithm=mended)
+    answers = 8 * 2 * 3
+    assert f"{answers:,} answers, {answers * 2 * 2:,} judgements" in line(make_plan(config), "work")
+
+
 def test_a_policy_that_judges_itself_needs_no_pool_of_its_own(tmp_path):
     config = fake_config(tmp_path, scorer={"kind": "judge", "server": {"kind": "policy"}, "prompt": JUDGE["prompt"]})
     plan = make_plan(config)

@@ -110,6 +110,7 @@ def test_soft_labels_take_the_targets_of_the_rows():
         ({"losses": {"sppo_scaled": 1.0, "dpo_sigmoid": 1.0}, "soft_labels": True}, "mixes sppo_scaled"),
         ({"losses": {"ipo": 1.0, "hing": 1.0}}, r"no 'ipo'; .*; losses has no 'hing'; nearest: hinge"),
         ({"losses": {"exo_pair": 1.0}, "label_smoothing": 0.0, "tau": 0.1}, "tau: read by none.*its logarithm"),
+        ({"data": "given", "truncated": "exclude"}, "for sampled answers; prompts.on_long_answer"),
         ({"beta": 0.0}, "greater than 0"),
         ({"nll_weight": -0.1}, "greater than or equal to 0"),
         ({"beta": float("inf")}, "finite"),

@@ -9,6 +9,7 @@ import pytest
 from engine.config.file import config_digest, dump, load
 from engine.config.secrets import is_secret_name
 from engine.errors import ConfigError
+from engine.report.results import highlights
 
 KEY = "sk-proj-Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5MA"
 RULE = {
@@ -38,6 +39,10 @@ def test_a_remote_judge_needs_an_address_and_a_model_and_nothing_else():
     server = load(base=JUDGED).scorer.server
     assert (server.base_url, server.host, server.is_local) == ("https://api.example.com/v1", "api.example.com", False)
     assert (server.api_key_env, server.cache, server.max_requests) == (None, None, None)
+
+
+def test_a_report_names_the_model_that_judged():
+    assert highlights(load(base=JUDGED))["scorer.kind"] == "judge (pairwise, judge-1)"
 
 
 def test_what_is_stored_of_the_key_is_the_name_of_its_variable():

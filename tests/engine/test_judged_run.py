@@ -106,6 +106,14 @@ def test_self_rewarding_asks_the_policy_before_and_compares_with_the_start(tmp_p
     assert all(figures["judge/missing_rate"] == 0 for figures in ends(folder))
 
 
+@pytest.mark.parametrize("scorer", [SELF, {"kind": "rule", "function": "tests.rules:length"}], ids=["pairs", "rule"])
+def test_the_policy_before_is_asked_only_where_it_rates_answers(tmp_path: Path, scorer: dict[str, Any]) -> None:
+    """Anybody else would give the same scores again, and the consistency would always be 1."""
+    mended = {"name": "self_rewarding", "consistency": "per_prompt", "soft_labels": True}
+    with pytest.raises(ValidationError, match="expected a scorer with kind = judge, mode = pointwise"):
+        fake_config(tmp_path, scorer=scorer, algorithm=mended)
+
+
 def test_a_run_keeps_the_judge_that_it_began_with(tmp_path: Path) -> None:
     prompt = tmp_path / "mine.txt"
     shutil.copy(JUDGES / "pairwise.txt", prompt)
