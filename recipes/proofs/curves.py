@@ -1,6 +1,6 @@
 """Curves of the proof's runs, from proof.json: win rate, the judge's accuracy, and length over the iterations.
 
-python -m recipes.proofs.curves [FOLDER]     writes tearoom.svg and self_rewarding.svg to FOLDER (runs/proof)
+python -m recipes.proofs.curves [FOLDER]     writes tearoom.svg, spin.svg and self_rewarding.svg to FOLDER (runs/proof)
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ PANELS = (
 
 
 def draw(groups: dict[str, list[Iterations]], file: Path) -> None:
-    """One panel per figure; a colour per group, a line per run."""
-    figure = new_figure(10.0, 3.0)
-    for axes, (title, value) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        for colour, (name, runs) in zip(COLOURS, groups.items(), strict=False):
-            for number, rows in enumerate(runs):
+    """One drawing per panel for which there are figures; a colour per group, a line per run."""
+    runs = [rows for group in groups.values() for rows in group]
+    panels = [panel for panel in PANELS if all(panel[1](row) is not None for rows in runs for row in rows)]
+    figure = new_figure(10.0 * len(panels) / len(PANELS), 3.0)
+    for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for colour, (name, group) in zip(COLOURS, groups.items(), strict=False):
+            for number, rows in enumerate(group):
                 points = [row["iteration"] for row in rows]
-                axes.plot(points, [value(row) for row in rows], "o-", color=colour, ms=3, lw=1,
-                          label=None if number else name)  # fmt: skip
+                named = None if number else name
+                axes.plot(points, [value(row) for row in rows], "o-", color=colour, ms=3, lw=1, label=named)
         _finish(axes, title)
     save_svg(figure, file)
 
@@ -55,6 +57,8 @@ def main(folder: Path) -> None:
         }
         controls = {name: [sppo[name]] for name in ("random-scorer", "inverted-pairrm", "learning-rate-0")}
         draw({**seeds, **controls}, folder / "tearoom.svg")
+    if "spin" in proof:
+        draw({"SPIN": [*proof["spin"]["figures"].values()]}, folder / "spin.svg")
     if "self-rewarding" in proof:
         found = proof["self-rewarding"]["figures"]
         fair = [rows for name, rows in found.items() if name.startswith("self-rewarding")]
