@@ -319,8 +319,8 @@ class RunConfig(Section):
         if "rescored" in algorithm.stages(1) and not self._rates_itself:
             raise ValueError(
                 f"algorithm.name = {algorithm.name} asks the policy before for its scores of the same answers; "
-                f"expected a scorer with kind = judge, mode = pointwise and server.kind = policy: another one gives the "
-                f"same scores again, or none"
+                f"expected a scorer with kind = judge, mode = pointwise and server.kind = policy: any other would give "
+                f"the same scores again, or none"
             )
         if self.evaluation is not None and self.scorer is None and self.evaluation.scorer is None:
             raise ValueError("evaluation.scorer is missing: without a training scorer nobody can compare policies")
