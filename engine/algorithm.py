@@ -78,6 +78,11 @@ class Algorithm(BaseModel, ABC):
         """The least K, answers of the policy per prompt, with which `select` can work."""
         return 2
 
+    @property
+    def max_samples(self) -> int | None:
+        """The most K of which `select` makes use; None: any."""
+        return None
+
     def stages(self, iteration: int) -> Stages:
         """What happens to a shard of prompts before `select` reads it; () for a data set that is complete."""
         return ("completions", "scored")

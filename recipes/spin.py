@@ -13,7 +13,7 @@ from cluster.main import main
 
 def config() -> dict:
     """What makes this recipe SPIN; everything else comes from the file and the command line."""
-    return {"algorithm": {"name": "spin"}}
+    return {"algorithm": {"name": "spin"}, "sampling": {"num_samples": 1}}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ PROMPTS = {"source": str(Path(__file__).parent.parent / "recipes/configs/smoke_p
 
 
 def fake_config(folder: Path, **changes: Any) -> RunConfig:
-    """Two iterations over eight prompts in shards of two, with held-out prompts and an evaluator."""
+    """Two iterations over eight prompts in shards of two, with held-out prompts and an evaluator.
+
+    SPIN asks for one answer, KTO for micro-batches of two; they get that unless `changes` says otherwise.
+    """
     rule = {"kind": "rule", "function": "actors.fakes:utility"}
     values: dict[str, Any] = {
         "name": "run",
@@ -37,7 +40,13 @@ def fake_config(folder: Path, **changes: Any) -> RunConfig:
         "evaluation": {"prompts": PROMPTS, "scorer": rule},
         "cluster": {"backend": "local"},
     }
-    return RunConfig.model_validate({**values, **changes})
+    values |= changes
+    name = values.get("algorithm", {}).get("name")
+    if name == "spin":
+        values["sampling"] = {**values["sampling"], "num_samples": 1}
+    if name == "kto":
+        values["learner"] = {**values["learner"], "micro_batch_size": 2}
+    return RunConfig.model_validate(values)
 
 
 def play(config: RunConfig, disk: Disk | None = None) -> Path:

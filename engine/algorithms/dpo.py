@@ -89,7 +89,8 @@ class DPO(ScoredAnswers):
         read = {parameter for name in self.losses for parameter in inspect.signature(LOSSES[name]).parameters}
         idle = [name for name in PARAMETERS if getattr(self, name) is not None and name not in read]
         if idle:
-            yield f"{', '.join(idle)}: read by none of the losses {', '.join(self.losses)}; remove it"
+            smooth = ", or use dpo_cdpo_label_smoothing" if "label_smoothing" in idle else ""
+            yield f"{', '.join(idle)}: read by none of the losses {', '.join(self.losses)}; remove it{smooth}"
 
     def _rules_of_sampled_answers(self) -> Iterator[str]:
         if self.data == "given" and self.truncated != "keep":

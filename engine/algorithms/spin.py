@@ -39,6 +39,10 @@ class SPIN(Algorithm):
     def min_samples(self) -> int:
         return 1
 
+    @property
+    def max_samples(self) -> int:
+        return 1
+
     def stages(self, iteration: int) -> Stages:
         return ("completions",)
 

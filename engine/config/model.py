@@ -279,10 +279,12 @@ class RunConfig(Section):
     @property
     def pools(self) -> dict[str, ReplicasConfig]:
         """The sections of the pools that this run needs, by role."""
-        generates = self.evaluation is not None or self.policy_judges or "completions" in self.algorithm.stages(0)
+        stages = self.algorithm.stages(0)
+        generates = self.evaluation is not None or "completions" in stages
+        compares = "scored" in stages or (self.evaluation is not None and self.evaluator is None)
         sections = {
             "generator": self.generator if generates else None,
-            "scorer": None if self.policy_judges else self.scorer,
+            "scorer": self.scorer if compares and not self.policy_judges else None,
             "evaluator": self.evaluator,
         }
         return {role: section for role, section in sections.items() if section is not None}
@@ -324,6 +326,16 @@ class RunConfig(Section):
             )
         if self.evaluation is not None and self.scorer is None and self.evaluation.scorer is None:
             raise ValueError("evaluation.scorer is missing: without a training scorer nobody can compare policies")
+        if algorithm.max_samples is not None and self.sampling.num_samples > algorithm.max_samples:
+            raise ValueError(
+                f"sampling.num_samples = {self.sampling.num_samples}, but algorithm.name = {algorithm.name} trains on "
+                f"{algorithm.max_samples} answer per prompt; the others would be made for nothing"
+            )
+        if algorithm.name == "kto" and self.learner.micro_batch_size == 1:
+            raise ValueError(
+                "learner.micro_batch_size = 1, but algorithm.name = kto estimates its point of reference z0 over a "
+                "micro-batch; give at least 2"
+            )
         if self.sampling.num_samples < algorithm.min_samples:
             raise ValueError(
                 f"sampling.num_samples = {self.sampling.num_samples}, but algorithm.name = {algorithm.name} needs at "

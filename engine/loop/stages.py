@@ -55,11 +55,12 @@ def training_stages(config: RunConfig, version: Versions, iteration: int) -> lis
     for name in algorithm.stages(iteration):
         stages.append(MAKERS[name](config, version, iteration, source))
         source = name
+        if name == "scored" and config.canary:  # beside it, while the same weights judge
+            stages.append(_canary(config, version(iteration)))
     reference = version(0 if algorithm.reference == "start" else iteration)
     stages.append(_referenced(algorithm, reference, source))
-    if "scored" in algorithm.stages(iteration):
-        stages += [_audited(config)] if config.audits else []
-        stages += [_canary(config, version(iteration))] if config.canary else []
+    if "scored" in algorithm.stages(iteration) and config.audits:
+        stages.append(_audited(config))
     return stages
 
 

@@ -19,7 +19,9 @@ def rates_of_pair(row: dict[str, Any], answers: list[str], notes: list[str]) -> 
     The first that the row has: SPPO's chosen_probs_win and chosen_probs_lose, each the mean over all K answers;
     chosen_probs, the probability that chosen beats rejected; UltraFeedback's score_chosen and score_rejected;
     Snorkel's all_rm_scores, where the answers are among all_generated_responses; else 1 and 0.
-    Equal scores are a tie. Raises Unusable for numbers out of range, or that contradict "chosen".
+    Equal scores are a tie. Probabilities are kept as they are, also where they favour the rejected answer: the data
+    set's choice trains, and `soft_labels` reads how sure it was. Raises Unusable for numbers out of range, and for
+    scores that contradict "chosen".
     """
     win, lose = (number_of(row.get(f"chosen_probs_{end}"), f"chosen_probs_{end}", 0.0, 1.0) for end in ("win", "lose"))
     if win is not None and lose is not None:

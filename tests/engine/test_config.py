@@ -13,6 +13,7 @@ from engine.config.model import (
     RunConfig,
     SamplingConfig,
 )
+from tests.runs import fake_config
 
 MINIMAL = {
     "model": {"path": "m"},
@@ -91,3 +92,17 @@ def test_a_rule_is_named_by_module_and_function(function):
 def test_numbers_are_finite(value):
     with pytest.raises(ValidationError):
         SamplingConfig(temperature=value)
+
+
+def test_what_an_algorithm_would_make_for_nothing_is_refused(tmp_path) -> None:
+    with pytest.raises(ValidationError, match="trains on 1 answer per prompt; the others would be made for nothing"):
+        RunConfig.model_validate({**fake_config(tmp_path).model_dump(), "algorithm": {"name": "spin"}, "scorer": None})
+    with pytest.raises(ValidationError, match=r"micro_batch_size = 1, but algorithm.name = kto"):
+        RunConfig.model_validate({**fake_config(tmp_path).model_dump(), "algorithm": {"name": "kto"}})
+    with pytest.raises(ValidationError, match="leave nothing to learn from"):
+        fake_config(tmp_path, algorithm={"name": "spac", "pref_weight": 0, "critic_weight": 0})
+
+
+def test_a_scorer_that_nobody_asks_has_no_pool(tmp_path) -> None:
+    config = fake_config(tmp_path, algorithm={"name": "dpo", "data": "given"})
+    assert config.scorer is not None and "scorer" not in config.pools
