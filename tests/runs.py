@@ -54,3 +54,26 @@ def play(config: RunConfig, disk: Disk | None = None) -> Path:
     with Job(config, Console(quiet=True), disk) as job:
         job.play()
     return Path(config.output) / config.name
+
+
+class Killed(BaseException):
+    """What a process that was killed would have raised, had it been able to."""
+
+
+class DyingDisk(Disk):
+    """The process dies at the k-th file operation: nothing is written from there on, a line half at most."""
+
+    def __init__(self, k: int):
+        super().__init__(self._count)
+        self.left = k
+
+    def append(self, path: Path, line: str) -> None:
+        if self.left == 0:
+            with path.open("ab") as file:
+                file.write(line.encode()[: len(line) // 2])
+        super().append(path, line)
+
+    def _count(self, operation: str, path: Path) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed(operation, path)

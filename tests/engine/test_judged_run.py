@@ -24,7 +24,7 @@ from engine.schema import CANARY, RESCORED, SCORED
 from engine.store import inspection
 from engine.store.run import RunStore
 from engine.watch.metrics_file import read_metrics
-from tests.runs import fake_config, play
+from tests.runs import DyingDisk, Killed, fake_config, play
 
 JUDGES = Path(__file__).parents[2] / "recipes" / "judges"
 SELF = {"kind": "judge", "server": {"kind": "policy"}, "prompt": str(JUDGES / "pairwise.txt"), "canary": "Hello."}
@@ -185,3 +185,22 @@ def test_keys_of_the_other_mode_and_resources_without_a_pool_are_refused() -> No
 def test_a_judge_survives_being_written_and_read() -> None:
     config = fake_config(Path("nowhere"), scorer=POINTS)
     assert RunConfig.model_validate(config.model_dump()) == config
+
+
+EVERY_STAGE = {"name": "self_rewarding", "rejected_from": "start", "consistency": "per_prompt", "soft_labels": True}
+
+
+def test_a_run_with_every_stage_that_dies_anywhere_arrives_at_the_same_place(tmp_path: Path) -> None:
+    """Anchored, rescored and canary, against the start: the generators hold three policies in an iteration's course."""
+    algorithm = {**EVERY_STAGE, "reference": "start"}
+
+    def config(folder: Path, placement: str) -> RunConfig:
+        cluster = {"backend": "local", "placement": placement}
+        return fake_config(folder, iterations=3, algorithm=algorithm, scorer=POINTS, cluster=cluster)
+
+    disk = DyingDisk(10**9)
+    calm = inspection.run_digest(play(config(tmp_path / "calm", "side_by_side"), disk))
+    for k in range(100, 10**9 - disk.left, 397):
+        with pytest.raises(Killed):
+            play(config(tmp_path / str(k), "side_by_side"), DyingDisk(k))
+        assert inspection.run_digest(play(config(tmp_path / str(k), "turns"))) == calm, f"killed at operation {k}"

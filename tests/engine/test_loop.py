@@ -15,10 +15,9 @@ from actors.fakes import FakeGenerator, FakeLearner, letter_logps
 from engine.errors import DataError, NonFiniteError, RunLockedError, StoreError, WeightsError
 from engine.schema import COMPLETIONS, JUDGED, REFERENCED
 from engine.store import inspection
-from engine.store.disk import Disk
 from engine.store.run import RunStore
 from engine.watch.metrics_file import read_metrics
-from tests.runs import fake_config, play
+from tests.runs import DyingDisk, Killed, fake_config, play
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,29 +91,6 @@ def test_a_learning_rate_of_zero_leaves_every_version_the_same_and_the_run_goes_
     still = {"kind": "fake", "batch_size": 2, "zero_stage": 0, "optimizer": {"lr": 0.0}}
     with RunStore(play(fake_config(tmp_path, learner=still))) as store:
         assert len({store.recorded_digest(version) for version in (0, 1, 2)}) == 1
-
-
-class Killed(BaseException):
-    """What a process that was killed would have raised, had it been able to."""
-
-
-class DyingDisk(Disk):
-    """The process dies at the k-th file operation: nothing is written from there on, a line half at most."""
-
-    def __init__(self, k: int):
-        super().__init__(self._count)
-        self.left = k
-
-    def append(self, path: Path, line: str) -> None:
-        if self.left == 0:
-            with path.open("ab") as file:
-                file.write(line.encode()[: len(line) // 2])
-        super().append(path, line)
-
-    def _count(self, operation: str, path: Path) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed(operation, path)
 
 
 def crash_points(config_folder: Path) -> int:
