@@ -200,7 +200,7 @@ def test_a_run_with_every_stage_that_dies_anywhere_arrives_at_the_same_place(tmp
 
     disk = DyingDisk(10**9)
     calm = inspection.run_digest(play(config(tmp_path / "calm", "side_by_side"), disk))
-    for k in range(100, 10**9 - disk.left, 397):
+    for k in range(100, 10**9 - disk.left, 599):
         with pytest.raises(Killed):
             play(config(tmp_path / str(k), "side_by_side"), DyingDisk(k))
         assert inspection.run_digest(play(config(tmp_path / str(k), "turns"))) == calm, f"killed at operation {k}"
