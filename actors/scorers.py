@@ -1,7 +1,7 @@
 """Scorers: from K answers to a K x K table of pair logits, by PairRM, a Python rule or llm_blender.
 
-`build_scorer` knows LLM judges too, which are actors/judge.py. Knows nothing of Ray, of how logits become win
-rates, or of who trains on them. Importing this module loads no torch.
+LLM judges are in actors/judge_scorer.py. Knows nothing of Ray, of how logits become win rates, or of who trains on
+them. Importing this module loads no torch.
 """
 
 from __future__ import annotations
@@ -18,27 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.judge import Judge
-from actors.judge_prompts import read_judge_prompt
-from actors.judge_scorer import JudgeScorer
 from actors.scorer import Logits, Scorer, Verdict, plain_text
-from engine.config.judge import JudgeConfig
-from engine.config.model import BlenderConfig, PairRMConfig, RuleConfig, ScorerConfig
+from engine.config.model import BlenderConfig, PairRMConfig, RuleConfig
 from engine.errors import ConfigError, ModelError, RoleError
 
 if TYPE_CHECKING:
     from actors.pairrm_inputs import Candidates, PairInputs
 
-__all__ = ["Scorer", "build_scorer", "find_function", "plain_text"]
 
-
-def build_scorer(config: ScorerConfig, seed: int = 0) -> Scorer:
-    """Return the scorer that `config` describes, not yet started; `seed`, the run's, is what a judge draws from.
-
-    Raises ConfigError for a judge whose prompt cannot be used.
-    """
-    if isinstance(config, JudgeConfig):
-        return JudgeScorer(Judge(config, read_judge_prompt(config), seed))
+def build_scorer(config: PairRMConfig | RuleConfig | BlenderConfig) -> Scorer:
+    """Return the scorer that `config` describes, not yet started."""
     if isinstance(config, PairRMConfig):
         return PairRMScorer(config)
     if isinstance(config, RuleConfig):

@@ -28,7 +28,8 @@ from transformers import DebertaV2Tokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from actors.pairrm_training import new_pairrm
-from actors.scorers import Scorer, build_scorer
+from actors.scorer import Scorer
+from actors.scorers import build_scorer
 from engine.config.model import BlenderConfig, PairRMConfig, ScorerConfig
 from engine.schema import COMPLETIONS, NOTHING_GIVEN
 

@@ -84,11 +84,9 @@ def _generator(config: RunConfig) -> Factory:
 
 
 def _scorer(section: ScorerConfig, seed: int) -> Factory:
-    return (
-        partial(JudgeScorer, _judge(section, seed))
-        if isinstance(section, JudgeConfig)
-        else partial(build_scorer, section)
-    )
+    if isinstance(section, JudgeConfig):
+        return partial(JudgeScorer, _judge(section, seed))
+    return partial(build_scorer, section)
 
 
 def _judge(section: JudgeConfig, seed: int) -> Judge:

@@ -83,6 +83,11 @@ class Algorithm(BaseModel, ABC):
         """The most K of which `select` makes use; None: any."""
         return None
 
+    @property
+    def min_micro_batch(self) -> int:
+        """The least rows that `loss` must see together; more than 1 where rows are compared with each other."""
+        return 1
+
     def stages(self, iteration: int) -> Stages:
         """What happens to a shard of prompts before `select` reads it; () for a data set that is complete."""
         return ("completions", "scored")

@@ -47,6 +47,8 @@ class Settings:
     own_shots: int = 2
     temperature: float = 0.6
     top_p: float = 0.9
+    max_prompt_tokens: int = 2048
+    """Room for the eight examples; the model needs this and max_new_tokens."""
     max_new_tokens: int = 256
     max_similarity: float = 0.7
     min_words: int = 3
@@ -146,7 +148,10 @@ def vllm_writer(settings: Settings) -> Write:
         {"path": settings.model, "dtype": settings.dtype, "chat_template": settings.chat_template}
     )
     sampling = SamplingConfig(
-        max_prompt_tokens=4096, max_new_tokens=settings.max_new_tokens, temperature=1.0, top_p=settings.top_p
+        max_prompt_tokens=settings.max_prompt_tokens,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=1.0,
+        top_p=settings.top_p,
     )
     chat = Chat(model)
     engine = VLLMEngine(settings.model, GeneratorConfig(), model, sampling, settings.seed)

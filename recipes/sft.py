@@ -3,11 +3,11 @@
 
     python -m recipes.sft OUTPUT --model MODEL --data ift.jsonl --data eft.jsonl
 
-Each file (JSONL or Parquet) holds rows of TRL's prompt-completion or conversational format: `prompt` and
-`completion`, or `messages`. Loss on the completions alone. In the words of arXiv 2401.10020, IFT teaches to
-follow instructions and EFT to judge: an EFT row's prompt is the judge's, filled in, and its completion a judgement
-(recipes/worlds/tearoom_judge_build.py makes such rows). The defaults are the paper's (lr 5.5e-6 falling by a cosine to
-a fifth, batch 16), but its 70-billion policy is not.
+Each file holds demonstrations in any format that a run reads (docs/prompts.md): prompt and completion, `messages`,
+Alpaca, ShareGPT, as text or chat. All go through the model's chat template, and the loss is on the answers alone. In
+the words of arXiv 2401.10020, IFT teaches to follow instructions and EFT to judge: recipes/judgements.py writes EFT
+files. The defaults are the paper's (lr 5.5e-6 falling by a cosine to a fifth, batch 16), but its 70-billion policy is
+not.
 
 OUTPUT becomes a model folder with tokenizer, safetensors and training.json (settings and figures, written
 last). An existing one is kept if its settings are the same, and never overwritten.
@@ -24,10 +24,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import DataError, KumiteError, ModelError
+from engine.config.model import PromptsConfig
+from engine.errors import ConfigError, DataError, KumiteError, ModelError
+from engine.prompts.files import BadRow
+from engine.prompts.ingest import MAX_SHOWN, read_prompts
+from engine.prompts.layouts import Given
 
 MARKER = "training.json"
-FORMATS = ({"prompt", "completion"}, {"messages"})
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Settings:
     last_lr: float = 0.2
     """Share of `lr` at which the cosine ends."""
     batch_size: int = 16
+    """A multiple of `micro_batch_size`."""
     micro_batch_size: int = 4
     max_tokens: int = 2048
     """Longer examples keep their start."""
@@ -50,21 +54,27 @@ class Settings:
 def train(output: Path, settings: Settings) -> dict[str, Any]:
     """Train, write the model to `output` and return the figures; keep a complete model of the same settings.
 
-    Raises DataError for data that cannot be used and where `output` holds something else, ModelError for a
-    model without chat template or weights.
+    Raises DataError for data that cannot be used and where `output` holds something else, ConfigError for a batch
+    that does not divide, ModelError for a model without chat template or weights.
     """
+    if settings.batch_size % settings.micro_batch_size:
+        raise ConfigError([f"--batch-size {settings.batch_size} is not a multiple of --micro-batch-size "
+                           f"{settings.micro_batch_size}"])  # fmt: skip
     if (output / MARKER).exists():
         return _existing(output / MARKER, settings)
     if output.exists() and any(output.iterdir()):
         raise DataError(f"{output} is not empty and holds no {MARKER}; choose another folder or remove it")
     started = time.monotonic()
-    trainer = _trainer(settings, _rows(settings.data))
+    examples, num_disliked = read_examples(settings.data)
+    trainer = _trainer(settings, examples)
     trainer.train()
     trainer.model.save_pretrained(output)  # not save_model, which adds a pickle of its arguments
     trainer.processing_class.save_pretrained(output)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     figures = {
-        "examples": len(trainer.train_dataset),
+        "examples": len(examples),
+        "labelled_bad": num_disliked,
+        "without_room": len(examples) - len(trainer.train_dataset),
         "steps": trainer.state.global_step,
         "first_loss": losses[0],
         "last_loss": sum(losses[-10:]) / len(losses[-10:]),
@@ -88,32 +98,33 @@ def _existing(marker: Path, settings: Settings) -> dict[str, Any]:
     return known["figures"]
 
 
-def _rows(files: tuple[str, ...]) -> Any:
-    """All examples of all files as one data set of the columns that its format has."""
+def read_examples(files: tuple[str, ...]) -> tuple[list[dict[str, Any]], int]:
+    """All demonstrations as TRL's conversational prompt and completion, and how many more are labelled as bad answers.
+
+    Raises DataError naming every row that cannot be used, of all files.
+    """
+    examples, bad, num_disliked = [], [], 0
+    for file in files:
+        for row in read_prompts(PromptsConfig(source=file), file, Given(answers=1, wanted_by="recipes/sft.py")):
+            if isinstance(row, BadRow):
+                bad.append(f"{row.where}: {row.reason}")
+            elif row.win_rates == (0.0,):
+                num_disliked += 1
+            else:
+                answer = {"role": "assistant", "content": row.answers[0]}
+                examples.append({"prompt": row.messages, "completion": [answer]})
+    if bad:
+        more = [f"... and {len(bad) - MAX_SHOWN} more"] if len(bad) > MAX_SHOWN else []
+        raise DataError(
+            f"{len(bad)} rows cannot be used:\n" + "\n".join(f"  {line}" for line in bad[:MAX_SHOWN] + more)
+        )
+    if not examples:
+        raise DataError(f"{', '.join(files)}: nothing to learn from; {num_disliked} rows are labelled as bad answers")
+    return examples, num_disliked
+
+
+def _trainer(settings: Settings, examples: list[dict[str, Any]]) -> Any:
     import datasets
-
-    parts, problems = [], []
-    for name in files:
-        path = Path(name)
-        kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(path.suffix)
-        if kind is None or not path.is_file():
-            problems.append(f"{name}: expected an existing .jsonl or .parquet file")
-            continue
-        part = datasets.load_dataset(kind, data_files=name, split="train", cache_dir=tempfile.mkdtemp())
-        found = next((columns for columns in FORMATS if columns <= set(part.column_names)), None)
-        if found is None or not len(part):
-            problems.append(f"{name}: {len(part)} rows with columns {part.column_names}; expected prompt and "
-                            "completion, or messages")  # fmt: skip
-            continue
-        parts.append(part.select_columns(sorted(found)))
-    if len({tuple(part.column_names) for part in parts}) > 1:
-        problems.append("the files have different formats; give all as prompt and completion, or all as messages")
-    if problems:
-        raise DataError("the training data cannot be used:\n" + "\n".join(f"  - {text}" for text in problems))
-    return datasets.concatenate_datasets(parts)
-
-
-def _trainer(settings: Settings, rows: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -135,14 +146,13 @@ def _trainer(settings: Settings, rows: Any) -> Any:
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": settings.last_lr},
         per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=max(1, settings.batch_size // settings.micro_batch_size),
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
         max_length=settings.max_tokens,
         seed=settings.seed,
         bf16=gpu,
         use_cpu=not gpu,
         gradient_checkpointing=gpu,
-        completion_only_loss=True if "completion" in rows.column_names else None,
-        assistant_only_loss="messages" in rows.column_names,
+        completion_only_loss=True,
         save_strategy="no",
         report_to="none",
         logging_first_step=True,
@@ -150,6 +160,7 @@ def _trainer(settings: Settings, rows: Any) -> Any:
         disable_tqdm=True,
         dataloader_pin_memory=gpu,
     )
+    rows = datasets.Dataset.from_list(examples)
     return SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer)
 
 

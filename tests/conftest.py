@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,11 @@ def public_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("KUMITE_TEST_DATA does not name the folder of public test data")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def memory_is_durable_enough() -> Iterator[None]:
+    """For tests in which nobody cuts the power, so that none needs to wait for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield

@@ -42,6 +42,11 @@ class KTO(Algorithm):
     def min_samples(self) -> int:
         return 1
 
+    @property
+    def min_micro_batch(self) -> int:
+        """z0 of a single answer would be that answer's own log-ratio."""
+        return 2
+
     def stages(self, iteration: int) -> Stages:
         return ()
 

@@ -331,10 +331,10 @@ class RunConfig(Section):
                 f"sampling.num_samples = {self.sampling.num_samples}, but algorithm.name = {algorithm.name} trains on "
                 f"{algorithm.max_samples} answer per prompt; the others would be made for nothing"
             )
-        if algorithm.name == "kto" and self.learner.micro_batch_size == 1:
+        if self.learner.micro_batch_size < algorithm.min_micro_batch:
             raise ValueError(
-                "learner.micro_batch_size = 1, but algorithm.name = kto estimates its point of reference z0 over a "
-                "micro-batch; give at least 2"
+                f"learner.micro_batch_size = {self.learner.micro_batch_size}, but algorithm.name = {algorithm.name} "
+                f"compares rows of a micro-batch; give at least {algorithm.min_micro_batch}"
             )
         if self.sampling.num_samples < algorithm.min_samples:
             raise ValueError(

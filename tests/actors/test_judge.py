@@ -413,9 +413,11 @@ def test_a_judge_that_was_not_started_says_so() -> None:
 
 def test_building_a_judge_loads_neither_torch_nor_vllm() -> None:
     code = (
-        "import sys; from actors.scorers import build_scorer; from engine.config.judge import JudgeConfig;"
+        "import sys; from actors.judge import Judge; from actors.judge_prompts import read_judge_prompt;"
+        "from actors.judge_scorer import JudgeScorer; from engine.config.judge import JudgeConfig;"
         "config = JudgeConfig(server={'kind': 'vllm', 'path': 'x'}, prompt='recipes/judges/pairwise.txt');"
-        "build_scorer(config, 3).sleep(); assert not {'torch', 'vllm', 'transformers', 'ray'} & sys.modules.keys()"
+        "JudgeScorer(Judge(config, read_judge_prompt(config), 3)).sleep();"
+        "assert not {'torch', 'vllm', 'transformers', 'ray'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 

@@ -19,7 +19,8 @@ from actors import scorers
 from actors.pairrm import PairRM
 from actors.pairrm_inputs import Room
 from actors.pairrm_training import new_pairrm
-from actors.scorers import build_scorer, find_function, plain_text
+from actors.scorer import plain_text
+from actors.scorers import build_scorer, find_function
 from engine.config.model import BlenderConfig, PairRMConfig, RuleConfig
 from engine.errors import ConfigError, ModelError, RoleError, SchemaError
 from engine.schema import COMPLETIONS, NOTHING_GIVEN, SCORED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,7 @@ import pytest
 from actors.fakes import letter_logps
 from tests.runs import fake_config, play
 
-
-@pytest.fixture(autouse=True)
-def memory_is_durable_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 
 def test_a_data_set_of_preferences_trains_without_any_answer_of_the_policy(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,7 @@ from tests.runs import fake_config, play
 CANARY = "hf_canary123"
 
 
-@pytest.fixture(autouse=True)
-def memory_is_durable_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 
 def with_model(folder: Path, path: str) -> RunConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +23,7 @@ BASE = {"algorithm": {"name": "sppo"}}
 SMALL: dict[str, Any] = {"iterations": 1, "evaluation": None}
 
 
-@pytest.fixture(autouse=True)
-def memory_is_durable_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 
 @pytest.fixture(autouse=True)

@@ -97,7 +97,7 @@ def test_numbers_are_finite(value):
 def test_what_an_algorithm_would_make_for_nothing_is_refused(tmp_path) -> None:
     with pytest.raises(ValidationError, match="trains on 1 answer per prompt; the others would be made for nothing"):
         RunConfig.model_validate({**fake_config(tmp_path).model_dump(), "algorithm": {"name": "spin"}, "scorer": None})
-    with pytest.raises(ValidationError, match=r"micro_batch_size = 1, but algorithm.name = kto"):
+    with pytest.raises(ValidationError, match=r"micro_batch_size = 1, but algorithm.name = kto compares rows"):
         RunConfig.model_validate({**fake_config(tmp_path).model_dump(), "algorithm": {"name": "kto"}})
     with pytest.raises(ValidationError, match="leave nothing to learn from"):
         fake_config(tmp_path, algorithm={"name": "spac", "pref_weight": 0, "critic_weight": 0})

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,7 @@ SELF = {"kind": "judge", "server": {"kind": "policy"}, "prompt": str(JUDGES / "p
 POINTS = {**SELF, "mode": "pointwise", "prompt": str(JUDGES / "additive_rubric.txt"), "num_judgements": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def memory_is_durable_enough() -> Iterator[None]:
-    """No test here cuts the power, so none needs to wait for the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 
 @pytest.fixture(scope="module")

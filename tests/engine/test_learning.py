@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +33,7 @@ WORLDS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 """Parameters, and what the prompts bring along; where they bring nothing, a rule prefers the letter "a"."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def memory_is_durable_enough() -> Iterator[None]:
-    """No test here cuts the power, so none needs to wait for the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 
 @pytest.fixture(scope="module", params=WORLDS)

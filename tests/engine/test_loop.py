@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +17,7 @@ from engine.store.run import RunStore
 from engine.watch.metrics_file import read_metrics
 from tests.runs import DyingDisk, Killed, fake_config, play
 
-
-@pytest.fixture(scope="module", autouse=True)
-def memory_is_durable_enough() -> Iterator[None]:
-    """No test here cuts the power, so none needs to wait for the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -76,9 +75,7 @@ def stage(name: str, source: str, finish: Callable | None = None) -> Stage:
 STAGES = [stage("first", "given"), stage("second", "first")]
 
 
-@pytest.fixture(autouse=True)
-def memory_is_durable_enough(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 
 @pytest.fixture

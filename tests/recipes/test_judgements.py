@@ -214,8 +214,8 @@ def test_a_line_separator_within_a_text_does_not_end_its_row(tmp_path: Path) -> 
 def test_trl_reads_the_examples_as_conversations(tmp_path: Path) -> None:
     from trl.data_utils import is_conversational
 
-    from recipes.sft import _rows
+    from recipes.sft import read_examples
 
     assert make(tmp_path, [rated()], "--heldout-share", "0") == 0
-    rows = _rows((str(tmp_path / "eft.jsonl"),))
-    assert rows.column_names == ["completion", "prompt"] and is_conversational(rows[0])
+    rows, num_disliked = read_examples((str(tmp_path / "eft.jsonl"),))
+    assert rows and is_conversational(rows[0]) and num_disliked == 0

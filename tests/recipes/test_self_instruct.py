@@ -8,8 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from actors.tiny_policy import make_tiny_policy
 from engine.errors import DataError
-from recipes.self_instruct import Pool, Settings, cleaned, collect, main, read_seeds, request, rouge_l
+from recipes.self_instruct import (
+    Pool,
+    Settings,
+    cleaned,
+    collect,
+    main,
+    read_seeds,
+    request,
+    rouge_l,
+    vllm_writer,
+)
 
 SEEDS = [f"Write {n} words about {thing}." for n, thing in enumerate(["tea", "rain", "bees", "salt", "owls", "ink"], 3)]
 
@@ -90,3 +101,13 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys):
     assert main([str(tmp_path / "new.jsonl"), "--model", "m", "--seeds", "s"]) != 0
     assert "nothing is overwritten" in capsys.readouterr().err
     assert (tmp_path / "new.jsonl").read_text() == "mine\n"
+
+
+@pytest.mark.real
+def test_vllm_writes_the_same_replies_to_the_same_requests(tmp_path: Path):
+    make_tiny_policy(tmp_path)
+    write = vllm_writer(Settings(str(tmp_path), "seeds", dtype="float32", max_prompt_tokens=512, max_new_tokens=16))
+    requests = [request(SEEDS), request(SEEDS[:3])]
+    replies = write(requests, [1, 2])
+    assert len(replies) == 2 and replies[0] != replies[1]
+    assert write(requests[::-1], [2, 1]) == replies[::-1]
