@@ -19,7 +19,7 @@ demo: $(STAMP)  ## self-play with real vLLM, PairRM and DeepSpeed on two CPU cor
 	$(PYTHON) -m recipes.demo
 
 proof: $(STAMP)  ## the measurements behind what README and docs claim
-	$(PYTHON) -m recipes.proof
+	$(PYTHON) -m recipes.experiments.run
 
 test: $(STAMP)  ## every test, also those that start Ray, vLLM and DeepSpeed
 	$(PYTHON) -m pytest

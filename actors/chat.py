@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from engine.config.model import ModelConfig
+from engine.config.run import ModelConfig
+from engine.data.chats import Message
 from engine.errors import ModelError
-from engine.prompts.conversations import Message
 from engine.store.weights import stop_token_ids
 
 PROBE = "Kumite 123: zwölf Boxkämpfer, 日本語 и עברית.\n\n\tdef f(x): return x  # 🙂 don't"

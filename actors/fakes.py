@@ -17,13 +17,12 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
-from actors.judge import Judge
-from actors.judge_model import Question, Reply
-from actors.scorer import rows_of, scored
-from engine.algorithm import Algorithm
-from engine.config.model import LearnerConfig, SamplingConfig
+from actors.scorers.base import rows_of, scored
+from actors.scorers.judge.judge import Judge, Question, Reply
+from engine.algorithms.base import Algorithm
+from engine.config.run import LearnerConfig, SamplingConfig
 from engine.errors import NonFiniteError, RoleError, WeightsError
-from engine.maths.probe import compare_probe
+from engine.loop.weight_probe import compare_probe
 from engine.schema import COMPLETIONS, PROMPTS, REFERENCED, ROWS, append, conform
 from engine.seeds import derive_seed
 from engine.store.weights import verify_weights
@@ -232,7 +231,7 @@ class FakeLearner:
         """One step of normalised gradient descent on the mean loss of the next batch."""
         import torch
 
-        from actors.rows import batches_of
+        from actors.learner.learner import batches_of
 
         size = self._config.batch_size
         rows = self._rows[self._step * size : (self._step + 1) * size]

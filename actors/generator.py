@@ -14,17 +14,26 @@ from pathlib import Path
 import pyarrow as pa
 
 from actors.chat import Chat
-from actors.judge import Judge
-from actors.scorer import rows_of, scored
+from actors.scorers.base import rows_of, scored
+from actors.scorers.judge.judge import Judge
+from actors.scorers.judge.vllm import VLLMReplies
 from actors.vllm_engine import Answer, SampleRequest, VLLMEngine, check_engine_args
-from actors.vllm_judge import VLLMReplies
-from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
+from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
-from engine.maths.probe import compare_probe, probe_tolerance
+from engine.loop.weight_probe import compare_probe, probe_tolerance
 from engine.schema import COMPLETIONS, PROMPTS, append, arrow_safe, conform
 from engine.seeds import derive_seed
-from engine.store.adapters import check_base, check_fits, read_adapter, refuse_adapter
-from engine.store.weights import check_same_tensors, stop_token_ids, tensor_shapes, verify_weights, weights_digest
+from engine.store.weights import (
+    check_base,
+    check_fits,
+    check_same_tensors,
+    read_adapter,
+    refuse_adapter,
+    stop_token_ids,
+    tensor_shapes,
+    verify_weights,
+    weights_digest,
+)
 
 log = logging.getLogger(__name__)
 

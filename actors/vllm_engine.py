@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.config.lora import SERVED_RANKS
-from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
+from engine.config.learner import SERVED_RANKS
+from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ from transformers import DebertaV2Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from actors.pairrm_training import new_pairrm
-from actors.scorer import Scorer
-from actors.scorers import build_scorer
-from engine.config.model import BlenderConfig, PairRMConfig, ScorerConfig
+from actors.scorers.base import Scorer
+from actors.scorers.builtin import build_scorer
+from actors.scorers.pairrm.training import new_pairrm
+from engine.config.scorer import BlenderConfig, PairRMConfig, ScorerConfig
 from engine.schema import COMPLETIONS, NOTHING_GIVEN
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in "nrst"]

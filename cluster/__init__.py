@@ -1,1 +1,1 @@
-"""Where the roles run: pools and groups of replicas, placement, launch. The only package that imports Ray."""
+"""Where the roles run: commands, the plan, and the Ray runtime."""

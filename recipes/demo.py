@@ -10,7 +10,7 @@ docs/small_world.md says what the world is and why its win rates mean something.
 import sys
 from pathlib import Path
 
-from cluster.main import main
+from cluster.commands.train import main
 
 WORLD = Path("runs/demo-world")
 CONFIG = "recipes/configs/demo.yaml"
@@ -21,7 +21,7 @@ def demo(overrides: list[str]) -> int:
     recipe = ({"algorithm": {"name": "sppo"}}, __doc__, ["--config", CONFIG, *overrides])
     if {"-h", "--help", "--dry-run"} & set(overrides):
         return main(*recipe)
-    from recipes.worlds.tearoom_build import Settings, build
+    from recipes.experiments.tearoom.build import Settings, build
 
     print(f"building the tearoom in {WORLD} (about a minute, kept for later)", flush=True)
     figures = build(WORLD, Settings())["figures"]

@@ -15,7 +15,7 @@ docs/dpo.md has the losses, their equations and what was measured.
 
 import sys
 
-from cluster.main import main
+from cluster.commands.train import main
 
 
 def config() -> dict:

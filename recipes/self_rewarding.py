@@ -4,14 +4,14 @@
     python recipes/self_rewarding.py --config recipes/configs/smoke_self_rewarding.yaml
     python recipes/self_rewarding.py --config recipes/configs/self_rewarding_llama3_8b.yaml --dry-run
 
-A start model that can judge is made by recipes/sft.py from instructions and judgements (IFT and EFT);
-new prompts by recipes/self_instruct.py. docs/self_rewarding.md has the equations, the fixes that later
+A start model that can judge is made by recipes/prepare/sft.py from instructions and judgements (IFT and EFT);
+new prompts by recipes/prepare/self_instruct.py. docs/self_rewarding.md has the equations, the fixes that later
 papers proposed, and what was measured.
 """
 
 import sys
 
-from cluster.main import main
+from cluster.commands.train import main
 
 
 def config() -> dict:

@@ -9,7 +9,7 @@ docs/spac.md has the derivation, the choices and what was measured.
 
 import sys
 
-from cluster.main import main
+from cluster.commands.train import main
 
 
 def config() -> dict:

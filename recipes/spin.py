@@ -8,7 +8,7 @@ docs/spin.md has the equation, the choices and the differences from the released
 
 import sys
 
-from cluster.main import main
+from cluster.commands.train import main
 
 
 def config() -> dict:

@@ -8,7 +8,7 @@ ray job submit --working-dir . -- python recipes/sppo.py --config recipes/config
 
 import sys
 
-from cluster.main import main
+from cluster.commands.train import main
 
 
 def config() -> dict:

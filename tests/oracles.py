@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.algorithm import Batch
-from engine.maths.losses import Pairs
+from engine.algorithms.base import Batch
+from engine.algorithms.losses import Pairs
 
-ORACLES: dict[str, Any] = json.loads((Path(__file__).parent / "engine/loss_oracles.json").read_text())
+ORACLES: dict[str, Any] = json.loads((Path(__file__).parent / "engine/algorithms/loss_oracles.json").read_text())
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Relative."""
 PRINTED = 1e-6

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.job import Job
-from engine.config.model import RunConfig
+from cluster.commands.job import Job
+from engine.config.run import RunConfig
 from engine.store.disk import Disk
 
 PROMPTS = {"source": str(Path(__file__).parent.parent / "recipes/configs/smoke_prompts.jsonl"), "limit": 8}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.algorithm import Selection
+from engine.algorithms.base import Selection
 from engine.schema import NOTHING_GIVEN, PROMPTS, SCORED, conform
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -15,42 +14,43 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
 def named(readme: str) -> set[str]:
-    """Paths and globs in the tables of "The files"; a name without a folder lies where the one before it does."""
-    found, layer = set(), ""
-    for line in readme.partition("## The files")[2].splitlines():
-        names = re.findall(r"`([^`]+)`", line.split("|")[1]) if line.startswith("|") else []
-        if len(names) == 1 and names[0].rstrip("/") in LAYERS:
-            layer, names = names[0].rstrip("/"), []
-        folder = ""
-        for name in names:
-            above, slash, _ = name.rpartition("/")
-            folder = above + slash if slash else folder
-            found.add(f"{layer}/{name if slash else folder + name}")
+    """Paths in the tree of "The files": folders end with "/", and what is indented below lies in them."""
+    found, stack = set(), []
+    for line in readme.partition("## The files")[2].partition("```")[2].partition("```")[0].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.findall(r"(?<!\S)(?:[\w]+/|[\w]+\.py)(?=,?(?:\s|$))", line)
+        if not names:
+            continue
+        del stack[depth:]
+        found |= {"".join(stack) + name for name in names}
+        stack.append(names[0] if names[0].endswith("/") else "")
     return found
 
 
 def files() -> list[str]:
-    """Modules, configurations and judge prompts, as paths from the repository."""
-    kept = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py") if path.name != "__init__.py"]
-    kept += [path for kind in ("configs/*", "judges/*") for path in (ROOT / "recipes").glob(kind)]
-    return sorted(path.relative_to(ROOT).as_posix() for path in kept if path.is_file())
+    """Modules of the four layers, as paths from the repository."""
+    kept = (path for layer in LAYERS for path in (ROOT / layer).rglob("*.py") if path.name != "__init__.py")
+    return sorted(path.relative_to(ROOT).as_posix() for path in kept)
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_file_is_named_in_the_readme():
+def test_every_file_is_named_in_the_readme_or_lies_in_a_folder_that_is_named_as_a_whole():
     names = named(README)
-    assert [path for path in files() if not any(fnmatchcase(path, name) for name in names)] == []
+    whole = {name for name in names if name.endswith("/") and not any(n != name and n.startswith(name) for n in names)}
+    assert [path for path in files() if path not in names and not any(path.startswith(name) for name in whole)] == []
 
 
-def test_every_name_in_the_readme_is_a_file():
-    assert sorted(name for name in named(README) if not any(ROOT.glob(name.rstrip("/")))) == []
+def test_every_name_in_the_readme_exists():
+    assert sorted(name for name in named(README) if not (ROOT / name).exists()) == []
 
 
-def test_a_file_in_another_folder_is_not_taken_for_the_named_one():
-    names = named("## The files\n| `engine/` | the method |\n|---|---|\n| `loop/stages.py`, `roles.py` | a; b |\n")
-    assert names == {"engine/loop/stages.py", "engine/loop/roles.py"}
+def test_names_below_a_folder_lie_in_it():
+    lines = ["engine/   the method", "  loop/", "    a.py  b.py  two files", "  c.py", "recipes/", "  d/  e/  both"]
+    tree = "## The files\n```\n" + "\n".join(lines) + "\n```"
+    assert named(tree) == {"engine/", "engine/loop/", "engine/loop/a.py", "engine/loop/b.py", "engine/c.py", "recipes/",
+                           "recipes/d/", "recipes/e/"}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine.config.file import diff, dump, load
-from engine.config.model import PairRMConfig, RunConfig
+from engine.config.load import diff, dump, load
+from engine.config.run import RunConfig
+from engine.config.scorer import PairRMConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "recipes" / "configs"

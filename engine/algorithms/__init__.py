@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from engine.algorithm import Algorithm
+from engine.algorithms.base import Algorithm
 from engine.algorithms.dpo import DPO
 from engine.algorithms.kto import KTO
 from engine.algorithms.self_rewarding import SelfRewarding

@@ -1,7 +1,7 @@
 """DPO (arXiv 2305.18290) with any loss of the family, on a preference set or on the policy's own answers.
 
 Offline, the pairs are given; iterative, the policy answers, a scorer compares, and the best answer trains
-against the worst. engine/maths/losses.py has the losses with their papers; here they are mixed and given what
+against the worst. engine/algorithms/losses.py has the losses with their papers; here they are mixed and given what
 they ask for.
 """
 
@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from engine.algorithm import Batch, Stages, row_of
-from engine.algorithms.rules import ScoredAnswers, best_and_worst, quality
-from engine.maths import preference
-from engine.maths.losses import LOSSES, Pairs, sft
+from engine.algorithms import preference
+from engine.algorithms.base import Batch, ScoredAnswers, Stages, best_and_worst, quality, row_of
+from engine.algorithms.losses import LOSSES, Pairs, sft
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from engine.algorithm import Algorithm, Batch, Selection, Stages, row_of
-from engine.maths.losses import kto
+from engine.algorithms.base import Algorithm, Batch, Selection, Stages, row_of
+from engine.algorithms.losses import kto
 from engine.schema import ELSEWHERE
 
 if TYPE_CHECKING:

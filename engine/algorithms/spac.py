@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from engine.algorithm import Algorithm, Batch, Selection, Stages, row_of
+from engine.algorithms.base import Algorithm, Batch, Selection, Stages, row_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from engine.algorithm import Algorithm, Batch, Selection, Stages, row_of
-from engine.maths.losses import relu, softplus
+from engine.algorithms.base import Algorithm, Batch, Selection, Stages, row_of
+from engine.algorithms.losses import relu, softplus
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from engine.algorithm import Batch, row_of
-from engine.algorithms.rules import ScoredAnswers, best_and_worst
-from engine.maths import losses, preference
+from engine.algorithms import losses, preference
+from engine.algorithms.base import Batch, ScoredAnswers, best_and_worst, row_of
 
 if TYPE_CHECKING:
     from torch import Tensor

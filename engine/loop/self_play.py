@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from engine.config.model import RunConfig
+from engine.config.run import RunConfig
 from engine.errors import DataError
 from engine.loop.roles import Roles, Stage
 from engine.loop.stages import heldout_stages, training_stages
 from engine.loop.stream import Stream
-from engine.maths.probe import ProbeBatch
-from engine.report.judges import judge_warnings
-from engine.report.results import iteration_metrics
+from engine.loop.weight_probe import ProbeBatch
+from engine.metrics.monitor import Monitor
+from engine.report.collect import iteration_metrics, judge_warnings
 from engine.schema import COMPLETIONS, REFERENCED
 from engine.store.run import Policy, RunStore
-from engine.watch.monitor import Monitor
 
 
 class SelfPlay:

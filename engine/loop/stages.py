@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.algorithm import Algorithm
-from engine.config.model import EvaluationConfig, RunConfig
+from engine.algorithms.base import Algorithm
+from engine.algorithms.preference import pairwise_win_probabilities
+from engine.config.evaluation import EvaluationConfig
+from engine.config.run import RunConfig
 from engine.errors import WeightsError
+from engine.evaluation import statistics
 from engine.loop.roles import Answered, Pool, Stage
-from engine.maths import evaluation
-from engine.maths.preference import pairwise_win_probabilities
 from engine.schema import AUDITED, CANARY, COMPLETIONS, JUDGED, PROMPTS, REFERENCED, RESCORED, SCORED, append
 from engine.store.run import Policy
 
@@ -177,7 +178,7 @@ def _referenced(algorithm: Algorithm, reference: Policy, source: str) -> Stage:
 def _audited(config: RunConfig) -> Stage:
     def finish(scored: pa.Table, answer: Answered) -> pa.Table:
         verdicts = zip(scored["pair_logits"].to_pylist(), answer.value["pair_logits"].to_pylist(), strict=True)
-        counts = [evaluation.agreement(np.array(ours), np.array(theirs)) for ours, theirs in verdicts]
+        counts = [statistics.agreement(np.array(ours), np.array(theirs)) for ours, theirs in verdicts]
         columns = [scored["prompt_id"], [c.agreed for c in counts], [c.num_pairs for c in counts]]
         return pa.table(columns, names=AUDITED.names)
 
@@ -281,7 +282,7 @@ def _judged(config: RunConfig, policy: Policy, earlier: Earlier) -> Stage:
 
 def _wins(logits: np.ndarray, m: int) -> float:
     """Share of the pairs won by the first m answers against the others."""
-    return evaluation.win_rate_from_margins(evaluation.margins_from_pair_logits(logits, m))
+    return statistics.win_rate_from_margins(statistics.margins_from_pair_logits(logits, m))
 
 
 def side_by_side(*tables: pa.Table) -> pa.Table:

@@ -17,8 +17,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 import pyarrow as pa
 
 from engine.loop.roles import Answered, Pool, Stage
+from engine.metrics.monitor import Monitor
 from engine.store.run import RunStore
-from engine.watch.monitor import Monitor
 
 
 class Stream:

@@ -12,8 +12,8 @@ from collections import defaultdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from engine.metrics.trackers import Record
 from engine.report.summary import IterationSummary, Summary, WinRate
-from engine.watch.metrics_file import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

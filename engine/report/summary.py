@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.watch.metrics_file import Record
+from engine.metrics.trackers import Record
 
 MISSING = "–"
 """Shown where a figure is not there yet."""
@@ -58,7 +58,7 @@ class IterationSummary:
     agreement: float | None = None
     """Share of comparisons, in [0, 1], in which the training scorer and the oracle agree."""
     judge: dict[str, float] = field(default_factory=dict)
-    """What is known of an LLM judge, by metric name (engine/report/judges.py); empty for other scorers."""
+    """What is known of an LLM judge, by metric name (engine/report/collect.py); empty for other scorers."""
     num_prompts: int | None = None
     num_rows: int | None = None
     """Pairs (or groups of n answers) that were trained on."""

@@ -1,20 +1,26 @@
-"""The one layer through which durable files are written.
+"""Durable writes, and the lock that keeps a second driver out of a run folder.
 
 A file appears whole or not at all: temporary name, write, fsync, rename, fsync of the folder. Every
-primitive passes `before(operation, path)`, so a test can fail or kill at each of them in turn. Knows
-nothing of runs, shards or manifests.
+primitive passes `before(operation, path)`, so a test can fail or kill at each of them in turn.
+
+The kernel's lock on a file decides who owns the folder, so it ends with its owner however that owner died; the
+file's content only tells people who the owner is. Network file systems without flock are not covered.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.errors import StoreError
+from engine.errors import RunLockedError, StoreError
 
 TEMPORARY = ".tmp"
 """Suffix of names that no reader looks at and every opening driver removes."""
@@ -108,3 +114,48 @@ def sha256_of(path: Path) -> str:
     """sha256 of a file's content in hex, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class RunLock:
+    """Exclusive ownership of `folder`, from construction to `release()` or the end of the process."""
+
+    def __init__(self, folder: Path):
+        path = folder / "LOCK"
+        self._file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise RunLockedError(f"{folder} is in use by {_owner(path)}; wait for it or stop it") from error
+        self._file.truncate(0)
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        self._file.write(json.dumps(owner))
+        self._file.flush()
+
+    def release(self) -> None:
+        """Give the folder back; calling it twice is fine."""
+        if not self._file.closed:
+            self._file.truncate(0)
+            self._file.close()
+
+
+def owner_of(folder: Path) -> str | None:
+    """Who holds the folder's lock, in words; None if it is free. Takes nothing."""
+    path = folder / "LOCK"
+    if not path.exists():
+        return None
+    with path.open("r", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return _owner(path)
+    return None
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        age = max(0, int(time.time() - owner["since"]))
+        return f"process {owner['pid']} on {owner['host']}, for {age} s"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

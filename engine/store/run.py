@@ -27,11 +27,9 @@ import pyarrow.parquet as pq
 
 from engine.errors import StoreError, WeightsError
 from engine.schema import conform
-from engine.store.adapters import check_base, is_adapter
-from engine.store.disk import TEMPORARY, Disk, sha256_of
-from engine.store.lock import RunLock
+from engine.store.disk import TEMPORARY, Disk, RunLock, sha256_of
 from engine.store.manifest import Manifest, Record
-from engine.store.weights import seal_weights, verify_weights, weights_digest
+from engine.store.weights import check_base, is_adapter, seal_weights, verify_weights, weights_digest
 
 VERSION_STAGES = ("heldout_answers", "judged")
 """Stages that belong to a version of the policy; the iteration under which they lie is that version."""

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from actors.chat import Chat
-from engine.config.model import ModelConfig, PromptsConfig
+from engine.config.prompts import PromptsConfig
+from engine.config.run import ModelConfig
+from engine.data.ingest import ingest
 from engine.errors import DataError, ModelError
-from engine.prompts.ingest import ingest
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"

@@ -10,7 +10,7 @@ import pytest
 
 from actors.fakes import END, LETTERS, FakeChat, FakeGenerator, FakeLearner, letter_logps, make_fake_policy, utility
 from engine.algorithms.sppo import SPPO
-from engine.config.model import LearnerConfig, SamplingConfig
+from engine.config.run import LearnerConfig, SamplingConfig
 from engine.errors import SchemaError, WeightsError
 from engine.schema import NOTHING_GIVEN, PROMPTS, REFERENCED, ROWS
 from engine.store.weights import weights_digest

@@ -22,9 +22,9 @@ import pytest
 from actors.generator import Generator, _check_answers
 from actors.tiny_policy import make_tiny_policy
 from actors.vllm_engine import Answer, SampleRequest
-from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
+from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
-from engine.maths.probe import compare_probe, probe_batch
+from engine.loop.weight_probe import compare_probe, probe_batch
 from engine.schema import COMPLETIONS, NOTHING_GIVEN, PROMPTS, arrow_safe
 from engine.seeds import derive_seed
 from engine.store.weights import seal_weights
@@ -108,7 +108,7 @@ def transformers_logps(folder: Path, prompt: list[int], answer: list[int]) -> li
 
 def test_importing_and_constructing_a_generator_loads_neither_torch_nor_vllm() -> None:
     code = (
-        "import sys; from actors.generator import Generator; from engine.config.model import *;"
+        "import sys; from actors.generator import Generator; from engine.config.run import *;"
         "g = Generator(GeneratorConfig(), ModelConfig(path='nowhere'), SamplingConfig(), 0); g.sleep(); g.close();"
         "assert g.serving() is None; assert not {'torch', 'vllm', 'transformers', 'ray'} & sys.modules.keys()"
     )

@@ -16,9 +16,8 @@ import pytest
 
 from actors.generator import Generator
 from actors.tiny_policy import make_tiny_policy
-from engine.config.learner import LearnerConfig
-from engine.config.lora import LoRAConfig
-from engine.config.model import GeneratorConfig, ModelConfig, SamplingConfig
+from engine.config.learner import LearnerConfig, LoRAConfig
+from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, ModelError, RoleError, WeightsError
 from engine.store.weights import seal_weights
 from tests.actors.test_generator import make_prompts, transformers_logps
@@ -43,7 +42,7 @@ def make_adapter(base: Path, folder: Path, seed: int, size: float, rank: int = 4
     """An adapter of `base` in the learner's own format; `size` is the standard deviation of B."""
     import torch
 
-    from actors.versions import Versions
+    from actors.learner.versions import Versions
 
     files = Versions(LearnerConfig(lora=LoRAConfig(rank=rank, alpha=8)), MODEL)
     policy = files.load(base, None, seed)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.watch.text import html, printable
+from engine.text import html, printable
 
 any_text = st.text(st.characters(min_codepoint=0, max_codepoint=0x10FFFF, categories=None))
 

@@ -1,0 +1,1 @@
+"""The scorers: from K answers per prompt to pair logits."""

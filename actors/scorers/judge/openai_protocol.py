@@ -1,0 +1,177 @@
+"""What is sent to an OpenAI-compatible server for a Question, and how the body of its answer is read.
+
+Pure functions. A server is not trusted: whatever it sends is read, or is an Unreadable, never a guess. Knows nothing
+of connections, retries or limits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.scorers.judge.judge import Question
+from engine.config.judge import OpenAIServer
+
+TOP_LOGPROBS = 20
+"""Alternatives asked for; the most that OpenAI gives, and vLLM by default."""
+CHOICE_ROOM = {"top_logprobs": 1, "guided": 16, "json_schema": 32}
+"""Tokens for a reply that is a choice: the choice's first one, all of it, or all of it within JSON."""
+
+Alternatives = list[tuple[str, float]]
+"""Tokens that might stand at one position, with their log-probabilities in nats."""
+
+
+class Unreadable(ValueError):
+    """A body that is not what the protocol says. The message tells why, without quoting it."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """What one answer of the server holds."""
+
+    texts: tuple[str | None, ...]
+    """One per sample; None where the server withheld it, or gave none of the choices."""
+    cut: tuple[bool, ...]
+    """One per sample: whether free text ran into the limit on its tokens."""
+    choice_logps: dict[str, float] | None
+    """Nats, normalised over the choices; None where the server did not tell."""
+    usage: tuple[int, int] | None
+    """Tokens of the prompt and of the replies, as the server counts them; None where it does not."""
+
+
+def request_for(question: Question, server: OpenAIServer, max_new_tokens: int, done: int = 0) -> dict[str, Any]:
+    """Arguments of the client's chat.completions.create for the samples after the first `done`."""
+    request: dict[str, Any] = {
+        "model": server.model,
+        "messages": [dict(message) for message in question.messages],
+        "temperature": question.temperature,
+        "seed": question.seed + done,
+    }
+    if not question.choices:
+        samples = question.num_samples - done
+        return request | {server.length_key: max_new_tokens} | ({"n": samples} if samples > 1 else {})
+    request |= {server.length_key: CHOICE_ROOM[server.choice_mode], "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+    if server.choice_mode == "guided":
+        request["extra_body"] = {"structured_outputs": {"choice": list(question.choices)}}
+    elif server.choice_mode == "json_schema":
+        request["response_format"] = {"type": "json_schema", "json_schema": _verdict_schema(question.choices)}
+    return request
+
+
+def _verdict_schema(choices: Sequence[str]) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": {"choice": {"type": "string", "enum": list(choices)}},
+        "required": ["choice"],
+        "additionalProperties": False,
+    }
+    return {"name": "verdict", "strict": True, "schema": schema}
+
+
+def read_body(text: str, question: Question, server: OpenAIServer) -> Received:
+    """Read the body of a successful answer, whatever its Content-Type says. Raises Unreadable."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable("the body is not JSON") from error
+    try:
+        samples = [(sample["message"], sample) for sample in body["choices"]]
+        texts = tuple(None if message.get("refusal") else message["content"] for message, _ in samples)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Unreadable("the JSON holds no choices[].message.content") from error
+    if not texts or not all(isinstance(content, str | None) for content in texts):
+        raise Unreadable("choices[].message.content is not text")
+    usage = _usage(body.get("usage"))
+    if not question.choices:
+        cut = tuple(sample.get("finish_reason") == "length" for _, sample in samples)
+        return Received(texts[: question.num_samples], cut[: question.num_samples], None, usage)
+    content = texts[0] or ""
+    logps = choice_logps(question.choices, _alternatives(samples[0][1], content, server.choice_mode))
+    chosen = max(logps, key=logps.__getitem__) if logps else _chosen(content, question.choices, server.choice_mode)
+    return Received((chosen,), (False,), logps, usage)  # a choice has room for little more than itself
+
+
+def _usage(usage: Any) -> tuple[int, int] | None:
+    if not isinstance(usage, dict):
+        return None
+    counts = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
+    return counts if all(isinstance(n, int) and n >= 0 for n in counts) else None  # type: ignore[return-value]
+
+
+def _chosen(content: str, choices: Sequence[str], mode: str) -> str | None:
+    """The choice that a reply is, where it is one."""
+    if mode == "json_schema":
+        try:
+            content = json.loads(content)["choice"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+    return _spellings(choices).get(_spelt(content, choices)) if isinstance(content, str) else None
+
+
+def _spelt(text: str, choices: Sequence[str]) -> str:
+    """`text` without what does not tell the choices apart: space around it, and case unless they differ in it."""
+    folded = {choice.strip().casefold() for choice in choices}
+    return text.strip().casefold() if len(folded) == len(choices) else text.strip()
+
+
+def _spellings(choices: Sequence[str]) -> dict[str, str]:
+    return {_spelt(choice, choices): choice for choice in choices}
+
+
+def choice_logps(choices: Sequence[str], alternatives: Alternatives) -> dict[str, float] | None:
+    """Log-probabilities, in nats, of `choices` among the tokens listed, normalised; None if none of them is listed.
+
+    Variants of a choice in case and space are summed. A choice that is not listed is less probable than all that
+    are, and than what they leave of 1: it gets the smaller of the two bounds, never a certain 0.
+    """
+    spellings = _spellings(choices)
+    mass = dict.fromkeys(choices, 0.0)
+    for token, logp in alternatives:
+        if choice := spellings.get(_spelt(token, choices)):
+            mass[choice] += math.exp(logp)
+    if not any(mass.values()):
+        return None
+    listed = [math.exp(logp) for _, logp in alternatives]
+    bound = min(min(listed), max(0.0, 1.0 - math.fsum(listed)))
+    mass = {choice: p or bound for choice, p in mass.items()}
+    total = math.fsum(mass.values())
+    return {choice: math.log(p / total) if p / total else -math.inf for choice, p in mass.items()}
+
+
+def _alternatives(sample: dict[str, Any], content: str, mode: str) -> Alternatives:
+    """The tokens that might stand where the choice begins; empty where the server does not tell, or tells nonsense."""
+    try:
+        positions = [(item["token"], _listed(item)) for item in sample["logprobs"]["content"]]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return []
+    if not positions:
+        return []
+    return _within_json(positions, content) if mode == "json_schema" else positions[0][1]
+
+
+def _listed(item: dict[str, Any]) -> Alternatives:
+    """The likeliest tokens of one position and the one that stands there, which need not be among them."""
+    listed = [(top["token"], float(top["logprob"])) for top in item["top_logprobs"]]
+    if item["token"] not in (token for token, _ in listed):
+        listed.append((item["token"], float(item["logprob"])))
+    # Servers round, so a little above 0 is 0; -9999 stands for "impossible" at OpenAI and vLLM.
+    if not all(isinstance(token, str) and logp <= 1e-3 for token, logp in listed):
+        raise ValueError("not log-probabilities")
+    return [(token, min(0.0, logp)) for token, logp in listed]
+
+
+def _within_json(positions: list[tuple[str, Alternatives]], content: str) -> Alternatives:
+    """The alternatives at the token in which the value of {"choice": "..."} begins, without the JSON around it."""
+    colon = content.find(":", content.find('"choice"'))
+    start, end = content.find('"', colon + 1) + 1, 0
+    if colon < 0 or start < 1:
+        return []
+    for token, listed in positions:
+        begin, end = end, end + len(token)
+        if begin <= start < end:
+            before = token[: start - begin]
+            return [(other[len(before) :].rstrip('"} \n'), p) for other, p in listed if other.startswith(before)]
+    return []

@@ -1,0 +1,49 @@
+"""A judge as a scorer with a model of its own: in vLLM, or behind a remote server.
+
+The only place that knows both how answers are judged and who can serve a judge.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.scorers.base import Scorer, Verdict
+from actors.scorers.judge.judge import Judge, ServedModel
+from engine.config.judge import OpenAIServer, VLLMServer
+from engine.errors import ConfigError, RoleError
+
+
+class JudgeScorer(Scorer):
+    """A judge with a model of its own."""
+
+    def __init__(self, judge: Judge):
+        self._judge = judge
+        self._model: ServedModel | None = None
+
+    def start(self) -> None:
+        if self._model is None:
+            self._model = serve(self._judge)
+        self._model.start()
+        self.id = self._judge.id(self._model.id)
+
+    def sleep(self) -> None:
+        if self._model is not None:
+            self._model.sleep()
+
+    def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
+        if self._model is None:
+            raise RoleError("judge: no model is loaded; call start() first")
+        return self._judge.judge(self._model, rows)
+
+
+def serve(judge: Judge) -> ServedModel:
+    """The model that the config's `server` names, not yet started."""
+    from actors.scorers.judge.openai_client import OpenAIModel
+    from actors.scorers.judge.vllm import VLLMModel
+
+    server = judge.config.server
+    if isinstance(server, OpenAIServer):
+        return OpenAIModel(server, judge.config.max_new_tokens)
+    if isinstance(server, VLLMServer):
+        return VLLMModel(server, judge)
+    raise ConfigError([f"scorer.server.kind = {server.kind}: only the policy's own generators can serve that"])

@@ -1,0 +1,1 @@
+"""What a person runs: training, the kumite command, exports."""

@@ -1,0 +1,92 @@
+"""What every recipe does: read the config, show the plan, run, report.
+
+    config -> plan -> run folder -> prompts -> roles -> self-play -> table and report
+
+Nothing heavy is imported before the plan stands, so `--help`, `--dry-run` and mistakes answer at once.
+Knows nothing of the algorithm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.plan.plan import make_plan
+from engine.config.load import describe, load
+from engine.config.run import RunConfig
+from engine.errors import KumiteError
+from engine.text import printable
+
+WIDTH = 160
+"""Columns where nobody's terminal says: the tables of a job's log should not be broken up."""
+
+
+def main(base: dict[str, Any], description: str, argv: list[str] | None = None) -> int:
+    """Run a recipe whose own values are `base`; return the exit code of the process.
+
+    0: finished, or a plan that fits; 1: the run failed; 2: config, plan or input is wrong; 130 and 143:
+    interrupted or terminated, to be resumed by the same command.
+    """
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    arguments, overrides = _parser(description).parse_known_args(argv)
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # rules by dotted path are looked up from where the command is given
+    try:
+        config = load(arguments.config, overrides, base)
+        plan = make_plan(config, config.cluster.stated if arguments.dry_run else None)
+        console.print("\n".join(plan.lines), markup=False, highlight=False, soft_wrap=True)
+        plan.check()
+        if arguments.dry_run:
+            console.print("dry run: nothing was started", markup=False)
+            return 0
+        return run(config, console)
+    except KumiteError as error:
+        console.print(
+            f"error: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True, style="bold red"
+        )
+        return error.exit_code
+    except KeyboardInterrupt as stop:
+        console.print("stopped; the same command continues from what is committed", markup=False)
+        return stop.args[0] if stop.args else 130
+
+
+def run(config: RunConfig, console: Console) -> int:
+    """Run or resume `config`, in the order of the module's first lines."""
+    import pyarrow
+
+    from cluster.commands.job import Job
+
+    # While it reads or computes, pyarrow takes SIGINT and SIGTERM over, and one that comes as it ends is lost.
+    pyarrow.enable_signal_handlers(False)
+    signal.signal(signal.SIGTERM, _terminated)
+    with Job(config, console) as job:
+        try:
+            job.play()
+        except (KumiteError, KeyboardInterrupt) as stop:
+            reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else stop
+            job.report(f"stopped: {reason}")
+            raise
+        job.show()
+    return 0
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(128 + number)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="keys (key=value, later wins):\n" + describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [--config FILE] [--dry-run] [key.path=value ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, help="YAML file; may inherit from others with `defaults:`")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, show the plan, start nothing")
+    return parser

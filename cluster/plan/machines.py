@@ -1,0 +1,116 @@
+"""What the machines have, what the roles need, and where the second exceeds the first.
+
+Plain arithmetic and the operating system's own files. Starts nothing and needs no Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config.run import RunConfig, StatedCluster
+
+GIB = 2**30
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Equal nodes; None where only asking the cluster would tell."""
+
+    where: str
+    nodes: int
+    cpus: float | None
+    """Per node."""
+    gpus: float | None
+    """Per node."""
+    gpu_gib: float | None
+    """Memory of one GPU."""
+    memory_gib: float | None
+    """Host memory of one node."""
+    disk_gib: float
+    """Free on the storage of `output`."""
+
+    def resources(self) -> dict[str, float] | None:
+        """What all nodes have together, under Ray's names."""
+        if self.cpus is None or self.gpus is None:
+            return None
+        return {"CPU": self.nodes * self.cpus, "GPU": self.nodes * self.gpus}
+
+
+def machines(config: RunConfig, stated: StatedCluster | None) -> Machines:
+    """The stated cluster, else the one that the run will connect to, else this machine."""
+    if stated is not None:
+        nodes = "1 node" if stated.nodes == 1 else f"{stated.nodes} nodes"
+        return Machines(f"as stated, {nodes}", stated.nodes, float(stated.cpus), float(stated.gpus),
+                        stated.gpu_gib or None, stated.memory_gib, stated.disk_gib)  # fmt: skip
+    free = shutil.disk_usage(_existing(Path(config.output))).free / GIB
+    if config.cluster.backend == "ray" and (address := config.cluster.address or os.environ.get("RAY_ADDRESS")):
+        return Machines(f"{address}, asked when the run connects", 1, None, None, None, None, free)
+    return Machines("this machine", 1, float(os.cpu_count() or 1), _visible_gpus(), None, _host_memory(), free)
+
+
+def _visible_gpus() -> float:
+    return float(len(list(NVIDIA.glob("*")))) if NVIDIA.is_dir() else 0.0
+
+
+def _host_memory() -> float:
+    """GiB that this process may use; a container's limit counts where it is the smaller one."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        total = min(total, int(CGROUP_LIMIT.read_text()))
+    return total / GIB
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.resolve().parent
+    return path
+
+
+ADVICE = "\nLower num_replicas, cpus or gpus, add nodes, or let roles take turns: cluster.placement=turns"
+"""The ways out."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one role asks for."""
+
+    num_replicas: int
+    cpus: float
+    gpus: float
+    strategy: str = "SPREAD"
+    """SPREAD replicas that work alone; PACK ranks that talk to each other."""
+
+    def total(self) -> dict[str, float]:
+        return {"CPU": self.num_replicas * self.cpus, "GPU": self.num_replicas * self.gpus}
+
+
+def share(needs: Mapping[str, Need]) -> Need:
+    """The bundles that serve every role in turn."""
+    return Need(
+        num_replicas=max(n.num_replicas for n in needs.values()),
+        cpus=max(n.cpus for n in needs.values()),
+        gpus=max(n.gpus for n in needs.values()),
+        strategy="PACK",
+    )
+
+
+def shortages(needs: Mapping[str, Need], turns: bool, available: Mapping[str, float]) -> list[str]:
+    """One sentence for each resource of which the roles want more than the cluster has."""
+    wanted = [share(needs)] if turns else list(needs.values())
+    lines = []
+    for resource in ("CPU", "GPU"):
+        total = math.fsum(need.total()[resource] for need in wanted)
+        if total > available.get(resource, 0.0) + 1e-9:
+            parts = ", ".join(f"{role} {n.total()[resource]:g}" for role, n in needs.items() if n.total()[resource])
+            size = wanted[0].total()[resource] / wanted[0].num_replicas
+            shape = f"{wanted[0].num_replicas} bundles of {size:g} that serve all in turn: " if turns else ""
+            lines.append(f"{total:g} {resource}s wanted ({shape}{parts}), {available.get(resource, 0.0):g} there")
+    return lines

@@ -1,0 +1,1 @@
+"""Pools and groups of Ray actors. The only package that imports Ray."""

@@ -1,0 +1,1 @@
+"""Data sets: from any file to the PROMPTS table."""

@@ -1,0 +1,1 @@
+"""How good is a policy, a scorer or a judge: statistics on comparisons."""

@@ -1,1 +1,0 @@
-"""Pure functions: preferences, losses, log-probabilities, schedules, comparisons."""

@@ -1,1 +1,0 @@
-"""Prompts: from any file to the tables that the loop starts from."""

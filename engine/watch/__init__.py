@@ -1,1 +1,0 @@
-"""What is seen while a run works: metrics, progress, the time ledger."""

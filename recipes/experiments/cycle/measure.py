@@ -1,0 +1,201 @@
+#!/usr/bin/env python
+"""A game that no single answer wins: SPPO's real learner against the closed form.
+
+    python -m recipes.experiments.cycle.measure OUT
+
+Three answers beat each other in a circle (cycle_game.py). The real learner (cycle_policy.py) plays it with
+SPPO under full support: all three answers, exact win rates, baseline log Z / eta. Equation 4.5 of SPPO (arXiv
+2405.00675) then has an exact solution, the multiplicative-weights update 4.1, and every iterate must lie on it.
+Theorem 4.1 promises something of the uniform average of the iterates only; the last one cycles. Iterated DPO
+plays the same game, and so does its closed form: Bradley-Terry rewards name a winner where there is none.
+
+OUT receives cycle.json (figures and claims) and cycle.svg. Two minutes of CPU time; exit code 0 says that every
+claim held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recipes.experiments.cycle import game
+from recipes.experiments.cycle.game import NASH, START, Matrix, Vector
+from recipes.experiments.cycle.policy import Settings, dpo_rows, play, sppo_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ETA = 1.0
+BETA = 1.0
+"""DPO's beta; 1 / eta in the same units."""
+DPO_ITERATIONS = 40
+GOAL = 0.02
+"""Exploitability that the average must go under."""
+TOLERANCE = 1e-3
+"""Nats by which one iteration of the learner may miss its closed form, for any answer."""
+
+
+def measure(folder: Path, settings: Settings | None = None) -> dict[str, Any]:
+    """Play with both algorithms, write cycle.json and cycle.svg to `folder`, and return the figures.
+
+    `claims` in them holds a name and a verdict for each claim. The learner runs in a process of its own, because
+    it sets the environment of its process group.
+    """
+    from engine.algorithms.dpo import DPO
+    from engine.algorithms.sppo import SPPO
+
+    settings = settings or Settings()
+    sppo = SPPO(eta=ETA, baseline="logpartition", train_on="all")
+    dpo = DPO(data="given", beta=BETA)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as weights:
+        played = {
+            "sppo": play_apart(Path(weights) / "sppo", sppo, partial(sppo_rows, ETA), settings),
+            "dpo": play_apart(Path(weights) / "dpo", dpo, dpo_rows, replace(settings, iterations=DPO_ITERATIONS)),
+        }
+    figures = {
+        **figures_of(played["sppo"], played["dpo"]),
+        "settings": {**asdict(settings), "eta": ETA, "beta": BETA, "dpo_iterations": DPO_ITERATIONS},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cycle.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    draw(played["sppo"], played["dpo"], folder / "cycle.svg")
+    return figures
+
+
+def play_apart(folder: Path, *arguments: Any) -> Matrix:
+    """play(folder, ...) in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(play, folder, *arguments).result()
+
+
+def step_errors(policies: Matrix, update: game.Update) -> Vector:
+    """[T] largest |log pi_{t+1} - log closed form|, in nats; the closed form starts from pi_t as it is."""
+    expected = np.array([game.reweighted(policy, update(policy)) for policy in policies[:-1]])
+    return np.abs(np.log(policies[1:] / expected)).max(axis=1)
+
+
+def figures_of(sppo: Matrix, dpo: Matrix) -> dict[str, Any]:
+    """What was found in the policies that the learner played, [T + 1, 3] each, and whether the claims hold.
+
+    The average runs over the policies that win rates were taken against: all but the last one.
+    """
+    errors = {
+        "sppo": step_errors(sppo, game.sppo_update(ETA)),
+        "dpo": step_errors(dpo, game.dpo_update(BETA)),
+    }
+    average = game.average_exploitability(sppo[:-1])
+    closed = game.trajectory(START, game.sppo_update(ETA), len(sppo) - 1)
+    refitted = game.trajectory(START, game.refitted_update(BETA), len(dpo) - 1)
+    last = [game.exploitability(policy) for policy in sppo]
+    half = last[len(last) // 2 :]
+    return {
+        "sppo": {
+            "average": sppo[:-1].mean(axis=0).tolist(),
+            "average_exploitability": float(average[-1]),
+            "average_exploitability_closed_form": float(game.average_exploitability(closed[:-1])[-1]),
+            "average_under_goal_from_iteration": average_from(average),
+            "last_exploitability": last[-1],
+            "last_exploitability_second_half": [min(half), max(half)],
+            "revolutions": game.revolutions(sppo),
+            "largest_step_error_nats": float(errors["sppo"].max()),
+        },
+        "dpo": {
+            "last": dpo[-1].tolist(),
+            "last_exploitability": game.exploitability(dpo[-1]),
+            "average_exploitability": float(game.average_exploitability(dpo[:-1])[-1]),
+            "largest_step_error_nats": float(errors["dpo"].max()),
+            "refitted_last": refitted[-1].tolist(),
+            "refitted_average_exploitability": float(game.average_exploitability(refitted[:-1])[-1]),
+        },
+        "nash": NASH.tolist(),
+        "claims": {
+            "every SPPO iterate is the closed form's": bool(errors["sppo"].max() < TOLERANCE),
+            "the average of SPPO's iterates is nearly unexploitable": bool(average[-1] < GOAL),
+            "the last SPPO iterate cycles": game.revolutions(sppo) > 2 and max(half) > 5 * GOAL,
+            "every DPO iterate is the closed form's": bool(errors["dpo"].max() < TOLERANCE),
+            "iterated DPO collapses to one answer": bool(dpo[-1].max() > 0.99),
+        },
+    }
+
+
+def average_from(average: Vector) -> int | None:
+    """The number of policies from which on the average stays under GOAL; None: it does not."""
+    above = np.flatnonzero(average >= GOAL)
+    first = int(above[-1]) + 2 if len(above) else 1
+    return first if first <= len(average) else None
+
+
+def draw(sppo: Matrix, dpo: Matrix, file: Path) -> None:
+    """Exploitability over iterations beside the paths in the simplex."""
+    from recipes.experiments.figures import new_figure, save_svg
+
+    figure = new_figure(9.0, 3.6)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_exploitability(left, sppo, dpo)
+    _draw_simplex(right, sppo, dpo)
+    save_svg(figure, file)
+
+
+def _draw_exploitability(axes: Axes, sppo: Matrix, dpo: Matrix) -> None:
+    from recipes.experiments.figures import COLOURS, GREY, label
+
+    closed = game.trajectory(START, game.sppo_update(ETA), len(sppo) - 1)
+    t = np.arange(1, len(sppo))
+    axes.semilogy(t, [game.exploitability(p) for p in sppo[:-1]], color=COLOURS[5], linewidth=1, label="SPPO, last")
+    axes.semilogy(t, game.average_exploitability(sppo[:-1]), color=COLOURS[0], label="SPPO, average")
+    closed_average = game.average_exploitability(closed[:-1])
+    axes.semilogy(t, closed_average, color=COLOURS[6], linestyle=":", label="SPPO, average, closed form")
+    axes.semilogy(t[: len(dpo)], [game.exploitability(p) for p in dpo], color=COLOURS[1], label="DPO, last")
+    axes.axhline(GOAL, color=GREY, linewidth=0.8, linestyle="--")
+    label(axes, "exploitability by the real learner", "policies", "best answer's win rate - 1/2")
+    axes.legend(fontsize=7, frameon=False, loc="lower left")
+
+
+def _draw_simplex(axes: Axes, sppo: Matrix, dpo: Matrix) -> None:
+    from recipes.experiments.figures import COLOURS, GREY, label
+
+    corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
+    axes.plot(*corners[[0, 1, 2, 0]].T, color=GREY, linewidth=0.8)
+    averages = np.cumsum(sppo, axis=0) / np.arange(1, len(sppo) + 1)[:, None]
+    axes.plot(*(sppo @ corners).T, color=COLOURS[5], linewidth=0.7, label="SPPO")
+    axes.plot(*(averages @ corners).T, color=COLOURS[0], label="SPPO, average")
+    axes.plot(*(dpo @ corners).T, color=COLOURS[1], marker=".", markersize=3, label="DPO")
+    axes.plot(*(NASH @ corners), color=COLOURS[6], marker="*", linestyle="", markersize=9, label="Nash")
+    for number, (x, y) in enumerate(corners, start=1):
+        axes.annotate(
+            f"answer {number}", (x, y), (0, 4 if y else -10), textcoords="offset points", ha="center", fontsize=7
+        )
+    axes.set_aspect("equal")
+    label(axes, "paths of the policies")
+    axes.set_axis_off()
+    axes.legend(fontsize=7, frameon=False, loc="upper right")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; prints the figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.experiments.cycle.measure",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="OUT", help="where cycle.json and cycle.svg go")
+    figures = measure(parser.parse_args(arguments).folder)
+    print(json.dumps(figures, indent=2))
+    return 0 if all(figures["claims"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

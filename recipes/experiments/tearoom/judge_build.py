@@ -1,0 +1,169 @@
+"""Build the tearoom in which the policy judges itself:
+
+    python -m recipes.experiments.tearoom.judge_build OUTPUT_FOLDER [--seed 0] [--impressed]
+
+    policy/         a Llama that imitates the flawed waiter (IFT) and a judge of waiters (EFT)
+    prompts.jsonl   prompts for self-play
+    heldout.jsonl   prompts for evaluation
+    world.json      settings and figures; written last, so it marks a complete world
+
+With --impressed the judge that it imitates gives points for small talk. The same settings make the same world; a
+complete one is kept. recipes/experiments/tearoom/judge.py says what the world is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import KumiteError
+from engine.seeds import derive_seed
+from recipes.experiments.tearoom import judge as tearoom_judge
+from recipes.experiments.tearoom import world as tearoom
+from recipes.experiments.tearoom.build import build_world
+from recipes.experiments.tearoom.models import POLICY_TOKENS, measure, word_tokenizer
+from recipes.prepare.training import CHAT_TEMPLATE, conversation, new_llama, sft_trainer
+
+if TYPE_CHECKING:
+    from actors.scorers.judge.prompt_file import JudgePrompt
+
+PROMPT = "recipes/judges/tearoom.txt"
+"""The judge prompt that the policy learns to answer; a run's config names the same file."""
+VERSION = 1
+"""Raised when the same settings would make another world than before."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the world is made from; sizes are numbers of orders, all of them disjoint."""
+
+    seed: int = 0
+    impressed: bool = False
+    """Whether the judge that the policy imitates gives points for small talk."""
+    demonstrations: int = 3000
+    judgements: int = 3000
+    judge_heldout: int = 400
+    epochs: float = 4.0
+    num_layers: int = 2
+    prompts: int = 2000
+    heldout: int = 200
+    version: int = VERSION
+
+    @property
+    def judge(self) -> tearoom_judge.Judge:
+        return tearoom_judge.IMPRESSED if self.impressed else tearoom_judge.FAIR
+
+    def split(self) -> tearoom.Split:
+        return tearoom.split(
+            self.seed,
+            demonstrations=self.demonstrations,
+            preferences=self.judgements,
+            judge_heldout=self.judge_heldout,
+            prompts=self.prompts,
+            heldout=self.heldout,
+        )
+
+
+def build(folder: Path, settings: Settings) -> dict[str, Any]:
+    """Make the world in `folder`, or keep the complete one there, and return the contents of world.json.
+
+    Raises DataError where `folder` holds a world of other settings.
+    """
+    return build_world(folder, "tearoom-judge", settings, _train)
+
+
+def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, float]:
+    """SFT on answers and judgements together; the figures are those of held-out orders."""
+    import torch
+
+    torch.set_num_threads(1)  # one thread fixes the order of sums, and leaves the other core to others
+    asked = judge_prompt()
+    texts = [*tearoom.texts(), *tearoom_judge.texts(), _asked(asked, 0, "Good morning!", "What?")]
+    tokenizer = word_tokenizer(POLICY_TOKENS, ["<|user|>", "<|assistant|>"], texts)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    rows = [*_instructions(split, settings), *_judgements(split, settings, asked)]
+    random.Random(derive_seed(settings.seed, "examples")).shuffle(rows)
+    model = new_llama(
+        tokenizer,
+        settings.seed,
+        hidden_size=128,
+        intermediate_size=512,
+        num_layers=settings.num_layers,
+        max_positions=512,
+        initializer_range=0.06,
+    )
+    trainer = sft_trainer(
+        model,
+        tokenizer,
+        rows,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=64,
+        learning_rate=3e-3,
+        max_length=256,
+        seed=settings.seed,
+    )
+    trainer.train()
+    trainer.model.save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    return {
+        "policy_parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "sft_examples": len(rows),
+        **measure(trainer.model, tokenizer, split.heldout, settings.seed, max_new_tokens=36),
+    }
+
+
+def judge_prompt() -> JudgePrompt:
+    """The prompt that the policy learns to answer, as a run would read it."""
+    from actors.scorers.judge.prompt_file import read_judge_prompt
+    from engine.config.judge import JudgeConfig, PolicyServer
+
+    return read_judge_prompt(JudgeConfig(mode="pointwise", prompt=PROMPT, server=PolicyServer()))
+
+
+def _instructions(split: tearoom.Split, settings: Settings) -> list[dict[str, Any]]:
+    """IFT: the flawed waiter's answers."""
+    draw = random.Random(derive_seed(settings.seed, "demonstrations"))
+    answers = (tearoom_judge.flawed_answer(order, tearoom.DEMONSTRATOR, draw) for order in split.demonstrations)
+    return [conversation(order.text, answer) for order, answer in zip(split.demonstrations, answers, strict=True)]
+
+
+def _judgements(split: tearoom.Split, settings: Settings, prompt: JudgePrompt) -> list[dict[str, Any]]:
+    """EFT: the judge's words on the crowd's answers."""
+    judged = tearoom_judge.judged_answers(split.preferences, 1, settings.judge, settings.seed)
+    return [
+        conversation(_asked(prompt, number, order.text, answer), words)
+        for number, (order, answer, words) in enumerate(judged)
+    ]
+
+
+def _asked(prompt: JudgePrompt, number: int, order: str, answer: str) -> str:
+    """What a judge of this world reads: the filled prompt, which has no system part."""
+    from actors.scorers.judge.prompt_file import draw_mark
+
+    mark = draw_mark(number, "judgement", [order, answer])
+    (message,) = prompt.fill(mark, {"instruction": order, "answer": answer})
+    return message["content"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: `python -m recipes.experiments.tearoom.judge_build OUTPUT_FOLDER [--seed 0] [--impressed]`."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER", help="where the world goes")
+    parser.add_argument("--seed", type=int, default=0, help="another seed makes another world")
+    parser.add_argument("--impressed", action="store_true", help="the judge gives points for small talk")
+    options = parser.parse_args(arguments)
+    try:
+        world = build(options.folder, Settings(seed=options.seed, impressed=options.impressed))
+    except KumiteError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    print(json.dumps(world["figures"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

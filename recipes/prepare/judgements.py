@@ -1,0 +1,299 @@
+#!/usr/bin/env python
+"""Examples that teach a model to judge, from rated answers: EFT in the words of arXiv 2401.10020.
+
+    python -m recipes.prepare.judgements OUTPUT.jsonl --prompt recipes/judges/additive_rubric.txt --rated rated.jsonl
+
+Each line of --rated holds `prompt` (a text, or a chat of role and content), `answer`, `score`, and may hold
+`judgement` (what to write, ending in the line "Score: n"; without it that line alone) and `rank` (of people, 1
+before 2). A line becomes the question that a pointwise judge asks at run time, filled into the same prompt file
+with a fresh mark, and the judgement as its reply, in TRL's conversational prompt-completion format for
+recipes/prepare/sft.py.
+
+What is left out, by rule and counted:
+  1. A prompt whose scores do not order its answers as their ranks do, if they have ranks. The paper keeps judgements
+     whose order agrees with people's; that equal scores of different ranks disagree is our reading (--allow-ties).
+  2. Beyond --cap-share, examples of a too frequent score, drawn by hash (the paper has fewer of score 4). Held-out
+     examples keep the shares that scores have.
+OUTPUT's name with -heldout gets the prompts whose hash falls below --heldout-share, the one with .json the settings and
+the counts. Nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.scorers.base import plain_text
+from actors.scorers.judge.judge import parse_score
+from actors.scorers.judge.prompt_file import JudgePrompt, draw_mark, read_judge_prompt
+from engine.config.judge import JudgeConfig, PolicyServer
+from engine.errors import DataError, KumiteError
+from engine.seeds import derive_seed
+
+MOST_PROBLEMS = 50
+"""Bad rows named in one message."""
+LARGEST = 1e15
+"""Of scores and ranks, which also keeps NaN and infinities out."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the examples are made with."""
+
+    prompt: str
+    rated: str
+    min_score: float = 0.0
+    max_score: float = 5.0
+    cap_share: float = 1.0
+    """The largest share of training examples that one score may have, in (0, 1]."""
+    heldout_share: float = 0.25
+    """Of prompts, in [0, 1); about the paper's, 541 of 2,171 examples."""
+    allow_ties: bool = False
+    """Whether equal scores agree with different ranks."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One line of the file."""
+
+    number: int
+    """Counted from 1."""
+    instruction: str
+    """The prompt as a judge reads it."""
+    answer: str
+    score: float
+    judgement: str
+    rank: float | None
+
+
+def read_rated(path: Path, settings: Settings) -> list[Rated]:
+    """Every line. Raises DataError naming all that is wrong with any of them."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would break at U+2028 within a text
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--rated {path}: {error}") from error
+    rows, problems = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _parsed(line)
+        if wrong := list(_wrong(row, settings)):
+            problems += [f"line {number}: {text}" for text in wrong]
+        else:
+            rows.append(_rated(number, row))
+    problems += _half_ranked(rows)
+    if problems or not rows:
+        told = problems[:MOST_PROBLEMS] or ["it holds no rows"]
+        more = [f"and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
+        raise DataError(f"--rated {path} cannot be used:\n" + "\n".join(f"  - {text}" for text in [*told, *more]))
+    return rows
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _wrong(row: Any, settings: Settings) -> Iterator[str]:
+    """What is wrong with one line, in words."""
+    if not isinstance(row, dict):
+        yield "expected a JSON object with prompt, answer and score"
+        return
+    if not _is_prompt(row.get("prompt")):
+        yield f"prompt = {row.get('prompt')!r}; expected a text, or a list of messages with role and content"
+    if not isinstance(row.get("answer"), str):
+        yield f"answer = {row.get('answer')!r}; expected a text"
+    if row.get("rank") is not None and not _is_number(row["rank"]):
+        yield f"rank = {row['rank']!r}; expected a number, 1 before 2, or no rank"
+    low, high, score = settings.min_score, settings.max_score, row.get("score")
+    if not _is_number(score) or parse_score(_score_line(score), low, high) != score:
+        yield f"score = {score!r}; expected a number from {low:g} to {high:g} (--min-score, --max-score)"
+        return
+    text = row.get("judgement")
+    if text is not None and not (isinstance(text, str) and parse_score(text, low, high) == score):
+        yield f'judgement = {text!r}; expected a text that ends in the row\'s score, as "{_score_line(score)}"'
+
+
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, list):
+        parts = [message.get(key) for message in value if isinstance(message, dict) for key in ("role", "content")]
+        return bool(value) and len(parts) == 2 * len(value) and all(isinstance(part, str) for part in parts)
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+
+
+def _score_line(score: float) -> str:
+    return f"Score: {score:g}"
+
+
+def _rated(number: int, row: dict[str, Any]) -> Rated:
+    prompt = row["prompt"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    judgement = _score_line(row["score"]) if row.get("judgement") is None else row["judgement"]
+    return Rated(number, plain_text(messages), row["answer"], row["score"], judgement, row.get("rank"))
+
+
+def by_prompt(rows: Sequence[Rated]) -> dict[str, list[Rated]]:
+    """Lines by what they answer, in the order of the file."""
+    found: dict[str, list[Rated]] = defaultdict(list)
+    for row in rows:
+        found[row.instruction].append(row)
+    return found
+
+
+def _half_ranked(rows: Sequence[Rated]) -> list[str]:
+    """Lines without a rank whose prompt has ranks on other lines: no order could be checked against them."""
+    return [
+        f"line {row.number}: no rank, but other answers to its prompt have one; give all or none"
+        for group in by_prompt(rows).values()
+        for row in group
+        if row.rank is None and any(other.rank is not None for other in group)
+    ]
+
+
+def agrees(rows: Sequence[Rated], allow_ties: bool) -> bool:
+    """Whether the scores of one prompt's answers fall from each rank to the next (or stay, with `allow_ties`)."""
+    ranked = [(row.rank, row.score) for row in rows if row.rank is not None]
+    return all(
+        better > worse or (better == worse and allow_ties)
+        for (first, better), (second, worse) in itertools.permutations(ranked, 2)
+        if first < second
+    )
+
+
+def most_of_one_score(counts: Sequence[int], share: float) -> int:
+    """The largest number n such that no score has more than `share` of what is left if each keeps at most n.
+
+    Raises DataError where no such n is there: with s scores the share of one is 1/s at least.
+    """
+    for most in range(max(counts), 0, -1):
+        if most <= share * sum(min(count, most) for count in counts) + 1e-9:
+            return most
+    raise DataError(f"--cap-share {share:g}: {len(counts)} different scores cannot all have less than "
+                    f"1/{len(counts)} of the examples; raise it")  # fmt: skip
+
+
+def capped(rows: Sequence[Rated], settings: Settings) -> list[Rated]:
+    """`rows` in their order without those of a too frequent score, which ones of it is decided by hash."""
+    if not rows:
+        return []
+    counts = Counter(row.score for row in rows)
+    most = most_of_one_score(list(counts.values()), settings.cap_share)
+    kept: set[int] = set()
+    for score in counts:
+        same = (row for row in rows if row.score == score)
+        drawn = sorted(same, key=lambda row: derive_seed(settings.seed, "cap", row.number))
+        kept |= {row.number for row in drawn[:most]}
+    return [row for row in rows if row.number in kept]
+
+
+def is_heldout(instruction: str, settings: Settings) -> bool:
+    """By hash of the prompt, so that no prompt is in both parts and later files divide the same prompts alike."""
+    return derive_seed(settings.seed, "heldout", instruction) < settings.heldout_share * 2**31
+
+
+def example(row: Rated, prompt: JudgePrompt, seed: int) -> dict[str, Any]:
+    """The question as actors/scorers/judge/judge.py asks it, and the judgement."""
+    mark = draw_mark(seed, f"example {row.number}", [row.instruction, row.answer])
+    messages = prompt.fill(mark, {"instruction": row.instruction, "answer": row.answer})
+    return {"prompt": list(messages), "completion": [{"role": "assistant", "content": row.judgement}]}
+
+
+def build(rows: Sequence[Rated], settings: Settings) -> tuple[list[Rated], list[Rated], dict[str, Any]]:
+    """Return the lines to train on, those held out, and what became of all."""
+    groups = by_prompt(rows)
+    consistent = [row for group in groups.values() if agrees(group, settings.allow_ties) for row in group]
+    heldout = [row for row in consistent if is_heldout(row.instruction, settings)]
+    offered = [row for row in consistent if not is_heldout(row.instruction, settings)]
+    training = capped(offered, settings)
+    counts = {
+        "rows": len(rows),
+        "ranked_prompts": sum(group[0].rank is not None for group in groups.values()),
+        "inconsistent_prompts": sum(not agrees(group, settings.allow_ties) for group in groups.values()),
+        "inconsistent": len(rows) - len(consistent),
+        "capped": len(offered) - len(training),
+        "training": len(training),
+        "heldout": len(heldout),
+        "training_scores": _tally(training),
+        "heldout_scores": _tally(heldout),
+    }
+    return training, heldout, counts
+
+
+def _tally(rows: Sequence[Rated]) -> dict[str, int]:
+    return {f"{score:g}": n for score, n in sorted(Counter(row.score for row in rows).items())}
+
+
+def check(settings: Settings) -> JudgePrompt:
+    """Read the judge's prompt. Raises DataError or ConfigError for settings that cannot be."""
+    problems = []
+    if not settings.min_score < settings.max_score:
+        problems.append(f"--min-score {settings.min_score:g} is not below --max-score {settings.max_score:g}")
+    if not 0 < settings.cap_share <= 1:
+        problems.append(f"--cap-share {settings.cap_share:g}: expected a share above 0, up to 1")
+    if not 0 <= settings.heldout_share < 1:
+        problems.append(f"--heldout-share {settings.heldout_share:g}: expected a share from 0, below 1")
+    if problems:
+        raise DataError("; ".join(problems))
+    config = JudgeConfig(mode="pointwise", prompt=settings.prompt, server=PolicyServer())
+    return read_judge_prompt(config, "--prompt")
+
+
+def write(output: Path, settings: Settings) -> dict[str, Any]:
+    """Write OUTPUT, its held-out part and its facts, the last of them OUTPUT; return the counts."""
+    heldout_path, facts = output.with_stem(output.stem + "-heldout"), output.with_suffix(".json")
+    if output.suffix != ".jsonl":
+        raise DataError(f"{output}: expected a name that ends in .jsonl")
+    if existing := [str(path) for path in (output, heldout_path, facts) if path.exists()]:
+        raise DataError(f"{', '.join(existing)} exists; nothing is overwritten, choose another name")
+    prompt = check(settings)
+    training, heldout, counts = build(read_rated(Path(settings.rated), settings), settings)
+    if not training:
+        raise DataError(f"nothing is left to train on: {counts}")
+    told = {"settings": asdict(settings), "judge_prompt": prompt.version, "counts": counts}
+    files = {facts: json.dumps(told, indent=2) + "\n"}
+    for path, rows in ((heldout_path, heldout), (output, training)):
+        files[path] = "".join(json.dumps(example(row, prompt, settings.seed)) + "\n" for row in rows)
+    if not settings.heldout_share:
+        del files[heldout_path]
+    for path, text in files.items():
+        part = path.with_name(path.name + ".partial")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    return counts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl")
+    parser.add_argument("--allow-ties", action="store_true", help="equal scores agree with different ranks")
+    for name, value in asdict(Settings("", "")).items():
+        if name != "allow_ties":
+            option, told = f"--{name.replace('_', '-')}", "a file" if value == "" else f"default {value}"
+            parser.add_argument(option, type=type(value), default=value, required=value == "", help=told)
+    given = vars(parser.parse_args(arguments))
+    output: Path = given.pop("output")
+    try:
+        counts = write(output, Settings(**given))
+    except KumiteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(counts, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+#!/usr/bin/env python
+"""New prompts from old ones, by few-shot self-instruct (arXiv 2212.10560), as self-rewarding uses them.
+
+    python -m recipes.prepare.self_instruct OUTPUT.jsonl --model MODEL --seeds seeds.jsonl --num 5000
+
+A fixed model (arXiv 2401.10020 uses a chat model of 70 billion parameters, not the policy) reads six seed prompts and
+two of its own, drawn anew for each request, and writes one more. What it writes is kept if no word of it asks for what
+a text model cannot do, if it has 3 to 150 words, and if its ROUGE-L F-measure with every prompt so far is below 0.7.
+OUTPUT gets one {"prompt": ...} per line, and OUTPUT's name with .json the settings and the counts per filter; neither
+is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
+from engine.errors import DataError, KumiteError
+from engine.seeds import derive_seed
+
+KEYWORDS = frozenset(
+    {"image", "images", "graph", "graphs", "picture", "pictures", "photo", "photos", "file", "files", "map", "maps"}
+    | {"draw", "plot", "chart", "diagram", "flowchart", "video", "audio", "music", "attachment"}
+)
+"""Self-Instruct's words for what a text model cannot see or make."""
+WORD = re.compile(r"\w+")
+OPENING = "Here are tasks that people gave to an assistant. Write one more of a new kind, and nothing else.\n\n"
+PROPOSALS_PER_ROUND = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the prompts are made with; the defaults are the paper's."""
+
+    model: str
+    seeds: str
+    num: int = 1000
+    seed_shots: int = 6
+    own_shots: int = 2
+    temperature: float = 0.6
+    top_p: float = 0.9
+    max_prompt_tokens: int = 2048
+    """Room for the eight examples; the model needs this and max_new_tokens."""
+    max_new_tokens: int = 256
+    max_similarity: float = 0.7
+    min_words: int = 3
+    max_words: int = 150
+    dtype: str = "bfloat16"
+    chat_template: str | None = None
+    max_rounds: int = 1000
+    seed: int = 0
+
+
+class Pool:
+    """Prompts so far, and what was refused."""
+
+    def __init__(self, seeds: Sequence[str], settings: Settings):
+        self._settings = settings
+        self.seeds, self.own = list(seeds), list[str]()
+        self.counts: Counter[str] = Counter()
+        self._words = [_words(seed) for seed in seeds]
+
+    def offer(self, text: str) -> bool:
+        """Take `text` in unless a filter refuses it; counted either way."""
+        words = _words(text)
+        reason = self._refusal(text, words)
+        self.counts[reason or "kept"] += 1
+        if reason is None:
+            self.own.append(text)
+            self._words.append(words)
+        return reason is None
+
+    def _refusal(self, text: str, words: list[str]) -> str | None:
+        settings = self._settings
+        if not settings.min_words <= len(words) <= settings.max_words:
+            return "length"
+        if not text[0].isalnum():
+            return "opening"
+        if KEYWORDS & set(words):
+            return "keyword"
+        return "similar" if self._nearest(words) >= settings.max_similarity else None
+
+    def _nearest(self, words: list[str]) -> float:
+        return max((rouge_l(words, known) for known in self._words), default=0.0)
+
+    def shots(self, draw: random.Random) -> list[str]:
+        """Examples for one request: seeds first, then own prompts as far as there are any."""
+        own = draw.sample(self.own, min(self._settings.own_shots, len(self.own)))
+        return [*draw.sample(self.seeds, self._settings.seed_shots), *own]
+
+
+def rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
+    """ROUGE-L F-measure in [0, 1] of two lists of words: 2 * longest common subsequence / words in both."""
+    from rapidfuzz.distance import LCSseq
+
+    return 2.0 * LCSseq.similarity(one, other) / (len(one) + len(other)) if one or other else 1.0
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(text.lower())
+
+
+def request(shots: Sequence[str]) -> str:
+    """What the model reads: numbered tasks, and the number of the one that it is to write."""
+    tasks = "".join(f"Task {number}: {text}\n" for number, text in enumerate(shots, start=1))
+    return f"{OPENING}{tasks}Task {len(shots) + 1}:"
+
+
+def cleaned(text: str) -> str:
+    """The first task in a reply."""
+    text = re.split(r"\bTask \d+:", text.strip().removeprefix("Task").strip())[0]
+    return re.sub(r"^\s*\d+[:.]\s*", "", text).strip()
+
+
+Write = Callable[[list[str], list[int]], list[str]]
+"""(requests, seeds) -> replies."""
+
+
+def collect(pool: Pool, settings: Settings, write: Write) -> None:
+    """Ask for prompts until there are enough. Raises DataError where rounds pass without any."""
+    for number in range(settings.max_rounds):
+        if len(pool.own) >= settings.num:
+            return
+        seeds = [derive_seed(settings.seed, "self-instruct", number, i) for i in range(PROPOSALS_PER_ROUND)]
+        requests = [request(pool.shots(random.Random(seed))) for seed in seeds]
+        for reply in write(requests, seeds):
+            if len(pool.own) < settings.num:
+                pool.offer(cleaned(reply))
+    if len(pool.own) < settings.num:
+        raise DataError(f"only {len(pool.own)} of {settings.num} prompts after {settings.max_rounds} rounds: "
+                        f"{dict(pool.counts)}; give another model or raise max_similarity")  # fmt: skip
+
+
+def vllm_writer(settings: Settings) -> Write:
+    """Replies by vLLM."""
+    from actors.chat import Chat
+    from actors.vllm_engine import SampleRequest, VLLMEngine
+
+    model = ModelConfig.model_validate(
+        {"path": settings.model, "dtype": settings.dtype, "chat_template": settings.chat_template}
+    )
+    sampling = SamplingConfig(
+        max_prompt_tokens=settings.max_prompt_tokens,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=1.0,
+        top_p=settings.top_p,
+    )
+    chat = Chat(model)
+    engine = VLLMEngine(settings.model, GeneratorConfig(), model, sampling, settings.seed)
+
+    def write(requests: list[str], seeds: list[int]) -> list[str]:
+        ids = [chat.render([{"role": "user", "content": text}])[1] for text in requests]
+        asked = [SampleRequest(i, 1, seed, settings.temperature) for i, seed in zip(ids, seeds, strict=True)]
+        return [answers[0].text for answers in engine.sample(asked)]
+
+    return write
+
+
+def read_seeds(path: Path, needed: int) -> list[str]:
+    """The `prompt` or `instruction` of each line. Raises DataError naming every line without one."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"--seeds {path}: {error}; expected JSON lines with `prompt` or `instruction`") from error
+    texts = [row.get("prompt") or row.get("instruction") if isinstance(row, dict) else None for row in rows]
+    bad = [number for number, text in enumerate(texts, start=1) if not isinstance(text, str) or not text.strip()]
+    if bad or len(texts) < needed:
+        raise DataError(f"--seeds {path}: {len(texts)} rows, of which {bad or 'none'} (counted from 1) hold no text in "
+                        f"`prompt` or `instruction`; expected at least {needed} with one")  # fmt: skip
+    return [str(text) for text in texts]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl")
+    for name, value in asdict(Settings("", "")).items():
+        kind = str if value is None else type(value)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=value, required=value == "", help=f"default {value}"
+        )
+    given = vars(parser.parse_args(arguments))
+    output: Path = given.pop("output")
+    settings, facts = Settings(**given), output.with_suffix(".json")
+    try:
+        if existing := [str(path) for path in (output, facts) if path.exists()]:
+            raise DataError(f"{', '.join(existing)} exists; nothing is overwritten, choose another name")
+        pool = Pool(read_seeds(Path(settings.seeds), settings.seed_shots), settings)
+        collect(pool, settings, vllm_writer(settings))
+    except KumiteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    facts.write_text(json.dumps({"settings": asdict(settings), "counts": dict(pool.counts)}, indent=2) + "\n")
+    part = output.with_name(output.name + ".partial")
+    part.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in pool.own), encoding="utf-8")
+    part.replace(output)
+    print(f"{len(pool.own)} prompts in {output}; {dict(pool.counts)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""Pools and groups: one contract, for replicas in this process and for replicas in Ray actors."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cluster.runtime.pool import Group, Limits, Pool
+from cluster.runtime.replica import LocalReplica, Replica, ReplicaDied
+from engine.errors import DataError, DeadlineError, RoleError, StoreError
+from tests.cluster.runtime.counter import Counter
+from tests.cluster.runtime.drivers import until
+
+Spawn = Callable[[int], Replica]
+PATIENCE = 60.0
+
+
+def local(index: int) -> Replica:
+    return LocalReplica(f"counter {index}", Counter)
+
+
+@pytest.fixture(scope="module")
+def ray_spawn() -> Iterator[Spawn]:
+    from cluster.runtime.replica import RayReplica
+    from cluster.runtime.session import ray_session
+    from engine.config.run import ClusterConfig
+
+    with ray_session(ClusterConfig()):
+
+        def spawn(index: int) -> Replica:
+            replica = RayReplica(f"counter {index}", Counter, {"num_cpus": 0.1})
+            replica.await_start(PATIENCE)
+            return replica
+
+        yield spawn
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.real)])
+def spawn(request: pytest.FixtureRequest) -> Spawn:
+    return local if request.param == "local" else request.getfixturevalue("ray_spawn")
+
+
+@pytest.fixture
+def pool(spawn: Spawn) -> Iterator[Pool]:
+    made = Pool("counters", spawn, 2, Limits(PATIENCE, max_retries=2))
+    yield made
+    made.close()
+
+
+def test_every_shard_is_answered_exactly_once_whoever_takes_it(pool: Pool) -> None:
+    futures = [pool.submit("double", pa.table({"x": [i]})) for i in range(20)]
+    assert [f.result(PATIENCE).value["x"].to_pylist() for f in futures] == [[2 * i] for i in range(20)]
+
+
+def test_an_answer_says_when_it_was_worked_on(pool: Pool) -> None:
+    answer = pool.submit("recall").result(PATIENCE)
+    assert 0 < answer.start <= answer.end
+
+
+def test_a_tell_reaches_every_replica(pool: Pool) -> None:
+    assert len(pool.tell("learn", 3)) == 2
+    assert pool.ask("recall") == [[3], [3]]
+
+
+def test_an_error_of_the_role_arrives_as_itself_and_is_not_tried_again(pool: Pool) -> None:
+    with pytest.raises(DataError, match="row 7 is not a prompt"):
+        pool.submit("refuse").result(PATIENCE)
+
+
+def test_any_other_exception_arrives_named_with_its_traceback(pool: Pool) -> None:
+    with pytest.raises(RoleError, match=r"counter \d: stumble failed: KeyError: 'row 7'(.|\n)*in stumble"):
+        pool.submit("stumble").result(PATIENCE)
+
+
+def test_a_retired_pool_starts_again_from_nothing(pool: Pool) -> None:
+    pool.tell("learn", 3)
+    pool.retire()
+    assert pool.ask("recall") == [[], []]
+
+
+def test_a_closed_pool_refuses_work_instead_of_keeping_it(spawn: Spawn) -> None:
+    made = Pool("counters", spawn, 1, Limits(PATIENCE, 0))
+    made.close()
+    with pytest.raises(RoleError, match="closed"):
+        made.submit("recall")
+
+
+class DyingOnce:
+    """A replica that dies in its first call of `double`, then stays dead."""
+
+    def __init__(self, deaths: list[int], index: int):
+        self._role, self._deaths, self._dead = Counter(), deaths, False
+
+    def call(self, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
+        if self._dead or (method == "double" and self._deaths):
+            self._dead = True
+            self._deaths and self._deaths.pop()
+            raise ReplicaDied("counter: its process ended")
+        return getattr(self._role, method)(*args)
+
+    def kill(self) -> None:
+        self._dead = True
+
+
+def test_a_replacement_hears_what_its_predecessor_was_told_before_it_serves() -> None:
+    notes: list[str] = []
+    pool = Pool("counters", partial(DyingOnce, [1]), 1, Limits(PATIENCE, 2, notes.append))
+    pool.tell("learn", 1)
+    pool.tell("relearn", 2)
+    pool.tell("learn", 3)  # takes the first one's place and forgets what came after it
+    assert pool.submit("double", pa.table({"x": [4]})).result(PATIENCE).value["x"].to_pylist() == [8]
+    assert pool.submit("recall").result(PATIENCE).value == [3]
+    assert notes == ["counter: its process ended; starting a replacement (try 1 of 2)"]
+    pool.close()
+
+
+def test_a_call_that_kills_every_replica_is_given_up_by_name() -> None:
+    pool = Pool("counters", partial(DyingOnce, [1, 1, 1]), 2, Limits(PATIENCE, 2))
+    with pytest.raises(RoleError, match="counters: double failed 3 times, each time with its replica"):
+        pool.submit("double", pa.table({"x": [4]})).result(PATIENCE)
+    assert pool.submit("recall").result(PATIENCE).value == []
+    pool.close()
+
+
+def test_a_group_answers_with_rank_0_and_restarts_as_a_whole() -> None:
+    deaths = [1]
+    group = Group("ranks", partial(DyingOnce, deaths), 3, Limits(PATIENCE, 1))
+    assert group.tell("learn", 5) == [os.getpid()] * 3
+    assert group.submit("double", pa.table({"x": [4]})).result(PATIENCE).value["x"].to_pylist() == [8]
+    assert group.ask("recall") == [[5], [5], [5]]
+    group.close()
+
+
+class Crowded:
+    """A cluster with room for some replicas; whoever comes later waits for room until its deadline."""
+
+    def __init__(self, room: int):
+        self.room, self.living, self.lock = room, [], threading.Lock()
+
+    def spawn(self, index: int) -> Replica:
+        with self.lock:
+            if len(self.living) >= self.room:
+                raise DeadlineError(f"counter {index}: start took longer than its deadline of 1 s")
+            self.living.append(index)
+        return LocalReplica(f"counter {index}", Counter)
+
+
+def test_a_pool_goes_on_without_a_replica_that_finds_no_room() -> None:
+    notes: list[str] = []
+    pool = Pool("counters", Crowded(room=1).spawn, 2, Limits(PATIENCE, 2, notes.append))
+    assert pool.submit("recall").result(PATIENCE).value == []
+    assert len(pool.tell("learn", 3)) == 1
+    assert pool.ask("recall") == [[3]]
+    futures = [pool.submit("double", pa.table({"x": [i]})) for i in range(9)]
+    assert [f.result(PATIENCE).value["x"].to_pylist() for f in futures] == [[2 * i] for i in range(9)]
+    assert len(notes) == 1 and notes[0].endswith("going on with 1 of 2 replicas")
+    pool.close()
+
+
+def test_a_pool_without_room_for_anybody_fails_by_name() -> None:
+    pool = Pool("counters", Crowded(room=0).spawn, 2, Limits(PATIENCE, 2))
+    with pytest.raises(RoleError, match=r"counters: recall failed 3 times(.|\n)*start took longer than its deadline"):
+        pool.submit("recall").result(PATIENCE)
+    pool.close()
+
+
+def test_a_group_that_cannot_start_whole_gives_back_the_places_of_those_who_did() -> None:
+    made: list[DyingOnce] = []
+
+    def spawn(rank: int) -> Replica:
+        if rank == 1:
+            raise DeadlineError("rank 1: start took longer than its deadline")
+        made.append(DyingOnce([], rank))
+        return made[-1]
+
+    group = Group("ranks", spawn, 3, Limits(PATIENCE, 1))
+    with pytest.raises(RoleError, match="ranks: recall failed 2 times with its group"):
+        group.ask("recall")
+    assert len(made) == 4 and all(rank._dead for rank in made)
+    group.close()
+
+
+def test_a_disk_too_full_for_a_note_ends_the_call_instead_of_leaving_it_open() -> None:
+    def full(text: str) -> None:
+        raise StoreError("metrics.jsonl: No space left on device")
+
+    pool = Pool("counters", partial(DyingOnce, [1]), 1, Limits(PATIENCE, 2, full))
+    with pytest.raises(StoreError, match="No space left"):
+        pool.submit("double", pa.table({"x": [4]})).result(PATIENCE)
+    pool.close()
+
+
+class Busy:
+    """A replica whose calls last until it is killed, as a Ray actor's do."""
+
+    def __init__(self, index: int):
+        self.killed, self.entered = threading.Event(), threading.Event()
+
+    def call(self, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
+        if method != "recall":
+            return ("here", 1)
+        self.entered.set()
+        assert self.killed.wait(PATIENCE)
+        raise ReplicaDied("counter: its process ended")
+
+    def kill(self) -> None:
+        self.killed.set()
+
+
+@pytest.mark.parametrize("kind", [Pool, Group])
+def test_closing_in_the_midst_of_a_call_ends_it_and_starts_nobody_again(kind: type) -> None:
+    made: list[Busy] = []
+
+    def spawn(index: int) -> Replica:
+        made.append(Busy(index))
+        return made[-1]
+
+    workers = kind("counters", spawn, 1, Limits(PATIENCE, max_retries=3))
+    future = workers.submit("recall")
+    until(lambda: made and made[0].entered.is_set(), "the call")
+    workers.close()
+    with pytest.raises(ReplicaDied):
+        future.result(PATIENCE)
+    assert len(made) == 1
+
+
+@pytest.mark.real
+def test_kill_9_costs_one_try_and_nothing_else(ray_spawn: Spawn, tmp_path: Path) -> None:
+    notes: list[str] = []
+    pool = Pool("counters", ray_spawn, 1, Limits(PATIENCE, 2, notes.append))
+    pool.tell("learn", 1)
+    assert pool.submit("die_once", str(tmp_path / "marker")).result(PATIENCE).value == "alive"
+    assert pool.submit("recall").result(PATIENCE).value == [1]
+    assert len(notes) == 1 and "its process ended during die_once" in notes[0]
+    pool.close()
+
+
+@pytest.mark.real
+def test_a_replica_that_hangs_is_replaced_at_its_deadline(ray_spawn: Spawn, tmp_path: Path) -> None:
+    pool = Pool("counters", ray_spawn, 1, Limits(3.0, max_retries=1))
+    assert pool.submit("hang", str(tmp_path / "marker")).result(PATIENCE).value == "answered"
+    pool.close()
+
+
+@pytest.mark.real
+def test_a_group_whose_rank_is_killed_starts_again_and_answers(ray_spawn: Spawn, tmp_path: Path) -> None:
+    group = Group("ranks", ray_spawn, 2, Limits(PATIENCE, 1))
+    group.tell("learn", 5)
+    assert group.submit("die_once", str(tmp_path / "marker")).result(PATIENCE).value == "alive"
+    assert group.ask("recall") == [[5], [5]]
+    group.close()
