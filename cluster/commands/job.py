@@ -73,7 +73,7 @@ class Job:
 
     def play(self) -> None:
         """Do what is missing of the run; nothing if it is finished."""
-        if self.store.marked("finished") and not any(True for _ in self.store.open_iterations(self._config.iterations)):
+        if self.store.recorded("finished") and not any(True for _ in self.store.open_iterations(self._config.iterations)):
             self.note(f"{self.folder} is finished already; nothing is left to compute")
             return
         self.note(f"run folder {self.folder.resolve()}")
@@ -85,10 +85,10 @@ class Job:
         probe = self._probe(chat)
         from cluster.runtime.launch import launched
 
-        with launched(self._config, probe, self.note, self.store.seal) as roles:
-            policy = self.store.adopt(model, roles.open_learner)
+        with launched(self._config, probe, self.note, self.store.pin) as roles:
+            policy = self.store.register_start(model, roles.open_learner)
             SelfPlay(self._config, roles, self.store, self._monitor, probe).run(policy)
-        self.store.mark("finished")
+        self.store.record("finished")
 
     def report(self, status: str) -> tuple[Path, Summary]:
         """Write the report of the run as far as it is; return its page and what it says."""
@@ -180,12 +180,12 @@ class Job:
 
         config = self._config.model.model_copy(update={"path": str(model)})
         found = fakes.FakeChat() if self._config.generator.kind == "fake" else chat.Chat(config)
-        self.store.seal("tokenizer and chat template", found.digest)
+        self.store.pin("tokenizer and chat template", found.digest)
         return found
 
     def _take_prompts(self, chat: Any) -> None:
         """Read, render and commit all prompts once; the sources are looked at again only to mend a damaged shard."""
-        known = self.store.marked("prompts")
+        known = self.store.recorded("prompts")
         if known and all(self.store.has(*shard) for shard in known["shards"]):
             return
         config, longest = self._config, self._config.sampling.max_prompt_tokens
@@ -202,7 +202,7 @@ class Job:
             self.note("prompts: " + ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count))
         named = [shard for stage in stages for shard in self._commit_prompts(*stage, begun=known is not None)]
         if not known:
-            self.store.mark("prompts", shards=named)
+            self.store.record("prompts", shards=named)
 
     def _tell_of_overlap(self, training: list[pa.Table], heldout: pa.Table) -> None:
         """Say so if held-out prompts are trained on too: a prompt's id begins with the hash of its content."""

@@ -28,17 +28,17 @@ from engine.config.scorer import ScorerConfig
 from engine.loop.weight_probe import ProbeBatch
 
 Note = Callable[[str], None]
-Seal = Callable[[str, str], None]
+Pin = Callable[[str, str], None]
 """(role, identity) -> nothing, or StoreError if the run began with another one."""
 
 
 @contextmanager
-def launched(config: RunConfig, probe: ProbeBatch, note: Note, seal: Seal) -> Iterator[ClusterRoles]:
+def launched(config: RunConfig, probe: ProbeBatch, note: Note, pin: Pin) -> Iterator[ClusterRoles]:
     """Connect, reserve, build the pools (replicas start with their first call), and end it all afterwards."""
     turns = config.cluster.placement == "turns"
     if config.cluster.backend == "local":
         pools = _pools(config, _local_spawn, note)
-        roles = ClusterRoles(pools, turns=turns, probe=probe, note=note, seal=seal, judges=config.policy_judges)
+        roles = ClusterRoles(pools, turns=turns, probe=probe, note=note, pin=pin, judges=config.policy_judges)
         try:
             yield roles
         finally:
@@ -52,7 +52,7 @@ def launched(config: RunConfig, probe: ProbeBatch, note: Note, seal: Seal) -> It
             turns=turns,
             probe=probe,
             note=note,
-            seal=seal,
+            pin=pin,
             placement=placement,
             judges=config.policy_judges,
         )

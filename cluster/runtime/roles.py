@@ -28,13 +28,13 @@ class ClusterRoles:
         turns: bool,
         probe: ProbeBatch,
         note: Callable[[str], None],
-        seal: Callable[[str, str], None],
+        pin: Callable[[str, str], None],
         placement: Placement | None = None,
         judges: bool = False,
     ):
         """`judges`: the generators are the scorer too."""
         self._pools, self._turns, self._probe, self._note = pools, turns, probe, note
-        self._seal, self._judges = seal, judges
+        self._pin, self._judges = pin, judges
         self._placement = placement
         self._ready: dict[str, int | None] = {}
         """role -> version of the policy that it holds; None: of no one; absent: at rest. Two may have one digest."""
@@ -65,7 +65,7 @@ class ClusterRoles:
                 getattr(self, f"_prepare_{role}")(policy)
                 self._ready[role] = version
 
-    def spent(self, role: str) -> None:
+    def invalidate(self, role: str) -> None:
         self._ready[role] = None
 
     def open_learner(self, folder: str, digest: str) -> list[list[float]]:
@@ -114,7 +114,7 @@ class ClusterRoles:
     def _identify(self, role: str, name: str) -> None:
         """Load whoever scores; all replicas, in all sessions of a run, must be the same `name`."""
         for identity in self._pools[role].tell("identify"):
-            self._seal(name, identity)
+            self._pin(name, identity)
 
     def _rest(self, role: str) -> None:
         """Free what the role holds: by sleeping where its actors may stay, else by ending them."""

@@ -88,5 +88,5 @@ class Roles(Protocol):
         Raises WeightsError if a replica does not prove that it serves exactly these weights.
         """
 
-    def spent(self, role: str) -> None:
+    def invalidate(self, role: str) -> None:
         """The role's weights were trained and are no version's any more: `prepare` must deliver them anew."""

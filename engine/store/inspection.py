@@ -67,7 +67,7 @@ def state(folder: Path) -> dict[str, Any]:
             counts = stages.setdefault(name, {})
             counts[record["stage"]] = counts.get(record["stage"], 0) + 1
     return {
-        "finished": any(r["kind"] == "mark" and r["name"] == "finished" for r in records),
+        "finished": any(r["kind"] == "fact" and r["name"] == "finished" for r in records),
         "weights": {r["version"]: r["digest"] for r in records if r["kind"] == "weights"},
         "stages": {name: stages[name] for name in sorted(stages, key=_place)},
         "checkpoints": {r["iteration"] + 1: r["step"] for r in records if r["kind"] == "checkpoint"},

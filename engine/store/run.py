@@ -29,7 +29,7 @@ from engine.errors import StoreError, WeightsError
 from engine.schema import conform
 from engine.store.disk import TEMPORARY, Disk, RunLock, sha256_of
 from engine.store.manifest import Manifest, Record
-from engine.store.weights import check_base, is_adapter, seal_weights, verify_weights, weights_digest
+from engine.store.weights import check_base, is_adapter, write_checksums, verify_weights, weights_digest
 
 VERSION_STAGES = ("heldout_answers", "judged")
 """Stages that belong to a version of the policy; the iteration under which they lie is that version."""
@@ -118,7 +118,7 @@ class RunStore:
 
     # Weights
 
-    def adopt(self, folder: Path, probe: Callable[[str, str], list[list[float]]]) -> Policy:
+    def register_start(self, folder: Path, probe: Callable[[str, str], list[list[float]]]) -> Policy:
         """Make the start model version 0. It stays where it is; refused if it is not what the run began with.
 
         `probe(folder, digest)` is asked, once per run, for the learner's log-probabilities of it.
@@ -167,7 +167,7 @@ class RunStore:
         part = path.with_name(path.name + TEMPORARY)
         if is_adapter(part):
             check_base(part, self._index["weights", 0]["digest"])
-        digest = seal_weights(part)
+        digest = write_checksums(part)
         self.disk.publish(part, path)
         name = path.relative_to(self.folder).as_posix()
         if any(r["digest"] != digest for r in self._manifest.records if _key(r) == ("weights", version)):
@@ -226,19 +226,19 @@ class RunStore:
 
     # Notes of the run itself
 
-    def mark(self, name: str, **values: Any) -> None:
+    def record(self, name: str, **values: Any) -> None:
         """Record a fact about the run, e.g. that its prompts are all in."""
-        self._add(kind="mark", name=name, **values)
+        self._add(kind="fact", name=name, **values)
 
-    def marked(self, name: str) -> Record | None:
+    def recorded(self, name: str) -> Record | None:
         """The newest fact recorded under `name`."""
-        return self._index.get(("mark", name))
+        return self._index.get(("fact", name))
 
-    def seal(self, name: str, identity: str) -> None:
+    def pin(self, name: str, identity: str) -> None:
         """Record what the run works with under `name`, once. Raises StoreError if it is another one by now."""
-        known = self.marked(f"sealed {name}")
+        known = self.recorded(f"pinned {name}")
         if known is None:
-            self.mark(f"sealed {name}", identity=identity)
+            self.record(f"pinned {name}", identity=identity)
         elif known["identity"] != identity:
             raise StoreError(
                 f"{self.folder} was begun with another {name} ({known['identity'][:160]}, now {identity[:160]}). "
@@ -249,12 +249,12 @@ class RunStore:
         """Record that the iteration is done, with what belongs to it: its shards, and its policy's held-out ones."""
         belongs = [key[1:] for key in self._index if key[0] == "shard" and key[1] in (iteration, iteration + 1)]
         shards = [key for key in belongs if key[0] == iteration or key[1] in VERSION_STAGES]
-        self.mark(f"iteration {iteration}", shards=sorted(shards))
+        self.record(f"iteration {iteration}", shards=sorted(shards))
 
     def open_iterations(self, iterations: int) -> Iterator[int]:
         """Iterations that are not complete and intact, in order; each is asked for when the one before is done."""
         for t in range(iterations):
-            done = self.marked(f"iteration {t}")
+            done = self.recorded(f"iteration {t}")
             intact = [self.has(*shard) for shard in done["shards"]] if done else [False]  # every damage is set aside
             if not (all(intact) and self.policy(t + 1)):
                 yield t
@@ -319,6 +319,6 @@ def _key(record: Record) -> tuple[Any, ...]:
         "shard": ("iteration", "stage", "shard"),
         "weights": ("version",),
         "checkpoint": ("iteration",),
-        "mark": ("name",),
+        "fact": ("name",),
     }[record["kind"]]
     return (record["kind"], *(record[p] for p in parts))

@@ -22,7 +22,7 @@ from typing import Any
 from engine.errors import ModelError, WeightsError
 
 SUMS = "SHA256SUMS"
-"""File list that `seal_weights` leaves beside the weights, in the format of `sha256sum -c`."""
+"""File list that `write_checksums` leaves beside the weights, in the format of `sha256sum -c`."""
 
 INDEX = "model.safetensors.index.json"
 
@@ -66,7 +66,7 @@ def file_digests(folder: str | Path) -> dict[str, str]:
         return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
 
 
-def seal_weights(folder: str | Path) -> str:
+def write_checksums(folder: str | Path) -> str:
     """Write SHA256SUMS beside the weights, so that a later mismatch can name the file; return the digest."""
     files = file_digests(folder)
     lines = "".join(f"{sha}  {name}\n" for name, sha in files.items())

@@ -27,7 +27,7 @@ from engine.errors import ConfigError, RoleError, WeightsError
 from engine.loop.weight_probe import compare_probe, probe_batch
 from engine.schema import COMPLETIONS, NOTHING_GIVEN, PROMPTS, arrow_safe
 from engine.seeds import derive_seed
-from engine.store.weights import seal_weights
+from engine.store.weights import write_checksums
 
 SAMPLING = SamplingConfig(num_samples=5, temperature=0.7, top_p=0.9, max_new_tokens=24, max_prompt_tokens=40)
 STOPS = [2, 40, 41, 42, 43, 44, 45, 46]
@@ -59,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     # Blocks smaller than the prompts, so that vLLM's prefix cache has something to keep.
     config = GeneratorConfig(kv_cache_gib=0.25, engine_args={"block_size": 32})
     generator = Generator(config, ModelConfig(path=str(folders[0]), dtype="float32"), SAMPLING, RUN_SEED)
-    digests = {folder: seal_weights(folder) for folder in folders}
+    digests = {folder: write_checksums(folder) for folder in folders}
     yield World(folders[0], folders[1], digests, make_prompts(folders[0], NUM_PROMPTS), generator)
     generator.close()
 
@@ -329,7 +329,7 @@ def test_new_weights_with_tied_embeddings_reach_the_output_layer(world: World, t
     generator = Generator(config, ModelConfig(path=str(folders[0]), dtype="float32"), SAMPLING, RUN_SEED)
     try:
         for folder in folders:
-            generator.load(folder, seal_weights(folder))
+            generator.load(folder, write_checksums(folder))
             served = generator.probe(batch.prompt_token_ids, batch.answer_token_ids)
             for prompt, answer, logps in zip(batch.prompt_token_ids, batch.answer_token_ids, served, strict=True):
                 assert logps == pytest.approx(transformers_logps(folder, prompt, answer), abs=1e-4)
@@ -348,7 +348,7 @@ def test_a_folder_that_lacks_a_tensor_is_refused_by_name_and_the_old_weights_sta
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
-        generator.load(folder, seal_weights(folder))
+        generator.load(folder, write_checksums(folder))
     assert generator.serving() == world.digests[world.first]
 
 
@@ -370,7 +370,7 @@ def test_a_folder_with_other_stop_tokens_is_refused(world: World, generator: Gen
     folder = shutil.copytree(world.second, tmp_path / "stops")
     (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
     with pytest.raises(WeightsError, match=r"stop at token ids \[2\], .* stops at \[2, 40, 41"):
-        generator.load(folder, seal_weights(folder))
+        generator.load(folder, write_checksums(folder))
     assert generator.serving() == world.digests[world.first]
 
 

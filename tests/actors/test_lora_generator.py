@@ -19,7 +19,7 @@ from actors.tiny_policy import make_tiny_policy
 from engine.config.learner import LearnerConfig, LoRAConfig
 from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, ModelError, RoleError, WeightsError
-from engine.store.weights import seal_weights
+from engine.store.weights import write_checksums
 from tests.actors.test_generator import make_prompts, transformers_logps
 
 SAMPLING = SamplingConfig(num_samples=2, max_new_tokens=12, max_prompt_tokens=40)
@@ -86,7 +86,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def world(adapters: dict[str, Path]) -> Iterator[World]:
     generator = Generator(GeneratorConfig(kv_cache_gib=0.1), MODEL, SAMPLING, 7, lora_rank=12)
-    digests = {folder: seal_weights(folder) for folder in adapters.values()}
+    digests = {folder: write_checksums(folder) for folder in adapters.values()}
     yield World(adapters["base"], digests, make_prompts(adapters["base"], 6), generator)
     generator.close()
 
@@ -139,14 +139,14 @@ def test_a_foreign_adapter_or_model_is_refused_and_the_old_version_stays(world, 
     foreign = make_adapter(stranger, tmp_path / "foreign", 1, 0.03)
     before = world.generator.probe(PROMPTS, ANSWERS)
     with pytest.raises(WeightsError, match="belongs to the base model"):
-        world.generator.load(foreign, seal_weights(foreign), world.base)
+        world.generator.load(foreign, write_checksums(foreign), world.base)
     with pytest.raises(WeightsError, match=r"whole model .* serves adapters of"):
-        world.generator.load(stranger, seal_weights(stranger))
+        world.generator.load(stranger, write_checksums(stranger))
     with pytest.raises(ModelError, match="is a PEFT adapter of the/base"):
         world.generator.load(adapters["two"], world.digests[adapters["two"]])
     large = make_adapter(world.base, tmp_path / "large", 1, 0.03, rank=13)
     with pytest.raises(WeightsError, match="adapter of rank 13, this generator serves ranks up to 12"):
-        world.generator.load(large, seal_weights(large), world.base)
+        world.generator.load(large, write_checksums(large), world.base)
     altered = shutil.copytree(adapters["two"], tmp_path / "altered")
     (altered / "adapter_config.json").write_text("{}")
     with pytest.raises(WeightsError, match=r"changed: adapter_config\.json"):
@@ -168,7 +168,7 @@ def test_after_sleep_an_adapter_can_be_the_first_thing_that_is_loaded(world, ada
 def test_an_adapter_for_a_generator_of_whole_models_is_refused(adapters):
     generator = Generator(GeneratorConfig(), MODEL, SAMPLING, 0)
     with pytest.raises(RoleError, match=r"is an adapter, but this engine serves whole models"):
-        generator.load(adapters["one"], seal_weights(adapters["one"]), adapters["base"])
+        generator.load(adapters["one"], write_checksums(adapters["one"]), adapters["base"])
 
 
 def test_engine_arguments_about_adapters_are_decided_by_the_learners_section():

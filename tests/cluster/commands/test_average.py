@@ -135,7 +135,7 @@ def test_adapters_are_merged_before_their_mean_is_taken(tmp_path: Path) -> None:
     run, files = tmp_path / "run", versions()
     config = fake_config(tmp_path, model={"path": str(base), "dtype": "float32"})
     with RunStore(run) as store:
-        store.adopt(base, lambda folder, digest: [[-1.0]])
+        store.register_start(base, lambda folder, digest: [[-1.0]])
         for version in (1, 2):
             policy = files.load(base, None, 0)
             move(policy, version)

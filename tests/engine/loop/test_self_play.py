@@ -193,7 +193,7 @@ def test_weights_that_come_out_otherwise_take_back_what_the_former_ones_made(
 
 def test_another_scorer_on_a_begun_run_is_refused(undisturbed: Path) -> None:
     with RunStore(undisturbed) as store, pytest.raises(StoreError, match="begun with another scorer"):
-        store.seal("scorer", "rule:other")
+        store.pin("scorer", "rule:other")
 
 
 def test_answers_of_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,13 +46,13 @@ def commit(store: RunStore, version: int, base_digest: str) -> None:
 def test_an_adapter_is_committed_with_the_start_model_as_its_base_wherever_that_lies_now(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     with RunStore(tmp_path / "run") as store:
-        assert store.adopt(base, lambda folder, digest: [[-1.0]]).base is None
+        assert store.register_start(base, lambda folder, digest: [[-1.0]]).base is None
         commit(store, 1, weights_digest(base))
         policy = store.policy(1)
         assert policy and policy.base == base and policy.folder == tmp_path / "run/weights/001"
     moved = base.rename(tmp_path / "moved")
     with RunStore(tmp_path / "run") as store:
-        store.adopt(moved, lambda folder, digest: [])
+        store.register_start(moved, lambda folder, digest: [])
         again = store.policy(1)
         assert again and again.base == moved and again.digest == policy.digest
     assert inspection.damages(tmp_path / "run") == []
@@ -60,7 +60,7 @@ def test_an_adapter_is_committed_with_the_start_model_as_its_base_wherever_that_
 
 def test_an_adapter_of_another_base_is_not_committed(tmp_path: Path) -> None:
     with RunStore(tmp_path / "run") as store:
-        store.adopt(make_base(tmp_path / "base"), lambda folder, digest: [[-1.0]])
+        store.register_start(make_base(tmp_path / "base"), lambda folder, digest: [[-1.0]])
         with pytest.raises(WeightsError, match=r"belongs to the base model [0-9a-f]{12}, not to [0-9a-f]{12}"):
             commit(store, 1, weights_digest(make_base(tmp_path / "other", seed=1)))
         assert store.policy(1) is None
@@ -74,7 +74,7 @@ def test_the_digest_covers_the_name_of_the_base(tmp_path: Path) -> None:
 def test_a_damaged_adapter_is_set_aside(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     with RunStore(tmp_path / "run") as store:
-        store.adopt(base, lambda folder, digest: [[-1.0]])
+        store.register_start(base, lambda folder, digest: [[-1.0]])
         commit(store, 1, weights_digest(base))
     (tmp_path / "run/weights/001/adapter_config.json").unlink()
     with RunStore(tmp_path / "run") as store:

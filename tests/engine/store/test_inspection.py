@@ -48,7 +48,7 @@ def test_iterations_are_listed_in_the_order_of_their_numbers(tmp_path):
 
 def test_a_run_that_was_only_begun_has_nothing_and_is_not_finished(tmp_path):
     with RunStore(tmp_path) as store:
-        store.mark("prompts", shards=[])
+        store.record("prompts", shards=[])
     expected = {"finished": False, "weights": {}, "stages": {}, "checkpoints": {}}
     assert inspection.state(tmp_path) == expected
     assert inspection.damages(tmp_path) == []

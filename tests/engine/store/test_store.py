@@ -185,11 +185,11 @@ def test_damaged_weights_of_our_own_making_are_set_aside(tmp_path: Path) -> None
 def test_a_start_model_that_changed_is_refused_and_left_alone(tmp_path: Path) -> None:
     start = make_fake_policy(tmp_path / "start")
     with RunStore(tmp_path / "run") as store:
-        first = store.adopt(start, lambda folder, digest: [[-2.0]])
-        assert store.adopt(start, lambda folder, digest: [[0.0]]) == first, "the probe is taken once"
+        first = store.register_start(start, lambda folder, digest: [[-2.0]])
+        assert store.register_start(start, lambda folder, digest: [[0.0]]) == first, "the probe is taken once"
     save_file({"logits": np.ones(8)}, start / "model.safetensors")
     with RunStore(tmp_path / "run") as store, pytest.raises(WeightsError, match=r"model\.safetensors"):
-        store.adopt(start, lambda folder, digest: [])
+        store.register_start(start, lambda folder, digest: [])
 
 
 def test_a_checkpoint_replaces_its_predecessor_and_is_believed_only_whole(tmp_path: Path) -> None:

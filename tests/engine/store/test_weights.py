@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from engine.errors import ModelError, WeightsError
 from engine.store.weights import (
     check_same_tensors,
-    seal_weights,
+    write_checksums,
     stop_token_ids,
     tensor_shapes,
     verify_weights,
@@ -106,7 +106,7 @@ def test_an_index_that_is_not_json_is_refused(folder: Path) -> None:
 
 
 def test_sealed_weights_verify_and_a_change_is_named(folder: Path) -> None:
-    digest = seal_weights(folder)
+    digest = write_checksums(folder)
     assert digest == weights_digest(folder)
     verify_weights(folder, digest)
     (folder / "chat_template.jinja").write_text("changed")
@@ -127,7 +127,7 @@ def test_unsealed_weights_that_changed_are_refused_too(folder: Path) -> None:
 
 
 def test_a_seal_of_other_weights_is_not_believed(folder: Path) -> None:
-    seal_weights(folder)
+    write_checksums(folder)
     (folder / "config.json").write_text("{}")
     with pytest.raises(WeightsError, match="covered files"):
         verify_weights(folder, "0" * 64)

@@ -29,7 +29,7 @@ from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, ModelError, RoleError
 from engine.schema import COMPLETIONS, NOTHING_GIVEN
 from engine.seeds import derive_seed
-from engine.store.weights import seal_weights
+from engine.store.weights import write_checksums
 
 RUN_SEED = 7
 SHIPPED = Path(__file__).parents[4] / "recipes" / "judges"
@@ -500,7 +500,7 @@ class World:
     generator: Generator
 
     def load(self, folder: Path) -> None:
-        self.generator.load(folder, seal_weights(folder))
+        self.generator.load(folder, write_checksums(folder))
 
 
 @pytest.fixture(scope="module")
