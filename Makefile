@@ -30,7 +30,7 @@ test-fast: $(STAMP)  ## the tests that take milliseconds
 lint: $(STAMP)  ## style, formatting and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy engine
+	$(PYTHON) -m mypy engine actors cluster
 
 format: $(STAMP)  ## mend style and formatting
 	$(PYTHON) -m ruff check --fix .

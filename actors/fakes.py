@@ -1,4 +1,4 @@
-"""Deterministic stand-ins for the roles, small enough to think through, strict about what they are given.
+"""Fakes of the roles for fast tests: deterministic, small, and strict about what they are given.
 
 The fake policy draws an answer's letters independently from softmax(logits), eight numbers in a
 safetensors file. It is a real policy with real log-probabilities and a real gradient, so the loop, the
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
+from actors.factories import Chat, Engines, Factory, policy_judge
 from actors.scorers.base import rows_of, scored
 from actors.scorers.judge.judge import Judge, Question, Reply
 from engine.algorithms.base import Algorithm
-from engine.config.run import LearnerConfig, SamplingConfig
+from engine.config.learner import LearnerConfig
+from engine.config.run import ModelConfig, RunConfig, SamplingConfig
 from engine.errors import NonFiniteError, RoleError, WeightsError
+from engine.loop.roles import Generator, Learner
 from engine.loop.weight_probe import compare_probe
 from engine.schema import COMPLETIONS, PROMPTS, REFERENCED, ROWS, append, conform
 from engine.seeds import derive_seed
@@ -30,6 +34,42 @@ from engine.store.weights import verify_weights
 LETTERS = "abcdefgh"
 END = len(LETTERS)
 """Token id that ends an answer."""
+
+
+class FakeEngines(Engines):
+    """The fake policy, generator and learner in place of the real ones; scorers are those of the config."""
+
+    def start_model(self, config: RunConfig, run_folder: Path) -> Path:
+        return make_fake_policy(run_folder / "start")
+
+    def chat(self, model: ModelConfig) -> Chat:
+        return FakeChat()
+
+    def generator(self, config: RunConfig) -> Factory[Generator]:
+        return FakeGeneratorFactory(config.sampling, config.seed, policy_judge(config))
+
+    def learner(self, config: RunConfig) -> Factory[Learner]:
+        return FakeLearnerFactory(config.learner, config.algorithm, config.seed)
+
+
+@dataclass(frozen=True)
+class FakeGeneratorFactory:
+    sampling: SamplingConfig
+    seed: int
+    judge: Judge | None
+
+    def build(self, index: int) -> FakeGenerator:
+        return FakeGenerator(self.sampling, self.seed, self.judge)
+
+
+@dataclass(frozen=True)
+class FakeLearnerFactory:
+    config: LearnerConfig
+    algorithm: Algorithm
+    seed: int
+
+    def build(self, index: int) -> FakeLearner:
+        return FakeLearner(self.config, self.algorithm, self.seed)
 
 
 def utility(messages: list[dict[str, str]], answers: list[str]) -> list[float]:
@@ -56,7 +96,7 @@ class FakeChat:
     """Reads the last message as bytes."""
 
     digest = "fake"
-    vocabulary = tuple(range(len(LETTERS)))
+    vocabulary = range(len(LETTERS))
 
     def render(self, messages: list[dict[str, str]]) -> tuple[str, list[int]]:
         text = messages[-1]["content"]
@@ -181,11 +221,11 @@ class FakeLearner:
         self._folder, self._logits = Path(folder), load_file(Path(folder) / "model.safetensors")["logits"].copy()
         self._step = 0
 
-    def probe(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
+    def token_logprobs(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
         logps = self._logits - np.logaddexp.reduce(self._logits)
         return [[float(logps[token]) for token in answer] for answer in answers]
 
-    def reference(self, rows: pa.Table) -> list[list[float]]:
+    def reference_logprobs(self, rows: pa.Table) -> list[list[float]]:
         rows = conform(rows, ROWS, "fake learner")
         if self._step:
             raise RoleError("reference needs the policy as it lies in its folder, but steps were run")
@@ -206,9 +246,10 @@ class FakeLearner:
         save_file({"logits": self._logits}, Path(folder) / "state.safetensors")
         (Path(folder) / "step.json").write_text(json.dumps(self._step))
 
-    def load_checkpoint(self, folder: str) -> None:
+    def load_checkpoint(self, folder: str) -> int:
         self._logits = load_file(Path(folder) / "state.safetensors")["logits"].copy()
         self._step = json.loads((Path(folder) / "step.json").read_text())
+        return self._step
 
     def save_weights(
         self, folder: str, step: int, prompts: list[list[int]], answers: list[list[int]]
@@ -216,7 +257,7 @@ class FakeLearner:
         self.advance(step)
         shutil.copy(self._folder / "config.json", folder)
         save_file({"logits": self._logits}, Path(folder) / "model.safetensors")
-        return self.probe(prompts, answers)
+        return self.token_logprobs(prompts, answers)
 
     def sleep(self) -> None:
         self._logits, self._rows = np.zeros(0), []
@@ -241,6 +282,7 @@ class FakeLearner:
         if not torch.isfinite(loss):
             raise NonFiniteError(f"step {self._step + 1}: the loss is {loss.item()}; no update was made")
         loss.backward()
+        assert logps.grad is not None
         gradient = logps.grad.numpy() @ np.concatenate(slopes)
         self._logits -= self._config.optimizer.lr * gradient / max(float(np.linalg.norm(gradient)), 1e-12)
         self._step += 1

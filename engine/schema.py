@@ -122,6 +122,16 @@ JUDGED = _extend(
 )
 
 
+SELECTABLE = {
+    "prompts": PROMPTS,
+    "completions": COMPLETIONS,
+    "anchored": COMPLETIONS,
+    "scored": SCORED,
+    "rescored": RESCORED,
+}
+"""What an algorithm may select rows from, by the stage that wrote it."""
+
+
 def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     """Return `table` with exactly the columns of `schema`, in its order and types.
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from actors.factories import Engines
+from actors.fakes import FakeEngines
 from cluster.commands.job import Job
 from engine.config.run import RunConfig
 from engine.store.disk import Disk
@@ -28,10 +30,9 @@ def fake_config(folder: Path, **changes: Any) -> RunConfig:
         "model": {"path": "fake", "dtype": "float32"},
         "prompts": {**PROMPTS, "use": "all"},
         "sampling": {"num_samples": 3, "max_new_tokens": 5},
-        "generator": {"kind": "fake", "num_replicas": 2},
+        "generator": {"num_replicas": 2},
         "scorer": rule,
         "learner": {
-            "kind": "fake",
             "batch_size": 2,
             "checkpoint_every": 1,
             "zero_stage": 0,
@@ -49,9 +50,9 @@ def fake_config(folder: Path, **changes: Any) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
-def play(config: RunConfig, disk: Disk | None = None) -> Path:
-    """Run `config` to its end, or continue it; return the run folder."""
-    with Job(config, Console(quiet=True), disk) as job:
+def play(config: RunConfig, disk: Disk | None = None, engines: Engines | None = None) -> Path:
+    """Run `config` to its end, or continue it; return the run folder. Roles are fakes unless `engines` says otherwise."""
+    with Job(config, Console(quiet=True), disk, engines or FakeEngines()) as job:
         job.play()
     return Path(config.output) / config.name
 

@@ -286,11 +286,14 @@ def gather_weights(policy: PolicyModule, keep: bool, dtype: torch.dtype) -> dict
     One tensor at a time is whole in a rank's memory under ZeRO-3. Tied weights share one copy, by which
     transformers recognises them and writes them once.
     """
-    state, copies = {}, {}
+    state: dict[str, Tensor] = {}
+    copies: dict[int, Tensor] = {}
     for name, tensor in policy.model.state_dict(keep_vars=True).items():
         copy = whole(tensor, keep and id(tensor) not in copies, dtype)
+        if copy is not None:
+            copies[id(tensor)] = copy
         if keep:
-            state[name] = copies.setdefault(id(tensor), copy)
+            state[name] = copies[id(tensor)]
     return state
 
 

@@ -1,7 +1,7 @@
 """One run from its folder to its report.
 
 Owns the run folder and the monitor, brings prompts and the start model in, hands everything to the
-loop, and writes the report however the run ends. Knows nothing of how roles work or what they compute.
+loop, and writes the report however the run ends.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import yaml
 from rich.console import Console
 
 import engine
+from actors.factories import Chat, Engines
 from engine.config.load import config_digest, diff, dump
 from engine.config.run import RunConfig
 from engine.data.formats import Given
 from engine.data.ingest import ingest_iterations, shards
-from engine.errors import ModelError, StoreError
+from engine.errors import StoreError
 from engine.loop.self_play import SelfPlay
 from engine.loop.weight_probe import ProbeBatch, probe_batch
 from engine.metrics.monitor import Monitor, read_metrics
@@ -35,7 +36,6 @@ from engine.report.summary import Summary
 from engine.schema import PROMPTS
 from engine.store.disk import Disk
 from engine.store.run import RunStore
-from engine.store.weights import refuse_adapter
 
 PACKAGES = (
     "ray",
@@ -51,8 +51,6 @@ PACKAGES = (
     "bitsandbytes",
 )
 
-TINY = "tiny"
-"""`model.path` for an untrained policy of actors/tiny_policy.py, made in the run's folder."""
 UPLOADED = "runtime_resources"
 """Part of the path below which Ray unpacks the working directory of a submitted job."""
 
@@ -60,8 +58,9 @@ UPLOADED = "runtime_resources"
 class Job:
     """An open run folder with everything around the loop. A context manager."""
 
-    def __init__(self, config: RunConfig, console: Console, disk: Disk | None = None):
-        self._config, self._console = config, console
+    def __init__(self, config: RunConfig, console: Console, disk: Disk | None = None, engines: Engines | None = None):
+        """`engines`: which classes play the roles; None: the real ones."""
+        self._config, self._console, self._engines = config, console, engines or Engines()
         self.folder = Path(config.output).resolve() / config.name  # actors work in folders of their own
         self.store = RunStore(self.folder, disk, self.note)
         try:
@@ -73,19 +72,22 @@ class Job:
 
     def play(self) -> None:
         """Do what is missing of the run; nothing if it is finished."""
-        if self.store.recorded("finished") and not any(True for _ in self.store.open_iterations(self._config.iterations)):
+        if self.store.recorded("finished") and not any(
+            True for _ in self.store.open_iterations(self._config.iterations)
+        ):
             self.note(f"{self.folder} is finished already; nothing is left to compute")
             return
         self.note(f"run folder {self.folder.resolve()}")
         if UPLOADED in self.folder.resolve().parts:
             self.note("this folder lies in Ray's copy of what was submitted and goes with it; give output= a full path")
-        model = self._start_model()
-        chat = self._chat(model)
+        model = self._engines.start_model(self._config, self.folder)
+        chat = self._engines.chat(self._config.model.model_copy(update={"path": str(model)}))
+        self.store.pin("tokenizer and chat template", chat.digest)
         self._take_prompts(chat)
         probe = self._probe(chat)
         from cluster.runtime.launch import launched
 
-        with launched(self._config, probe, self.note, self.store.pin) as roles:
+        with launched(self._config, self._engines, probe, self.note, self.store.pin) as roles:
             policy = self.store.register_start(model, roles.open_learner)
             SelfPlay(self._config, roles, self.store, self._monitor, probe).run(policy)
         self.store.record("finished")
@@ -146,44 +148,7 @@ class Job:
                 + "\nGive the run another name=, or the old values; nothing was changed"
             )
 
-    def _start_model(self) -> Path:
-        """The start model's folder, fetched from the hub if it is not on this machine."""
-        from actors import fakes
-        from actors.tiny_policy import make_tiny_policy
-
-        config = self._config.model
-        if self._config.generator.kind == "fake":
-            return fakes.make_fake_policy(self.folder / "start")
-        if config.path == TINY:
-            return make_tiny_policy(self.folder / "start", self._config.seed)
-        if Path(config.path).is_dir():
-            refuse_adapter(config.path, "model.path")
-            return Path(config.path)
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        shared = Path(self._config.output).resolve() / "hub"  # on storage that every node sees, unlike ~/.cache
-        wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * config.trust_remote_code
-        try:
-            folder = snapshot_download(config.path, revision=config.revision, allow_patterns=wanted, cache_dir=shared)
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise ModelError(
-                f"model.path = {config.path}: neither a folder here nor to be had from the hub "
-                f"({type(error).__name__}: {error})"
-            ) from error
-        refuse_adapter(folder, "model.path")
-        return Path(folder)
-
-    def _chat(self, model: Path) -> Any:
-        """Whoever renders conversations; refused if it is not the one that the run began with."""
-        from actors import chat, fakes
-
-        config = self._config.model.model_copy(update={"path": str(model)})
-        found = fakes.FakeChat() if self._config.generator.kind == "fake" else chat.Chat(config)
-        self.store.pin("tokenizer and chat template", found.digest)
-        return found
-
-    def _take_prompts(self, chat: Any) -> None:
+    def _take_prompts(self, chat: Chat) -> None:
         """Read, render and commit all prompts once; the sources are looked at again only to mend a damaged shard."""
         known = self.store.recorded("prompts")
         if known and all(self.store.has(*shard) for shard in known["shards"]):
@@ -220,14 +185,14 @@ class Job:
             same = there and self.store.read(t, stage, number, PROMPTS).equals(shard.cast(PROMPTS))
             if begun and there and not same:
                 raise StoreError(
-                    f"iteration {t}, {stage}, shard {number}: a shard of prompts is damaged, and its source is not "
-                    f"what it was when the run began. Restore it, or start a run with another name="
+                    f"iteration {t + 1}, {stage}, shard {number}: a shard of prompts is damaged, and its source is "
+                    f"not what it was when the run began. Restore it, or start a run with another name="
                 )
             if not same:
-                self.store.commit(t, stage, number, shard, PROMPTS)
+                self.store.commit(t, stage, number, shard, PROMPTS, of="input")
         return named
 
-    def _probe(self, chat: Any) -> ProbeBatch:
+    def _probe(self, chat: Chat) -> ProbeBatch:
         sampling = self._config.sampling
         prompts = self.store.read(0, "prompts", 0, PROMPTS)
         length = sampling.max_prompt_tokens + sampling.max_new_tokens

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from actors.factories import Engines
 from cluster.plan.plan import make_plan
 from engine.config.load import describe, load
 from engine.config.run import RunConfig
@@ -26,7 +27,7 @@ WIDTH = 160
 """Columns where nobody's terminal says: the tables of a job's log should not be broken up."""
 
 
-def main(base: dict[str, Any], description: str, argv: list[str] | None = None) -> int:
+def main(base: dict[str, Any], description: str, argv: list[str] | None = None, engines: Engines | None = None) -> int:
     """Run a recipe whose own values are `base`; return the exit code of the process.
 
     0: finished, or a plan that fits; 1: the run failed; 2: config, plan or input is wrong; 130 and 143:
@@ -44,7 +45,7 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None) 
         if arguments.dry_run:
             console.print("dry run: nothing was started", markup=False)
             return 0
-        return run(config, console)
+        return run(config, console, engines)
     except KumiteError as error:
         console.print(
             f"error: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True, style="bold red"
@@ -55,7 +56,7 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None) 
         return stop.args[0] if stop.args else 130
 
 
-def run(config: RunConfig, console: Console) -> int:
+def run(config: RunConfig, console: Console, engines: Engines | None = None) -> int:
     """Run or resume `config`, in the order of the module's first lines."""
     import pyarrow
 
@@ -64,7 +65,7 @@ def run(config: RunConfig, console: Console) -> int:
     # While it reads or computes, pyarrow takes SIGINT and SIGTERM over, and one that comes as it ends is lost.
     pyarrow.enable_signal_handlers(False)
     signal.signal(signal.SIGTERM, _terminated)
-    with Job(config, console) as job:
+    with Job(config, console, engines=engines) as job:
         try:
             job.play()
         except (KumiteError, KeyboardInterrupt) as stop:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.run import RunConfig, StatedCluster
+from engine.config.run import RoleName, RunConfig, StatedCluster
 
 GIB = 2**30
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -92,7 +92,7 @@ class Need:
         return {"CPU": self.num_replicas * self.cpus, "GPU": self.num_replicas * self.gpus}
 
 
-def share(needs: Mapping[str, Need]) -> Need:
+def share(needs: Mapping[RoleName, Need]) -> Need:
     """The bundles that serve every role in turn."""
     return Need(
         num_replicas=max(n.num_replicas for n in needs.values()),
@@ -102,7 +102,7 @@ def share(needs: Mapping[str, Need]) -> Need:
     )
 
 
-def shortages(needs: Mapping[str, Need], turns: bool, available: Mapping[str, float]) -> list[str]:
+def shortages(needs: Mapping[RoleName, Need], turns: bool, available: Mapping[str, float]) -> list[str]:
     """One sentence for each resource of which the roles want more than the cluster has."""
     wanted = [share(needs)] if turns else list(needs.values())
     lines = []

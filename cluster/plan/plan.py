@@ -14,7 +14,8 @@ from actors.scorers.judge.prompt_file import read_judge_prompt
 from cluster.plan import estimates
 from cluster.plan.machines import ADVICE, GIB, Machines, Need, machines, shortages
 from engine.config.judge import JudgeConfig, VLLMServer
-from engine.config.run import GeneratorConfig, RunConfig, StatedCluster
+from engine.config.run import GeneratorConfig, RoleName, RunConfig, StatedCluster
+from engine.config.scorer import ScorerConfig
 from engine.errors import PlanError
 
 
@@ -31,11 +32,11 @@ class Plan:
             raise PlanError("the plan does not fit:\n" + "\n".join(f"  - {p}" for p in self.problems) + ADVICE)
 
 
-def needs(config: RunConfig) -> dict[str, Need]:
+def needs(config: RunConfig) -> dict[RoleName, Need]:
     """What every role of this config asks of the cluster."""
-    found = {role: Need(s.num_replicas, s.cpus, s.gpus) for role, s in config.pools.items()}
+    needs = {role: Need(s.num_replicas, s.cpus, s.gpus) for role, s in config.pools.items()}
     learner = config.learner
-    return found | {"learner": Need(learner.num_ranks, learner.cpus, learner.gpus, strategy="PACK")}
+    return needs | {"learner": Need(learner.num_ranks, learner.cpus, learner.gpus, strategy="PACK")}
 
 
 def make_plan(config: RunConfig, stated: StatedCluster | None = None) -> Plan:
@@ -55,10 +56,15 @@ def make_plan(config: RunConfig, stated: StatedCluster | None = None) -> Plan:
     return plan
 
 
-def _judges(config: RunConfig) -> dict[str, JudgeConfig]:
+def _scorers(config: RunConfig) -> dict[RoleName, ScorerConfig]:
+    """The scorers by role."""
+    scorers: dict[RoleName, ScorerConfig | None] = {"scorer": config.scorer, "evaluator": config.evaluator}
+    return {role: scorer for role, scorer in scorers.items() if scorer is not None}
+
+
+def _judges(config: RunConfig) -> dict[RoleName, JudgeConfig]:
     """The LLM judges among the scorers, by role."""
-    scorers = {"scorer": config.scorer, "evaluator": config.evaluator}
-    return {role: scorer for role, scorer in scorers.items() if isinstance(scorer, JudgeConfig)}
+    return {role: scorer for role, scorer in _scorers(config).items() if isinstance(scorer, JudgeConfig)}
 
 
 def _place(plan: Plan, config: RunConfig, there: Machines) -> None:
@@ -69,8 +75,10 @@ def _place(plan: Plan, config: RunConfig, there: Machines) -> None:
     if config.cluster.backend == "local":
         together = "one after the other, in this process"
     plan.lines.extend([f"cluster    {there.where}{has}", f"placement  {together}"])
+    kinds: dict[RoleName, str] = {"generator": "vllm", "learner": "deepspeed"}
+    kinds |= {role: scorer.kind for role, scorer in _scorers(config).items()}
     for role, need in needs(config).items():
-        kind = config.pools[role].kind if role in config.pools else config.learner.kind
+        kind = kinds[role]
         kind += ", also the judge" if role == "generator" and config.policy_judges else ""
         many = f"{need.num_replicas} x " if need.num_replicas > 1 else "    "
         plan.lines.append(f"             {many}{role} ({kind}): {need.cpus:g} CPUs, {need.gpus:g} GPUs each")
@@ -118,15 +126,13 @@ def _memory(plan: Plan, config: RunConfig, there: Machines, parameters: float | 
     _generator_memory(plan, config, there, parameters)
     _judge_memory(plan, config, there)
     dtype, learner = config.model.dtype, config.learner
-    scorers = {"scorer": config.scorer, "evaluator": config.evaluator}
     resting = {
         role: estimates.scorer_bytes(scorer) or 0.0
-        for role, scorer in scorers.items()
-        if scorer is not None and role not in _judges(config)
+        for role, scorer in _scorers(config).items()
+        if not isinstance(scorer, JudgeConfig)
     }
-    if learner.kind == "deepspeed":
-        trained = estimates.trained_parameters(config, parameters)
-        resting["learner"] = estimates.learner_bytes(learner, dtype, parameters, trained or 0.0)
+    trained = estimates.trained_parameters(config, parameters)
+    resting["learner"] = estimates.learner_bytes(learner, dtype, parameters, trained or 0.0)
     for role, size in resting.items():
         if not size:
             continue
@@ -151,7 +157,7 @@ def _adapters(config: RunConfig) -> str:
 
 def _generator_memory(plan: Plan, config: RunConfig, there: Machines, parameters: float) -> None:
     generator = config.generator
-    if generator.kind == "vllm" and "generator" in config.pools:
+    if "generator" in config.pools:
         served = estimates.trained_parameters(config, None, config.served_rank) if config.served_rank else 0.0
         weights = (parameters + (served or 0.0)) * estimates.BYTES[config.model.dtype] / generator.tensor_parallel_size
         _engine_memory(plan, "generator", generator, generator.gpus, weights, there)
@@ -197,13 +203,12 @@ def host_bytes(config: RunConfig, there: Machines, parameters: float) -> dict[st
     """
     dtype, learner, generator = config.model.dtype, config.learner, config.generator
     weights, found = parameters * estimates.BYTES[dtype], {}
-    if learner.kind == "deepspeed":
-        trained = estimates.trained_parameters(config, parameters) or 0.0
-        stays = estimates.offloaded_bytes(learner, dtype, trained)
-        if not learner.gpus:
-            stays += estimates.learner_bytes(learner, dtype, parameters, trained)
-        found["learner"] = _on_one_node(needs(config)["learner"], there) * max(weights, stays)
-    if generator.kind == "vllm" and "generator" in config.pools and not generator.gpus:
+    trained = estimates.trained_parameters(config, parameters) or 0.0
+    stays = estimates.offloaded_bytes(learner, dtype, trained)
+    if not learner.gpus:
+        stays += estimates.learner_bytes(learner, dtype, parameters, trained)
+    found["learner"] = _on_one_node(needs(config)["learner"], there) * max(weights, stays)
+    if "generator" in config.pools and not generator.gpus:
         one = weights + generator.kv_cache_gib * GIB
         found["generator"] = math.ceil(generator.num_replicas / there.nodes) * one
     for role, scorer in (("scorer", config.scorer), ("evaluator", config.evaluator)):

@@ -15,13 +15,14 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.plan.machines import ADVICE, Need, share, shortages
+from engine.config.run import RoleName
 from engine.errors import PlanError
 
 
 class Placement:
     """The reserved bundles of a run on a connected Ray cluster."""
 
-    def __init__(self, needs: Mapping[str, Need], turns: bool, deadline_s: float):
+    def __init__(self, needs: Mapping[RoleName, Need], turns: bool, deadline_s: float):
         """Reserve, or raise PlanError naming what is missing."""
         self._needs, self._turns = needs, turns
         if short := shortages(needs, turns, ray.cluster_resources()):
@@ -34,7 +35,7 @@ class Placement:
         """Whether a resting role stays as a sleeping actor (True) or ends (False)."""
         return all(need.gpus <= 1 for need in self._needs.values())
 
-    def options(self, role: str, index: int) -> dict[str, Any]:
+    def options(self, role: RoleName, index: int) -> dict[str, Any]:
         """Ray's options for replica `index` of a role."""
         group = self._groups["shared" if self._turns else role]
         need = self._needs[role]

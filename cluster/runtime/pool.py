@@ -1,8 +1,8 @@
 """A pool of replicas that pull calls, and a group of ranks that make every call together.
 
-Both answer through futures, replace what died, tell the replacement what its predecessor had been
-told, and try the call again a bounded number of times. Both kinds of replica, local and remote, go
-through the same code. Knows nothing of what roles do.
+Both answer through futures, replace what died, replay to the replacement the calls that its predecessor
+had received, and try the failed call again a bounded number of times. Local and remote replicas go
+through the same code.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
-from cluster.runtime.replica import Replica, ReplicaDied
+from cluster.runtime.replica import Call, Replica, ReplicaDied, call_of
 from engine.errors import DeadlineError, RoleError
+from engine.loop.roles import Timed
 
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 Spawn = Callable[[int], Replica]
 """Starts replica (or rank) `index` and returns it when it runs."""
 
@@ -28,46 +32,33 @@ QUEUED = 2
 
 
 @dataclass(frozen=True)
-class Call:
-    method: str
-    args: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The result of a call and the interval, on the driver's monotonic clock, in which it was worked on."""
-
-    value: Any
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
 class Limits:
-    """How long a call may take, how often it is tried again, and who hears of it."""
+    """How long a call may take, how often it is tried again, and where this is reported."""
 
     deadline_s: float
     max_retries: int
     note: Callable[[str], None] = lambda text: None
 
 
-class Memory:
-    """The calls that a replacement must hear, in order, before it may serve."""
+class Replay:
+    """The calls that a replacement gets, in order, before it serves: the last one of each of some methods."""
 
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
+    def __init__(self, order: Sequence[Callable[..., Any]]):
+        """`order`: the methods, each after those that it builds on."""
+        self._order = [method.__name__ for method in order]
+        self.calls: list[Call[Any]] = []
 
-    def add(self, call: Call) -> None:
-        """A call of the same method takes the former's place and forgets what came after it."""
-        index = next((i for i, known in enumerate(self.calls) if known.method == call.method), len(self.calls))
-        self.calls[index:] = [call]
+    def add(self, call: Call[Any]) -> None:
+        """Keep `call` in place of an earlier one of its method, and drop those that build on that."""
+        place = self._order.index(call.method)
+        self.calls = [kept for kept in self.calls if self._order.index(kept.method) < place] + [call]
 
 
 @dataclass
 class _Task:
-    call: Call
+    call: Call[Any]
     queue: deque[_Task]
-    future: Future[Answer] = field(default_factory=Future)
+    future: Future[Timed[Any]] = field(default_factory=Future)
     deaths: int = 0
 
 
@@ -75,7 +66,7 @@ class StartError(DeadlineError):
     """A replica did not start within its deadline: most often there is no room for it in the cluster."""
 
 
-def _end(task: _Task, outcome: Answer | BaseException) -> None:
+def _end(task: _Task, outcome: Timed[Any] | BaseException) -> None:
     """Give the task its ending, unless it was cancelled meanwhile."""
     with contextlib.suppress(InvalidStateError):
         if isinstance(outcome, BaseException):
@@ -84,34 +75,59 @@ def _end(task: _Task, outcome: Answer | BaseException) -> None:
             task.future.set_result(outcome)
 
 
-class Told(ABC):
-    """What pools and groups share: whoever joins later hears what the others were told."""
+class Workers(ABC, Generic[R]):
+    """What pools and groups share: calls to all, and their replay to replacements."""
 
-    def __init__(self) -> None:
-        self._memory = Memory()
+    capacity: int
+
+    def __init__(self, replayed: Sequence[Callable[..., Any]]) -> None:
+        self._replay = Replay(replayed)
 
     @abstractmethod
-    def ask(self, method: str, *args: Any) -> list[Any]:
-        """Call every replica (every rank) and wait for all."""
+    def submit(self, method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> Future[Timed[T]]:
+        """Queue a call."""
 
-    def tell(self, method: str, *args: Any) -> list[Any]:
-        """Call every replica (every rank), wait for all, and remember the call for replacements."""
-        values = self.ask(method, *args)
-        self.remember(method, *args)
+    def call_all(self, method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Call every replica (every rank) and wait for all."""
+        return self._call_all(call_of(method, *args, **kwargs))
+
+    def broadcast(self, method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Call every replica (every rank), wait for all, and replay the call to replacements."""
+        call = call_of(method, *args, **kwargs)
+        values = self._call_all(call)
+        self._replay.add(call)
         return values
 
-    def remember(self, method: str, *args: Any) -> None:
-        """What a replacement is told before it serves, after everything remembered earlier."""
-        self._memory.add(Call(method, args))
+    def replay(self, method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Replay this call to replacements from now on, without making it."""
+        self._replay.add(call_of(method, *args, **kwargs))
+
+    @abstractmethod
+    def _call_all(self, call: Call[T]) -> list[T]: ...
+
+    @abstractmethod
+    def retire(self) -> None:
+        """End all replicas but not the pool: the next call starts new ones, to which nothing is replayed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all replicas; calls that are queued or running fail."""
 
 
-class Pool(Told):
+class Pool(Workers[R]):
     """`num_replicas` replicas of one role; a thread for each pulls calls from one queue."""
 
-    def __init__(self, name: str, spawn: Spawn, num_replicas: int, limits: Limits):
+    def __init__(
+        self,
+        name: str,
+        spawn: Spawn,
+        num_replicas: int,
+        limits: Limits,
+        replayed: Sequence[Callable[..., Any]] = (),
+    ):
+        super().__init__(replayed)
         self.name, self._spawn, self._limits = name, spawn, limits
         self.capacity = num_replicas + QUEUED
-        super().__init__()
         self._shared: deque[_Task] = deque()
         self._own: list[deque[_Task]] = [deque() for _ in range(num_replicas)]
         self._given_up: set[int] = set()
@@ -124,30 +140,28 @@ class Pool(Told):
         for thread in self._threads:
             thread.start()
 
-    def submit(self, method: str, *args: Any) -> Future[Answer]:
-        """Queue a call for whichever replica is free first."""
-        return self._put(self._shared, Call(method, args))
+    def submit(self, method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> Future[Timed[T]]:
+        """Queue a call for the replica that is free first."""
+        return self._put(self._shared, call_of(method, *args, **kwargs))
 
-    def ask(self, method: str, *args: Any) -> list[Any]:
-        """Call every replica and wait for all. A replica that was given up has no part in the answer."""
+    def _call_all(self, call: Call[T]) -> list[T]:
+        """A replica that was given up has no part in the results."""
         with self._wake:
-            answers = [self._put(q, Call(method, args)) for i, q in enumerate(self._own) if i not in self._given_up]
+            answers = [self._put(queue, call) for i, queue in enumerate(self._own) if i not in self._given_up]
         values = []
         for answer in answers:
             with contextlib.suppress(CancelledError):
                 values.append(answer.result().value)
         if not values:
-            raise RoleError(f"{self.name}: this pool was closed during {method}")
+            raise RoleError(f"{self.name}: this pool was closed during {call.method}")
         return values
 
     def retire(self) -> None:
-        """End all replicas but not the pool: the next call starts fresh ones, which have been told nothing."""
-        self._memory.calls.clear()
+        self._replay.calls.clear()
         for index in range(len(self.replicas)):
             self._bury(index)
 
     def close(self) -> None:
-        """End all replicas; calls still queued are cancelled."""
         with self._wake:
             self._closed = True
             for queue in (self._shared, *self._own):
@@ -158,7 +172,7 @@ class Pool(Told):
         for thread in self._threads:
             thread.join(timeout=10)
 
-    def _put(self, queue: deque[_Task], call: Call) -> Future[Answer]:
+    def _put(self, queue: deque[_Task], call: Call[T]) -> Future[Timed[T]]:
         task = _Task(call, queue)
         with self._wake:
             if self._closed:
@@ -183,7 +197,7 @@ class Pool(Told):
                 continue
             try:
                 self._serve(index, task)
-            except BaseException as error:  # without an ending, whoever waits for the task would wait for ever
+            except BaseException as error:  # a future without an outcome would block its waiter for ever
                 _end(task, error)
 
     def _serve(self, index: int, task: _Task) -> None:
@@ -191,24 +205,24 @@ class Pool(Told):
         start = time.monotonic()
         try:
             replica = self.replicas[index] or self._revive(index)
-            value = replica.call(task.call.method, task.call.args, self._limits.deadline_s)
+            value = replica.call(task.call, self._limits.deadline_s)
         except StartError as error:
             self._give_up(index, task, error)
         except (ReplicaDied, DeadlineError) as error:
             self._bury(index)
             self._retry(task, error)
         else:
-            _end(task, Answer(value, start, time.monotonic()))
+            _end(task, Timed(value, start, time.monotonic()))
 
     def _revive(self, index: int) -> Replica:
-        """Start a replica and tell it everything that its pool was told, before it serves."""
+        """Start a replica and replay the pool's calls to it, before it serves."""
         try:
             replica = self._spawn(index)
         except DeadlineError as error:
             raise StartError(str(error)) from error
         try:
-            for call in list(self._memory.calls):
-                replica.call(call.method, call.args, self._limits.deadline_s)
+            for call in list(self._replay.calls):
+                replica.call(call, self._limits.deadline_s)
         except BaseException:
             replica.kill()
             raise
@@ -258,40 +272,55 @@ class Pool(Told):
             self._wake.notify_all()
 
 
-class Group(Told):
-    """Ranks in lock-step: a call goes to all at once; if one dies, all are replaced and told again."""
+class Rank(Protocol):
+    """What a group needs of its ranks before they work."""
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Host and port where the ranks can meet; rank 0 is asked."""
+
+    def join(self, host: str, port: int, timeout_s: float) -> None:
+        """Meet the other ranks there."""
+
+
+class Group(Workers[R]):
+    """Ranks in lock-step: a call goes to all at once. If one dies, all are replaced and the calls are replayed."""
 
     capacity = 1 + QUEUED
 
-    def __init__(self, name: str, spawn: Spawn, num_ranks: int, limits: Limits):
+    def __init__(
+        self,
+        name: str,
+        spawn: Spawn,
+        num_ranks: int,
+        limits: Limits,
+        replayed: Sequence[Callable[..., Any]] = (),
+    ):
+        super().__init__(replayed)
         self.name, self._spawn, self._num_ranks, self._limits = name, spawn, num_ranks, limits
-        super().__init__()
         self.ranks: list[Replica] = []
         self._closed = False
         self._queue = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._calls = ThreadPoolExecutor(max_workers=num_ranks, thread_name_prefix=f"{name}-rank")
 
-    def submit(self, method: str, *args: Any) -> Future[Answer]:
+    def submit(self, method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> Future[Timed[T]]:
         """Queue a call for all ranks; rank 0 answers."""
-        return self._queue.submit(lambda: self._persist(Call(method, args))[0])
+        call = call_of(method, *args, **kwargs)
+        return self._queue.submit(lambda: self._persist(call)[0])
 
-    def ask(self, method: str, *args: Any) -> list[Any]:
-        """Call all ranks and wait."""
-        return [answer.value for answer in self._queue.submit(self._persist, Call(method, args)).result()]
+    def _call_all(self, call: Call[T]) -> list[T]:
+        return [answer.value for answer in self._queue.submit(self._persist, call).result()]
 
     def retire(self) -> None:
-        """End all ranks but not the group: the next call assembles one that has been told nothing."""
-        self._memory.calls.clear()
+        self._replay.calls.clear()
         self._queue.submit(self._disband).result()
 
     def close(self) -> None:
-        """End all ranks; a call in progress fails instead of starting them again."""
         self._closed = True
         self._queue.shutdown(wait=False, cancel_futures=True)
         self._disband()
         self._calls.shutdown(wait=False, cancel_futures=True)
 
-    def _persist(self, call: Call) -> list[Answer]:
+    def _persist(self, call: Call[T]) -> list[Timed[T]]:
         """Make the call; when the group breaks, assemble it anew and make the call again."""
         for attempt in range(self._limits.max_retries + 1):
             try:
@@ -307,7 +336,7 @@ class Group(Told):
         raise RoleError(f"{self.name}: {call.method} failed {attempt + 1} times with its group. Last: {last}")
 
     def _assemble(self) -> None:
-        """Start every rank, let rank 0 name the meeting point, and tell all what the group was told."""
+        """Start every rank, let all meet where rank 0 says, and replay the group's calls."""
         starting = [self._calls.submit(self._spawn, rank) for rank in range(self._num_ranks)]
         wait(starting)
         self.ranks = [future.result() for future in starting if not future.exception()]
@@ -316,35 +345,35 @@ class Group(Told):
         if self._closed:
             raise ReplicaDied(f"{self.name}: the group was closed while it started")
         self._meet()
-        for call in self._memory.calls:
+        for call in self._replay.calls:
             self._all(call)
 
     def _meet(self) -> None:
         """Let rank 0 name a meeting point and all join there. A port that was taken meanwhile is worth a new try."""
         try:
-            meeting = self.ranks[0].call("rendezvous", (), self._limits.deadline_s)
-            self._all(Call("join", (*meeting, self._limits.deadline_s)))
+            host, port = self.ranks[0].call(call_of(Rank.rendezvous), self._limits.deadline_s)
+            self._all(call_of(Rank.join, host, port, self._limits.deadline_s))
         except RoleError as error:
             raise ReplicaDied(f"{self.name}: the ranks did not meet: {error}") from error
 
-    def _all(self, call: Call) -> list[Answer]:
+    def _all(self, call: Call[T]) -> list[Timed[T]]:
         """One call on every rank. A death outranks other errors: the survivors' complaints are its echo."""
         start = time.monotonic()
-        futures = [self._calls.submit(r.call, call.method, call.args, self._limits.deadline_s) for r in self.ranks]
+        futures = [self._calls.submit(rank.call, call, self._limits.deadline_s) for rank in self.ranks]
         while pending := wait(futures, timeout=1.0).not_done:
             if any(f.done() and f.exception() for f in futures):
                 wait(pending, timeout=ECHO_S)  # a broken collective ends by itself, or the others never will
                 break
-        errors = [f.exception() for f in futures if f.done() and f.exception()]
+        errors = [error for f in futures if f.done() and (error := f.exception())]
         stuck = [f for f in futures if not f.done()]
         deaths = [error for error in errors if isinstance(error, ReplicaDied)]
         if stuck and not deaths:
-            told = f"{errors[0]}" if errors else "nothing was told"
-            raise ReplicaDied(f"{self.name}: {len(stuck)} ranks did not answer {call.method}: {told}")
+            reason = f"{errors[0]}" if errors else "without an error"
+            raise ReplicaDied(f"{self.name}: {len(stuck)} ranks did not answer {call.method}: {reason}")
         for error in deaths or errors:
             raise error
         end = time.monotonic()
-        return [Answer(f.result(), start, end) for f in futures]
+        return [Timed(f.result(), start, end) for f in futures]
 
     def _disband(self) -> None:
         ranks, self.ranks = self.ranks, []

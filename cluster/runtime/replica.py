@@ -1,8 +1,7 @@
 """One replica of a role: an object in this process, or the same object inside a Ray actor.
 
-A replica runs one call at a time and tells three endings apart: an answer, an error of the role itself
-(the same input would fail anywhere), and its own death (another replica may succeed). Knows nothing of
-pools, of retries or of what roles do.
+A replica runs one call at a time. A call ends in one of three ways: a result, an error of the role itself
+(the same input would fail anywhere), or the death of the replica (another replica may succeed).
 """
 
 from __future__ import annotations
@@ -12,16 +11,34 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from engine.errors import DeadlineError, KumiteError, RoleError
 
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 Factory = Callable[[], Any]
 """Builds the role. Cheap; runs where the replica lives, so it must be importable there."""
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A call of a role's method, which returns a T."""
+
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def call_of(method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
+    """The call of `method`, given as a member of the role's class or protocol: `call_of(Learner.advance, 5)`."""
+    return Call(method.__name__, args, kwargs)
 
 
 class ReplicaDied(RoleError):
@@ -31,26 +48,32 @@ class ReplicaDied(RoleError):
 class Replica(Protocol):
     """What pools and groups need of a replica."""
 
-    def call(self, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
-        """Run one method. Raises the role's KumiteError, RoleError, ReplicaDied or DeadlineError."""
+    def call(self, call: Call[T], deadline_s: float) -> T:
+        """Run one call. Raises the role's KumiteError, RoleError, ReplicaDied or DeadlineError."""
 
     def kill(self) -> None:
         """End it at once, whatever it does. A call in progress raises ReplicaDied."""
 
 
+@runtime_checkable
+class Closeable(Protocol):
+    """A role that holds something to give back at its end."""
+
+    def close(self) -> None: ...
+
+
 class LocalReplica:
-    """A role in this process; a call that hangs cannot be interrupted here, so its deadline is not kept."""
+    """A role in this process; a call that hangs cannot be interrupted here, so its deadline is not enforced."""
 
     def __init__(self, name: str, factory: Factory):
         self._name, self._role = name, factory()
 
-    def call(self, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
-        return _call(self._name, self._role, method, args)
+    def call(self, call: Call[T], deadline_s: float) -> T:
+        return _run(self._name, self._role, call)
 
     def kill(self) -> None:
-        close = getattr(self._role, "close", None)
-        if close:
-            close()
+        if isinstance(self._role, Closeable):
+            self._role.close()
 
 
 class Host:
@@ -66,17 +89,18 @@ class Host:
         self._role = factory()
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def call(self, method: str, args: tuple[Any, ...]) -> Any:
-        return _call(self._name, self._role, method, args)
+    def call(self, call: Call[T]) -> T:
+        return _run(self._name, self._role, call)
 
 
 class RayReplica:
-    """A role inside a Ray actor that never restarts by itself: a fresh one must be told its weights first."""
+    """A role inside a Ray actor that never restarts by itself: a new one first needs the calls that are replayed."""
 
     def __init__(self, name: str, factory: Factory, options: dict[str, Any]):
         """`options` are Ray's own for actors."""
         self._name = name
-        self._actor = ray.remote(Host).options(max_restarts=0, **options).remote(name, str(Path.cwd()))
+        actor = ray.remote(Host).options(max_restarts=0, **options).remote(name, str(Path.cwd()))
+        self._actor = cast(Any, actor)  # Ray adds `.remote` to its methods
         self._built = self._actor.build.remote(factory)
         self.node_id: str | None = None
         self.pid: int | None = None
@@ -85,8 +109,8 @@ class RayReplica:
         """Wait until the role is built, and learn where. Raises RoleError, DeadlineError or ReplicaDied."""
         self.node_id, self.pid = self._get(self._built, deadline_s, "start")
 
-    def call(self, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
-        return self._get(self._actor.call.remote(method, args), deadline_s, method)
+    def call(self, call: Call[T], deadline_s: float) -> T:
+        return self._get(self._actor.call.remote(call), deadline_s, call.method)
 
     def kill(self) -> None:
         with contextlib.suppress(RayError):  # dead already, or the cluster is gone
@@ -105,18 +129,18 @@ class RayReplica:
             raise ReplicaDied(f"{self._name}: {what} was lost ({_first_line(error)})") from error
 
 
-def _call(name: str, role: Any, method: str, args: tuple[Any, ...]) -> Any:
-    """Run a role's method; anything but a KumiteError becomes a RoleError with its traceback as text.
+def _run(name: str, role: Any, call: Call[T]) -> T:
+    """Run a call; anything but a KumiteError becomes a RoleError with its traceback as text.
 
     Errors cross processes as text because exceptions of libraries do not always survive pickling.
     """
     try:
-        return getattr(role, method)(*args)
+        return getattr(role, call.method)(*call.args, **call.kwargs)
     except KumiteError:
         raise
     except Exception as error:
         detail = traceback.format_exc(limit=-12)
-        raise RoleError(f"{name}: {method} failed: {type(error).__name__}: {error}\n{detail}") from None
+        raise RoleError(f"{name}: {call.method} failed: {type(error).__name__}: {error}\n{detail}") from None
 
 
 def _first_line(error: Exception) -> str:

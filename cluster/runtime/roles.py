@@ -1,129 +1,168 @@
-"""The pools of a run and the switch between them.
+"""The pools of a run, and which weights each of them has ready.
 
-`prepare` is where weights are delivered and where, if roles take turns, one rests before the next one
-works. Knows the roles' methods by name; knows nothing of tables, algorithms or files.
+`prepare` is where weights are delivered and where, if roles are colocated, one frees its memory before the next
+one works.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from cluster.runtime.placement import Placement
-from cluster.runtime.pool import Group, Pool
-from engine.loop.roles import Stage
+from cluster.runtime.pool import Group, Pool, Workers
+from engine.errors import RoleError
+from engine.loop.roles import Generator, Learner, RoleName, Scorer
 from engine.loop.weight_probe import ProbeBatch
 from engine.store.run import Policy
 
-HOLDERS = ("generator", "learner")
-"""Roles that hold a policy; the others only need to be awake."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pools:
+    """One pool per role that the run needs."""
+
+    learner: Group[Learner]
+    generator: Pool[Generator] | None = None
+    scorer: Pool[Scorer] | None = None
+    evaluator: Pool[Scorer] | None = None
+
+    def of(self, role: RoleName) -> Workers[Any]:
+        pools: dict[RoleName, Workers[Any] | None] = {
+            "learner": self.learner,
+            "generator": self.generator,
+            "scorer": self.scorer,
+            "evaluator": self.evaluator,
+        }
+        return required(pools[role], role)
+
+    def close(self) -> None:
+        for pool in (self.generator, self.scorer, self.evaluator, self.learner):
+            if pool is not None:
+                pool.close()
+
+
+def required(pool: T | None, role: str) -> T:
+    """`pool`. Raises RoleError where the run has none of this role."""
+    if pool is None:
+        raise RoleError(f"this run has no {role}: the config's algorithm does not ask for one")
+    return pool
 
 
 class ClusterRoles:
-    """Implements engine.loop.roles.Roles over pools, side by side or in turns."""
+    """Implements engine.loop.roles.Roles over pools, disaggregated or colocated."""
 
     def __init__(
         self,
-        pools: Mapping[str, Pool | Group],
+        pools: Pools,
         *,
-        turns: bool,
+        colocated: bool,
+        policy_judges: bool,
         probe: ProbeBatch,
         note: Callable[[str], None],
         pin: Callable[[str, str], None],
         placement: Placement | None = None,
-        judges: bool = False,
     ):
-        """`judges`: the generators are the scorer too."""
-        self._pools, self._turns, self._probe, self._note = pools, turns, probe, note
-        self._pin, self._judges = pin, judges
-        self._placement = placement
-        self._ready: dict[str, int | None] = {}
-        """role -> version of the policy that it holds; None: of no one; absent: at rest. Two may have one digest."""
+        """`policy_judges`: the generators are the training scorer too. `pin(name, identity)` raises on a change."""
+        self._pools, self._probe, self._note, self._pin = pools, probe, note, pin
+        self.colocated, self._policy_judges, self._placement = colocated, policy_judges, placement
+        self._ready: dict[RoleName, int | None] = {}
+        """Version of the policy that a role has loaded; None: of no version; absent: asleep. Two versions may have
+        one digest."""
 
-    def pool(self, role: str) -> Pool | Group:
-        return self._pools[role]
+    @property
+    def generator(self) -> Pool[Generator]:
+        return required(self._pools.generator, "generator")
 
-    def together(self, stages: Sequence[Stage]) -> list[Sequence[Stage]]:
-        groups: list[list[Stage]] = []
-        for stage in stages:
-            if groups and all(self._compatible(stage, other) for other in groups[-1]):
-                groups[-1].append(stage)
-            else:
-                groups.append([stage])
-        return list(groups)
+    @property
+    def scorer(self) -> Pool[Scorer] | Pool[Generator]:
+        return self.generator if self._policy_judges else required(self._pools.scorer, "scorer")
 
-    def _compatible(self, one: Stage, other: Stage) -> bool:
-        """Whether both can work at the same time."""
-        return one.policy == other.policy if one.role == other.role else not self._turns
+    @property
+    def evaluator(self) -> Pool[Scorer] | Pool[Generator]:
+        return self._pools.evaluator or self.scorer
 
-    def prepare(self, policies: Mapping[str, Policy | None]) -> None:
-        if self._turns:
-            for role in [r for r in self._ready if r not in policies]:
-                self._rest(role)
+    @property
+    def learner(self) -> Group[Learner]:
+        return self._pools.learner
+
+    def capacity(self, role: RoleName) -> int:
+        return self._pools.of(role).capacity
+
+    def prepare(self, policies: Mapping[RoleName, Policy | None]) -> None:
+        if self.colocated:
+            for role in [role for role in self._ready if role not in policies]:
+                self._free(role)
         for role, policy in policies.items():
-            version = policy.version if policy and role in HOLDERS else None
+            holds_policy = role in ("generator", "learner")
+            version = policy.version if policy and holds_policy else None
             if role not in self._ready or self._ready[role] != version:
-                getattr(self, f"_prepare_{role}")(policy)
+                self._load(role, policy)
                 self._ready[role] = version
 
-    def invalidate(self, role: str) -> None:
+    def invalidate(self, role: RoleName) -> None:
         self._ready[role] = None
 
     def open_learner(self, folder: str, digest: str) -> list[list[float]]:
         """Open the start model, version 0, in the learner; return its log-probabilities on the probe batch."""
-        learner = self._pools["learner"]
-        learner.tell("open", folder)
+        self.learner.broadcast(Learner.open, folder)
         self._ready["learner"] = 0
-        return learner.ask("probe", self._probe.prompt_token_ids, self._probe.answer_token_ids)[0]
+        probe = self._probe
+        return self.learner.call_all(Learner.token_logprobs, probe.prompt_token_ids, probe.answer_token_ids)[0]
 
     def close(self) -> None:
         """End every replica and give the resources back."""
-        for pool in self._pools.values():
-            pool.close()
+        self._pools.close()
         if self._placement:
             self._placement.release()
 
-    def _prepare_generator(self, policy: Policy) -> None:
-        """Deliver the weights; every replica proves them on the probe batch, replacements too."""
-        batch = self._probe
-        gaps = self._pools["generator"].tell(
-            "deliver",
+    def _load(self, role: RoleName, policy: Policy | None) -> None:
+        if role == "scorer":
+            self._identify(required(self._pools.scorer, role), "scorer")
+        elif role == "evaluator":
+            self._identify(required(self._pools.evaluator, role), "evaluator")
+        elif policy is None:
+            raise RoleError(f"{role}: a stage asks for it without saying which version of the policy it needs")
+        elif role == "generator":
+            self._deliver(policy)
+        else:
+            self.learner.broadcast(Learner.open, str(policy.folder), _base(policy), policy.version)
+
+    def _deliver(self, policy: Policy) -> None:
+        """Every generator loads the weights and proves them on the probe batch; replacements do too."""
+        differences = self.generator.broadcast(
+            Generator.deliver,
             str(policy.folder),
             policy.digest,
-            batch.prompt_token_ids,
-            batch.answer_token_ids,
-            policy.probe,
+            self._probe.prompt_token_ids,
+            self._probe.answer_token_ids,
+            policy.probe_logprobs,
             _base(policy),
         )
-        many = "1 generator; its" if len(gaps) == 1 else f"{len(gaps)} generators; their"
+        generators = "1 generator; its" if len(differences) == 1 else f"{len(differences)} generators; their"
         self._note(
-            f"version {policy.version} ({policy.digest[:12]}) is served by {many} log-probabilities differ from the "
-            f"learner's by at most {max(gaps):.1e} nats per token"
+            f"version {policy.version} ({policy.digest[:12]}) is served by {generators} log-probabilities differ from "
+            f"the learner's by at most {max(differences):.1e} nats per token"
         )
-        if self._judges:
-            self._identify("generator", "scorer")
+        if self._policy_judges:
+            self._identify(self.generator, "scorer")
 
-    def _prepare_scorer(self, policy: None) -> None:
-        self._identify("scorer", "scorer")
-
-    def _prepare_evaluator(self, policy: None) -> None:
-        self._identify("evaluator", "evaluator")
-
-    def _prepare_learner(self, policy: Policy) -> None:
-        self._pools["learner"].tell("open", str(policy.folder), _base(policy), policy.version)
-
-    def _identify(self, role: str, name: str) -> None:
-        """Load whoever scores; all replicas, in all sessions of a run, must be the same `name`."""
-        for identity in self._pools[role].tell("identify"):
+    def _identify(self, pool: Pool[Scorer] | Pool[Generator], name: str) -> None:
+        """Load a scorer; all replicas, in all sessions of a run, must have one identity."""
+        for identity in pool.broadcast(Scorer.identify):
             self._pin(name, identity)
 
-    def _rest(self, role: str) -> None:
-        """Free what the role holds: by sleeping where its actors may stay, else by ending them."""
+    def _free(self, role: RoleName) -> None:
+        """Free the memory of a role: its actors sleep where they may stay, else they end."""
         del self._ready[role]
-        pool = self._pools[role]
-        if self._placement is None or self._placement.sleeps:
-            pool.ask("sleep")
+        if self._placement is not None and not self._placement.sleeps:
+            self._pools.of(role).retire()
+        elif role == "learner":
+            self.learner.call_all(Learner.sleep)
         else:
-            pool.retire()
+            self._pools.of(role).call_all(Scorer.sleep)
 
 
 def _base(policy: Policy) -> str | None:

@@ -61,7 +61,7 @@ class Selection:
 
 
 Stages = tuple[str, ...]
-"""Names of engine/loop/stages.py, in dataflow order."""
+"""Names of stages in engine/loop/stages.py, in dataflow order."""
 
 
 class Algorithm(BaseModel, ABC):
@@ -96,6 +96,10 @@ class Algorithm(BaseModel, ABC):
     def stages(self, iteration: int) -> Stages:
         """What happens to a shard of prompts before `select` reads it; () for a data set that is complete."""
         return ("completions", "scored")
+
+    def selects_from(self, iteration: int) -> str:
+        """The stage whose shards `select` reads: the last one of `stages`, or the prompts."""
+        return ("prompts", *self.stages(iteration))[-1]
 
     @abstractmethod
     def select(self, table: pa.Table) -> Selection:

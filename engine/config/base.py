@@ -32,7 +32,6 @@ class Section(BaseModel):
 class ReplicasConfig(Section):
     """Resources of one pool."""
 
-    kind: str
     num_replicas: PositiveInt = 1
     cpus: Annotated[float, Field(ge=0.0)] = 1.0
     """CPU cores per replica."""

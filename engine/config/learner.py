@@ -49,7 +49,6 @@ class ScheduleConfig(Section):
 class LearnerConfig(Section):
     """The DeepSpeed group that updates the weights and knows the reference log-probabilities."""
 
-    kind: Literal["deepspeed", "fake"] = "deepspeed"
     num_ranks: PositiveInt = 1
     cpus: Annotated[float, Field(ge=0.0)] = 1.0
     """CPU cores per rank."""
@@ -84,8 +83,6 @@ class LearnerConfig(Section):
 
     @model_validator(mode="after")
     def _can_hold_adapters(self) -> LearnerConfig:
-        if self.lora and self.kind == "fake":
-            raise ValueError("lora needs kind = deepspeed: the fake learner has no layers to adapt; remove lora")
         if self.lora and self.lora.quantize and (not self.gpus or self.zero_stage > 2):
             raise ValueError(
                 f"lora.quantize = {self.lora.quantize} with gpus = {self.gpus} and zero_stage = {self.zero_stage}: "

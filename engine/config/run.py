@@ -19,6 +19,8 @@ from engine.config.learner import SERVED_RANKS, LearnerConfig
 from engine.config.prompts import PromptsConfig
 from engine.config.scorer import ScorerConfig
 
+RoleName = Literal["generator", "scorer", "evaluator", "learner"]
+
 
 class ModelConfig(Section):
     """The policy that the run starts from."""
@@ -60,7 +62,6 @@ class SamplingConfig(Section):
 class GeneratorConfig(ReplicasConfig):
     """The pool of vLLM engines."""
 
-    kind: Literal["vllm", "fake"] = "vllm"
     tensor_parallel_size: PositiveInt = 1
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
     """Share of a GPU's memory that vLLM may take."""
@@ -161,7 +162,7 @@ class RunConfig(Section):
         return self.evaluator is not None
 
     @property
-    def scoring_role(self) -> str:
+    def scoring_role(self) -> RoleName:
         """Who compares the answers that train: the policy's own generators where the policy judges itself."""
         return "generator" if self.policy_judges else "scorer"
 
@@ -176,7 +177,7 @@ class RunConfig(Section):
         return self.policy_judges and isinstance(self.scorer, JudgeConfig) and self.scorer.mode == "pointwise"
 
     @property
-    def evaluating_role(self) -> str:
+    def evaluating_role(self) -> RoleName:
         """Who compares policies on held-out prompts."""
         return "evaluator" if self.evaluator else self.scoring_role
 
@@ -186,12 +187,12 @@ class RunConfig(Section):
         return self.scorer.canary if isinstance(self.scorer, JudgeConfig) else None
 
     @property
-    def pools(self) -> dict[str, ReplicasConfig]:
+    def pools(self) -> dict[RoleName, ReplicasConfig]:
         """The sections of the pools that this run needs, by role."""
         stages = self.algorithm.stages(0)
         generates = self.evaluation is not None or "completions" in stages
         compares = "scored" in stages or (self.evaluation is not None and self.evaluator is None)
-        sections = {
+        sections: dict[RoleName, ReplicasConfig | None] = {
             "generator": self.generator if generates else None,
             "scorer": self.scorer if compares and not self.policy_judges else None,
             "evaluator": self.evaluator,

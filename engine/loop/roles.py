@@ -1,92 +1,181 @@
 """What the loop asks of the roles, wherever they run.
 
-The loop sees pools (replicas that each take one shard at a time) and one group (ranks in lock-step),
-both through futures, and one switch for whose turn it is. Knows nothing of Ray, processes or GPUs.
+Three protocols say what a scorer, a generator and a learner can do. The classes in actors/ implement them, and so do
+the fakes of the tests; mypy checks both. The loop reaches a role through its pool and names the method itself:
+
+    roles.generator.submit(Generator.generate, prompts, iteration=t)
+
+so that mypy checks the arguments and the result, and "go to definition" leads to the role.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 import pyarrow as pa
 
+from engine.config.run import RoleName
 from engine.store.run import Policy
 
+P = ParamSpec("P")
+T = TypeVar("T")
+Role_co = TypeVar("Role_co", covariant=True)
+TokenIds = list[list[int]]
+"""[B][tokens]"""
+TokenLogprobs = list[list[float]]
+"""[B][tokens] nats"""
 
-class Answered(Protocol):
-    """The result of a submitted call, with the interval in which the replica worked."""
 
-    value: Any
+class Scorer(Protocol):
+    """Compares the answers of each prompt."""
+
+    def identify(self) -> str:
+        """Load what scoring needs, and return the id under which the scores are kept."""
+
+    def score(self, completions: pa.Table) -> pa.Table:
+        """SCORED from COMPLETIONS. Raises RoleError, naming prompts, for answers that cannot be scored."""
+
+    def sleep(self) -> None:
+        """Free the memory; the next call brings the role back, after its calls were replayed."""
+
+
+class Generator(Scorer, Protocol):
+    """Answers prompts with the policy. Scores answers too where the policy is its own judge."""
+
+    def deliver(
+        self,
+        folder: str,
+        digest: str,
+        prompt_token_ids: TokenIds,
+        answer_token_ids: TokenIds,
+        learner_logprobs: TokenLogprobs,
+        base: str | None = None,
+    ) -> float:
+        """Serve the weights in `folder`, an adapter of `base` or a whole model, and prove it on the probe batch.
+
+        Returns the mean |difference| to the learner's log-probabilities, in nats per token. Raises WeightsError where
+        it is too large, or where the folder does not have `digest`.
+        """
+
+    def generate(
+        self,
+        prompts: pa.Table,
+        iteration: int,
+        num_samples: int | None = None,
+        temperature: float | None = None,
+        purpose: str = "sample",
+    ) -> pa.Table:
+        """COMPLETIONS from PROMPTS, stamped with the digest of the weights. `purpose` names the stream of seeds."""
+
+
+class Learner(Protocol):
+    """One rank of the group that trains. All ranks get every call; each returns the same value."""
+
+    def open(self, policy_folder: str, base: str | None = None, version: int = 0) -> None:
+        """Load a version of the policy with a fresh optimizer."""
+
+    def token_logprobs(self, prompt_token_ids: TokenIds, answer_token_ids: TokenIds) -> TokenLogprobs:
+        """Log-probability of every token of a few answers under the opened policy."""
+
+    def reference_logprobs(self, rows: pa.Table) -> list[list[float]]:
+        """[rows][n] nats, summed over tokens, of one shard of ROWS under the opened policy, before any step."""
+
+    def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, int]:
+        """Take the iteration's rows, one REFERENCED table per shard; returns num_rows, num_steps and more."""
+
+    def advance(self, until: int) -> list[dict[str, float]]:
+        """Run optimizer steps until `until` of the iteration's are done; one dict of metrics per step."""
+
+    def save_checkpoint(self, folder: str, step: int) -> None:
+        """Advance to `step`, then write weights, optimizer and step counter."""
+
+    def load_checkpoint(self, folder: str) -> int:
+        """Continue where `save_checkpoint` stopped; returns the number of finished steps."""
+
+    def save_weights(
+        self, folder: str, step: int, prompt_token_ids: TokenIds, answer_token_ids: TokenIds
+    ) -> TokenLogprobs:
+        """Advance to `step`, write the policy to `folder`, and return its `token_logprobs`."""
+
+    def sleep(self) -> None:
+        """Free the memory; `open` brings the rank back."""
+
+
+REPLAYED: dict[RoleName, tuple[Callable[..., Any], ...]] = {
+    "generator": (Generator.deliver, Generator.identify),
+    "scorer": (Scorer.identify,),
+    "evaluator": (Scorer.identify,),
+    "learner": (Learner.open, Learner.begin, Learner.load_checkpoint),
+}
+"""The calls that bring a replacement of a dead replica to where its predecessor was, in the order that it needs.
+
+A pool keeps the last broadcast call of each of these methods. A new one makes those behind it in the list void: after
+`open`, the rows and the checkpoint of the version before are of no use.
+"""
+
+
+@dataclass(frozen=True)
+class Timed(Generic[T]):
+    """The result of a call, and the interval on the driver's monotonic clock in which a replica worked on it."""
+
+    value: T
     start: float
     end: float
 
 
-class Pool(Protocol):
+class Pool(Protocol[Role_co]):
     """Replicas of one role. Idle ones pull the next call; a dead one is replaced and its call tried again.
 
-    The learner group has the same face: there, a call goes to every rank and rank 0 answers.
+    The learner group has the same interface: there, a call goes to every rank and rank 0 answers.
     """
 
     @property
     def capacity(self) -> int:
         """Calls worth submitting at a time: enough that no replica idles, few enough to bound memory."""
 
-    def submit(self, method: str, *args: Any) -> Future[Answered]:
+    def submit(
+        self, method: Callable[Concatenate[Role_co, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[Timed[T]]:
         """Queue a call. The future raises the role's own error, or RoleError once the retries are used up."""
 
-    def tell(self, method: str, *args: Any) -> list[Any]:
-        """Call every replica now, and remember the call. Returns one answer per replica."""
+    def broadcast(self, method: Callable[Concatenate[Role_co, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """Call every replica now, and replay the call to replacements (see REPLAYED). One result per replica."""
 
-    def remember(self, method: str, *args: Any) -> None:
-        """What a replacement is told before it serves, after everything remembered earlier.
-
-        A call of the same method takes the former's place and forgets what was remembered after it.
-        """
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of a shard's way: where its input lies, who computes it, what comes out."""
-
-    name: str
-    """Name of the output in the store, and for people."""
-    role: str
-    policy: Policy | None
-    """The version that the role must have ready; None where it holds no policy."""
-    source: str
-    """Stage whose committed shards are the input."""
-    source_schema: pa.Schema
-    schema: pa.Schema
-    submit: Callable[[Pool, pa.Table, int], Future[Answered]]
-    """(pool, input, number of the shard) -> the answer to come."""
-    finish: Callable[[pa.Table, Answered], pa.Table]
-    """(input, answer) -> output table; runs in the driver. Raises if the answer may not be used."""
-    amounts: Callable[[pa.Table], dict[str, float]]
-    """What the shard amounted to (tokens, pairs, rows), for rates."""
-    source_iteration: int | None = None
-    """Iteration in which the input lies; None: the one that the stream belongs to."""
+    def replay(self, method: Callable[Concatenate[Role_co, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Replay this call to replacements from now on, without making it."""
 
 
 class Roles(Protocol):
-    """All pools of a run, and who may use the machine at the moment."""
+    """All pools of a run, and which weights each has ready."""
 
-    def pool(self, role: str) -> Pool:
-        """The pool of "generator", "scorer", "learner" or "evaluator"."""
+    @property
+    def generator(self) -> Pool[Generator]: ...
+    @property
+    def scorer(self) -> Pool[Scorer]:
+        """The training scorer; the generators where the policy is its own judge."""
 
-    def together(self, stages: Sequence[Stage]) -> list[Sequence[Stage]]:
-        """Split stages, in dataflow order, into groups whose roles may work at the same time.
+    @property
+    def evaluator(self) -> Pool[Scorer]:
+        """The scorer of held-out answers; the training scorer where the config names no other."""
 
-        No group asks one role for two policies.
+    @property
+    def learner(self) -> Pool[Learner]: ...
+
+    def capacity(self, role: RoleName) -> int:
+        """The capacity of a role's pool."""
+
+    @property
+    def colocated(self) -> bool:
+        """Whether the roles share their machines, so that only one of them holds memory at a time."""
+
+    def prepare(self, policies: Mapping[RoleName, Policy | None]) -> None:
+        """Have these roles ready, each with its policy's weights; colocated roles that are not named free their memory.
+
+        Raises WeightsError if a generator does not prove that it serves exactly these weights.
         """
 
-    def prepare(self, policies: Mapping[str, Policy | None]) -> None:
-        """Have these roles ready, each with its policy's weights; where roles take turns, send the others to rest.
-
-        Raises WeightsError if a replica does not prove that it serves exactly these weights.
-        """
-
-    def invalidate(self, role: str) -> None:
-        """The role's weights were trained and are no version's any more: `prepare` must deliver them anew."""
+    def invalidate(self, role: RoleName) -> None:
+        """The role's weights changed and are no version's any more: the next `prepare` delivers them again."""

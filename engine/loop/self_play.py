@@ -4,19 +4,20 @@
                    │                                                         │
                    └──────── held-out prompts, judged by the evaluator ──────┘
 
-The loop knows tables, stages and versions of weights. It does not know whether the run is new or
-resumed, where roles live, or which algorithm runs: what is committed is not computed again, and that
-is all there is to resuming.
+The loop does not know whether the run is new or resumed, where roles live, or which algorithm runs: what is
+committed is not computed again, and that is all there is to resuming.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import pyarrow as pa
 
 from engine.config.run import RunConfig
 from engine.errors import DataError
-from engine.loop.roles import Roles, Stage
-from engine.loop.stages import heldout_stages, training_stages
+from engine.loop.roles import Learner, Roles
+from engine.loop.stages import Stage, heldout_stages, overlapping, training_stages
 from engine.loop.stream import Stream
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
@@ -29,9 +30,7 @@ class SelfPlay:
     """One run of `config.iterations` iterations over the prompts that the store holds."""
 
     def __init__(self, config: RunConfig, roles: Roles, store: RunStore, monitor: Monitor, probe: ProbeBatch):
-        self._config, self._algorithm, self._roles = config, config.algorithm, roles
-        self._store, self._monitor = store, monitor
-        self._probe = (probe.prompt_token_ids, probe.answer_token_ids)
+        self._config, self._roles, self._store, self._monitor, self._probe = config, roles, store, monitor, probe
 
     def run(self, policy: Policy) -> Policy:
         """From the start policy to the last one, doing what is missing. Returns the last policy."""
@@ -40,7 +39,7 @@ class SelfPlay:
             self._monitor.begin_iteration(t + 1, self._config.iterations)
             policy = self._iterate(t)
             self._evaluate(policy)
-            figures = iteration_metrics(self._store, self._algorithm, t)
+            figures = iteration_metrics(self._store, t)
             for warning in judge_warnings(figures):
                 self._monitor.note(f"iteration {t + 1}: {warning}")
             self._monitor.end_iteration(figures)
@@ -55,60 +54,60 @@ class SelfPlay:
     def _evaluate(self, policy: Policy) -> None:
         """The policy's answers to the held-out prompts, compared with the start's and its predecessor's."""
         if self._config.evaluation:
-            stages = heldout_stages(self._config, policy, self._earlier_answers)
+            stages = heldout_stages(self._config, policy, self._heldout_answers)
             self._flow(policy.version, stages, (0, "heldout"))
 
-    def _flow(self, t: int, stages: list[Stage], source: tuple[int, str]) -> None:
-        """Bring the shards of `source` (iteration, stage) through the stages, role groups one after the other."""
+    def _flow(self, t: int, stages: list[Stage[Any]], source: tuple[int, str]) -> None:
+        """Bring the shards of `source` (iteration, stage) through the stages, one group of them after the other."""
         stream = Stream(self._store, self._monitor, t, num_shards=len(self._store.shards(*source)))
-        for together in self._roles.together(stages):
-            if any(stream.missing(together)):
+        for group in overlapping(stages, self._roles.colocated):
+            if any(stream.missing(group)):
                 with self._monitor.timed("prepare"):
-                    self._roles.prepare({stage.role: stage.policy for stage in together})
-                stream.run(together, [self._roles.pool(stage.role) for stage in together])
+                    self._roles.prepare({stage.role: stage.policy for stage in group if stage.role})
+                stream.run(group, self._roles)
 
     def _learn(self, t: int, policy: Policy) -> Policy:
         """Optimizer steps over the iteration's rows, from the last checkpoint if there is one."""
         shards = list(self._store.tables(t, "referenced", REFERENCED))
         if not sum(shard.num_rows for shard in shards):
             raise DataError(
-                f"iteration {t}: no prompt is left to train on, every one fell under a rule of the algorithm "
-                f"({iteration_metrics(self._store, self._algorithm, t)}); look at the prompts, sampling.temperature "
-                f"and the scorer"
+                f"iteration {t + 1}: no prompt is left to train on, all were left out by rules of the algorithm "
+                f"({iteration_metrics(self._store, t)}); check the prompts, sampling.temperature and the scorer"
             )
-        learner = self._roles.pool("learner")
+        learner = self._roles.learner
         with self._monitor.timed("prepare"):
             self._roles.prepare({"learner": policy})
-            plan = learner.tell("begin", shards, t)[0]
+            plan = learner.broadcast(Learner.begin, shards, t)[0]
         step, num_steps = 0, plan["num_steps"]
         if checkpoint := self._store.checkpoint(t):
             step, folder = checkpoint
-            learner.tell("load_checkpoint", str(folder))
-            self._monitor.note(f"iteration {t}: the learner continues after step {step}")
+            learner.broadcast(Learner.load_checkpoint, str(folder))
+            self._monitor.note(f"iteration {t + 1}: the learner continues after step {step}")
         self._monitor.expect("learn", num_steps, step, unit="steps")
         while step < num_steps:
             step = self._advance(t, step, num_steps)
         folder = self._store.new_weights(t + 1)
         with self._monitor.timed("save"):
-            probe = learner.submit("save_weights", str(folder), num_steps, *self._probe).result().value
-            policy = self._store.commit_weights(t + 1, probe)
-        self._roles.invalidate("learner")  # it was opened as version t, which the next iteration's reference may be again
+            probe = (self._probe.prompt_token_ids, self._probe.answer_token_ids)
+            logprobs = learner.submit(Learner.save_weights, str(folder), num_steps, *probe).result().value
+            policy = self._store.commit_weights(t + 1, logprobs)
+        self._roles.invalidate("learner")  # it was opened as version t, which the next reference may be again
         self._store.drop_checkpoints(t)
         return policy
 
     def _advance(self, t: int, step: int, num_steps: int) -> int:
         """A few optimizer steps, and a checkpoint where one is due. Returns the step reached."""
-        learner, every = self._roles.pool("learner"), self._config.learner.checkpoint_every
+        learner, every = self._roles.learner, self._config.learner.checkpoint_every
         due = (step // every + 1) * every
         until = min(step + self._config.tracking.log_every, due, num_steps)
-        answer = learner.submit("advance", until).result()
+        answer = learner.submit(Learner.advance, until).result()
         seconds = (answer.end - answer.start) / max(1, len(answer.value))
         for metrics in answer.value:
             figures = {name: value for name, value in metrics.items() if name != "step"}
             self._monitor.step(int(metrics["step"]), num_steps, figures, seconds)
         if until == due and until < num_steps:
-            learner.submit("save_checkpoint", str(self._store.new_checkpoint(t, until)), until).result()
-            learner.remember("load_checkpoint", str(self._store.commit_checkpoint(t, until)))
+            learner.submit(Learner.save_checkpoint, str(self._store.new_checkpoint(t, until)), until).result()
+            learner.replay(Learner.load_checkpoint, str(self._store.commit_checkpoint(t, until)))
         return until
 
     def _version(self, version: int) -> Policy:
@@ -117,6 +116,6 @@ class SelfPlay:
         assert policy is not None
         return policy
 
-    def _earlier_answers(self, version: int, shard: int) -> pa.Table:
-        """Another version's answers to the same held-out prompts."""
+    def _heldout_answers(self, version: int, shard: int) -> pa.Table:
+        """A version's answers to a shard of held-out prompts."""
         return self._store.read(version, "heldout_answers", shard, COMPLETIONS)

@@ -1,288 +1,422 @@
 """The stages of an iteration: which role turns which table into which, and what is checked on the way.
 
-    prompts -> completions -> anchored -> scored -> rescored -> referenced -> learner
-                                             └─> audited, canary
+    prompts -> completions -> anchored -> scored -> rescored -> selected -> referenced -> learner
+                    |                       |
+                  canary                 audited
 
-An algorithm names those it needs, in this order; each reads what the one before it committed. Each stage of
-each shard is a function of its input shard, the weights that its role serves, the config and seeds derived
-from names. Nothing else may enter, or a restart would compute something else.
+An algorithm names the first four that it needs, in this order; each stage reads what the one before it committed. A
+stage of a shard is a function of its input shard, the weights that its role serves, the config and seeds derived from
+names. Nothing else may enter, or a restart would compute something else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.algorithms.base import Algorithm
+from engine.algorithms.base import Algorithm, Selection
 from engine.algorithms.preference import pairwise_win_probabilities
 from engine.config.evaluation import EvaluationConfig
 from engine.config.run import RunConfig
 from engine.errors import WeightsError
 from engine.evaluation import statistics
-from engine.loop.roles import Answered, Pool, Stage
-from engine.schema import AUDITED, CANARY, COMPLETIONS, JUDGED, PROMPTS, REFERENCED, RESCORED, SCORED, append
-from engine.store.run import Policy
+from engine.loop.roles import Generator, Learner, RoleName, Roles, Scorer, Timed
+from engine.schema import (
+    AUDITED,
+    CANARY,
+    COMPLETIONS,
+    JUDGED,
+    PROMPTS,
+    REFERENCED,
+    RESCORED,
+    ROWS,
+    SCORED,
+    append,
+)
+from engine.store.run import Owner, Policy
 
+T = TypeVar("T")
 Versions = Callable[[int], Policy]
 """version -> that policy, committed and intact."""
-Earlier = Callable[[int, int], pa.Table]
+HeldoutAnswers = Callable[[int, int], pa.Table]
 """(version, shard) -> that version's answers to a shard of held-out prompts."""
 
-SCHEMAS = {
-    "prompts": PROMPTS,
-    "completions": COMPLETIONS,
-    "anchored": COMPLETIONS,
-    "scored": SCORED,
-    "rescored": RESCORED,
-}
-"""What lies in the store under each name from which `select` may read."""
-CANARY_PROMPTS = 8
-"""Prompts per shard on which the canary is tried."""
+
+class Stage(ABC, Generic[T]):
+    """One step of a shard's way: where its input lies, which role works on it, what comes out.
+
+    T is what the role returns; `finish` turns it into the table that is committed.
+    """
+
+    name: ClassVar[str]
+    """Name of the output in the store, and for people."""
+    schema: ClassVar[pa.Schema]
+    of: ClassVar[Owner] = "iteration"
+    """What the output belongs to: an iteration, or a version of the policy."""
+    role: RoleName | None
+    """Who works; None: the driver."""
+    policy: Policy | None
+    """The version that the role must serve; None where it holds no policy."""
+    reads: str
+    """Name of the stage whose committed shards are the input."""
+    reads_schema: pa.Schema
+    reads_iteration: int | None = None
+    """Iteration under which the input lies; None: the one that is being computed."""
+
+    @abstractmethod
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[T]]:
+        """Ask the role for its part of shard number `shard`."""
+
+    @abstractmethod
+    def finish(self, table: pa.Table, result: T) -> pa.Table:
+        """The output table, from the input and the role's result; runs in the driver. Raises if it may not be used."""
+
+    def counts(self, table: pa.Table, result: T) -> dict[str, int]:
+        """What is committed beside the output: how many prompts or answers fell under each declared rule."""
+        return {}
+
+    @abstractmethod
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        """What the output amounts to (tokens, pairs, rows), for rates."""
 
 
-def selected_from(algorithm: Algorithm, iteration: int) -> str:
-    """The stage whose shards the algorithm selects from."""
-    return (*("prompts",), *algorithm.stages(iteration))[-1]
+@dataclass
+class Completions(Stage[pa.Table]):
+    """K answers of the policy to each prompt."""
+
+    name = "completions"
+    schema = COMPLETIONS
+    role = "generator"
+    policy: Policy
+    iteration: int
+    reads: str = "prompts"
+    reads_schema = PROMPTS
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
+        return roles.generator.submit(Generator.generate, table, iteration=self.iteration)
+
+    def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
+        return _require_weights(result, self.policy)
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"tokens": _num_tokens(table), "answers": _num_answers(table)}
 
 
-def training_stages(config: RunConfig, version: Versions, iteration: int) -> list[Stage]:
+@dataclass
+class Anchored(Stage[pa.Table]):
+    """K answers of the start policy behind the policy's own (anchored rejection, arXiv 2508.06026)."""
+
+    name = "anchored"
+    schema = COMPLETIONS
+    role = "generator"
+    policy: Policy
+    """The start policy."""
+    iteration: int
+    reads: str = "completions"
+    reads_schema = COMPLETIONS
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
+        prompts = table.select(PROMPTS.names)
+        return roles.generator.submit(Generator.generate, prompts, iteration=self.iteration, purpose="anchor")
+
+    def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
+        return side_by_side(table, _require_weights(result, self.policy))
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"tokens": _num_tokens(table)}
+
+
+@dataclass
+class Scored(Stage[pa.Table]):
+    """The scorer compares the answers of each prompt."""
+
+    name = "scored"
+    schema = SCORED
+    role: RoleName
+    policy: Policy
+    reads: str = "completions"
+    reads_schema = COMPLETIONS
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
+        return roles.scorer.submit(Scorer.score, table)
+
+    def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
+        return result
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"pairs": sum(len(answers) * (len(answers) - 1) for answers in table["answers"])}
+
+
+@dataclass
+class Rescored(Stage[pa.Table]):
+    """The same answers scored by the policy of the iteration before, which then judges itself as it did."""
+
+    name = "rescored"
+    schema = RESCORED
+    role: RoleName
+    policy: Policy
+    """The version before the iteration's."""
+    reads: str = "scored"
+    reads_schema = SCORED
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
+        return roles.scorer.submit(Scorer.score, table.select(COMPLETIONS.names))
+
+    def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
+        return append(table, RESCORED, "scores of the policy before", previous_scores=result["scores"].to_pylist())
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"answers": _num_answers(table)}
+
+
+@dataclass
+class Selected(Stage[Selection]):
+    """The rows that train, with what the algorithm counted; computed once, in the driver."""
+
+    name = "selected"
+    schema = ROWS
+    role = None
+    policy = None
+    algorithm: Algorithm
+    reads: str
+    reads_schema: pa.Schema
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[Selection]]:
+        future: Future[Timed[Selection]] = Future()
+        start = time.monotonic()
+        selection = self.algorithm.select(table)
+        future.set_result(Timed(selection, start, time.monotonic()))
+        return future
+
+    def finish(self, table: pa.Table, result: Selection) -> pa.Table:
+        return result.rows
+
+    def counts(self, table: pa.Table, result: Selection) -> dict[str, int]:
+        counts = {**result.counts, "rows": result.rows.num_rows}
+        if "num_truncated" in table.column_names:
+            counts["scorer_truncated"] = pc.sum(table["num_truncated"]).as_py() or 0
+        return counts
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"rows": table.num_rows}
+
+
+@dataclass
+class Referenced(Stage[list[list[float]]]):
+    """The selected rows with the log-probabilities of the reference policy."""
+
+    name = "referenced"
+    schema = REFERENCED
+    role = "learner"
+    policy: Policy
+    """The reference."""
+    reads = "selected"
+    reads_schema = ROWS
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[list[list[float]]]]:
+        return roles.learner.submit(Learner.reference_logprobs, table)
+
+    def finish(self, table: pa.Table, result: list[list[float]]) -> pa.Table:
+        return append(table, REFERENCED, "reference log-probabilities", reference_logps=result)
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"rows": table.num_rows}
+
+
+@dataclass
+class Audited(Stage[pa.Table]):
+    """A second opinion: the evaluator compares the answers that the training scorer compared."""
+
+    name = "audited"
+    schema = AUDITED
+    role: RoleName
+    policy = None
+    reads = "scored"
+    reads_schema = SCORED
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
+        return roles.evaluator.submit(Scorer.score, table.select(COMPLETIONS.names))
+
+    def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
+        pairs = zip(_matrices(table), _matrices(result), strict=True)
+        agreements = [statistics.agreement(scorer, evaluator) for scorer, evaluator in pairs]
+        columns = [table["prompt_id"], [a.agreed for a in agreements], [a.num_pairs for a in agreements]]
+        return pa.table(columns, names=AUDITED.names)
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"pairs": pc.sum(table["comparable"]).as_py() or 0}
+
+
+@dataclass
+class NullModel(Stage[pa.Table]):
+    """The null-model baseline: an answer that says nothing against the policy's first (arXiv 2410.07137).
+
+    It fits every prompt and answers none. A judge that prefers it judges something else than the answer.
+    """
+
+    name = "canary"
+    schema = CANARY
+    role: RoleName
+    policy: Policy
+    text: str
+    reads = "completions"
+    reads_schema = COMPLETIONS
+    num_prompts: ClassVar[int] = 8
+    """Prompts per shard on which it is tried."""
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
+        sample = table.take(list(range(min(self.num_prompts, table.num_rows))))
+        return roles.scorer.submit(Scorer.score, self._with_baseline(sample))
+
+    def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
+        wins = [float(pairwise_win_probabilities(matrix)[1, 0]) for matrix in _matrices(result)]
+        return pa.table([result["prompt_id"], wins], names=CANARY.names)
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"pairs": 2 * table.num_rows}
+
+    def _with_baseline(self, completions: pa.Table) -> pa.Table:
+        """Two answers per prompt: the policy's first, and `text`."""
+        columns = {name: completions[name].to_pylist() for name in COMPLETIONS.names}
+        baseline: dict[str, Any] = {
+            "answers": self.text,
+            "answer_token_ids": [],
+            "answer_logps": 0.0,
+            "finish_reasons": "stop",
+            "seeds": 0,
+        }
+        for name, value in baseline.items():
+            columns[name] = [[row[0], value] for row in columns[name]]
+        return pa.table(columns, schema=COMPLETIONS)
+
+
+@dataclass
+class HeldoutAnswered(Stage[pa.Table]):
+    """The policy's answers to held-out prompts."""
+
+    name = "heldout_answers"
+    of = "version"
+    schema = COMPLETIONS
+    role = "generator"
+    policy: Policy
+    config: EvaluationConfig
+    reads = "heldout"
+    reads_schema = PROMPTS
+    reads_iteration = 0
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
+        # The same seeds for every version: two versions then differ by their weights alone.
+        return roles.generator.submit(
+            Generator.generate,
+            table,
+            iteration=0,
+            num_samples=self.config.num_samples,
+            temperature=self.config.temperature,
+            purpose="evaluate",
+        )
+
+    def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
+        return _require_weights(result, self.policy)
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"tokens": _num_tokens(table)}
+
+
+@dataclass
+class Judged(Stage[pa.Table]):
+    """Win rates of the policy's held-out answers against those of the start policy and of the version before."""
+
+    name = "judged"
+    of = "version"
+    schema = JUDGED
+    role: RoleName
+    policy: Policy
+    answers: HeldoutAnswers
+    reads = "heldout_answers"
+    reads_schema = COMPLETIONS
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
+        start, previous = (self.answers(version, shard) for version in (0, self.policy.version - 1))
+        return roles.evaluator.submit(Scorer.score, side_by_side(table, start, previous))
+
+    def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
+        m = len(table["answers"][0])
+        against_start = range(2 * m)
+        against_previous = [*range(m), *range(2 * m, 3 * m)]
+        return append(
+            table,
+            JUDGED,
+            f"version {self.policy.version} on held-out prompts",
+            win_vs_start=[_win_rate(matrix[np.ix_(against_start, against_start)], m) for matrix in _matrices(result)],
+            win_vs_previous=[
+                _win_rate(matrix[np.ix_(against_previous, against_previous)], m) for matrix in _matrices(result)
+            ],
+            evaluator=result["scorer"],
+        )
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"prompts": table.num_rows}
+
+
+def training_stages(config: RunConfig, version: Versions, iteration: int) -> list[Stage[Any]]:
     """What the algorithm asks for, the reference's log-probabilities, and second opinions on the scorer."""
-    algorithm = config.algorithm
-    stages, source = [], "prompts"
+    algorithm, role = config.algorithm, config.scoring_role
+    stages: list[Stage[Any]] = []
+    reads, reads_schema = "prompts", PROMPTS
     for name in algorithm.stages(iteration):
-        stages.append(MAKERS[name](config, version, iteration, source))
-        source = name
-        if name == "scored" and config.canary:  # beside it, while the same weights judge
-            stages.append(_canary(config, version(iteration)))
+        stage: Stage[Any]
+        if name == Completions.name:
+            stage = Completions(version(iteration), iteration, reads)
+        elif name == Anchored.name:
+            stage = Anchored(version(0), iteration, reads)
+        elif name == Scored.name:
+            stage = Scored(role, version(iteration), reads)
+        else:
+            stage = Rescored(role, version(max(0, iteration - 1)), reads)
+        stages.append(stage)
+        reads, reads_schema = stage.name, stage.schema
+        if name == Scored.name and config.canary:  # behind it, while the same weights judge
+            stages.append(NullModel(role, version(iteration), config.canary))
     reference = version(0 if algorithm.reference == "start" else iteration)
-    stages.append(_referenced(algorithm, reference, source))
-    if "scored" in algorithm.stages(iteration) and config.audits:
-        stages.append(_audited(config))
+    stages += [Selected(algorithm, reads, reads_schema), Referenced(reference)]
+    if Scored.name in algorithm.stages(iteration) and config.audits:
+        stages.append(Audited(config.evaluating_role))
     return stages
 
 
-def heldout_stages(config: RunConfig, policy: Policy, earlier: Earlier) -> list[Stage]:
-    """heldout -> answers -> judged, for one version of the policy; version 0 has nobody to be compared with."""
+def heldout_stages(config: RunConfig, policy: Policy, answers: HeldoutAnswers) -> list[Stage[Any]]:
+    """Held-out prompts -> answers -> win rates of one version; version 0 has no other to be compared with."""
     assert config.evaluation is not None
-    stages = [_heldout_answers(config.evaluation, policy)]
-    return [*stages, _judged(config, policy, earlier)] if policy.version else stages
+    answered = HeldoutAnswered(policy, config.evaluation)
+    return [answered, Judged(config.evaluating_role, policy, answers)] if policy.version else [answered]
 
 
-def _completions(config: RunConfig, version: Versions, iteration: int, source: str) -> Stage:
-    policy = version(iteration)
-    return Stage(
-        name="completions",
-        role="generator",
-        policy=policy,
-        source=source,
-        source_schema=PROMPTS,
-        schema=COMPLETIONS,
-        submit=lambda pool, prompts, shard: pool.submit("generate", prompts, iteration),
-        finish=lambda prompts, answer: _made_by(answer.value, policy),
-        amounts=lambda table: {"tokens": _num_tokens(table), "answers": len(pc.list_flatten(table["answers"]))},
-    )
+def overlapping(stages: Sequence[Stage[Any]], colocated: bool) -> list[list[Stage[Any]]]:
+    """Split stages, in dataflow order, into groups that may run at the same time.
+
+    No group needs two versions of the policy in one role; where roles are colocated, a group has one role.
+    """
+    groups: list[list[Stage[Any]]] = []
+    for stage in stages:
+        if groups and all(_may_overlap(stage, other, colocated) for other in groups[-1]):
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
 
 
-def _anchored(config: RunConfig, version: Versions, iteration: int, source: str) -> Stage:
-    """The start policy's answers behind the policy's own: K of each (anchored rejection, arXiv 2508.06026)."""
-    start = version(0)
-
-    def finish(completions: pa.Table, answer: Answered) -> pa.Table:
-        return side_by_side(completions, _made_by(answer.value, start))
-
-    return Stage(
-        name="anchored",
-        role="generator",
-        policy=start,
-        source=source,
-        source_schema=COMPLETIONS,
-        schema=COMPLETIONS,
-        submit=lambda pool, table, shard: pool.submit(
-            "generate", table.select(PROMPTS.names), iteration, None, None, "anchor"
-        ),
-        finish=finish,
-        amounts=lambda table: {"tokens": _num_tokens(table)},
-    )
-
-
-def _scored(config: RunConfig, version: Versions, iteration: int, source: str) -> Stage:
-    return Stage(
-        name="scored",
-        role=config.scoring_role,
-        policy=version(iteration),
-        source=source,
-        source_schema=COMPLETIONS,
-        schema=SCORED,
-        submit=lambda pool, completions, shard: pool.submit("score", completions),
-        finish=lambda completions, answer: answer.value,
-        amounts=lambda table: {"pairs": sum(len(answers) * (len(answers) - 1) for answers in table["answers"])},
-    )
-
-
-def _rescored(config: RunConfig, version: Versions, iteration: int, source: str) -> Stage:
-    """The previous policy's scores of the same answers: how far does one judgement outlast an update?"""
-
-    def finish(scored: pa.Table, answer: Answered) -> pa.Table:
-        again = answer.value["scores"].to_pylist()
-        return append(scored, RESCORED, f"iteration {iteration}, scores of the policy before", previous_scores=again)
-
-    return Stage(
-        name="rescored",
-        role=config.scoring_role,
-        policy=version(max(0, iteration - 1)),
-        source=source,
-        source_schema=SCORED,
-        schema=RESCORED,
-        submit=lambda pool, scored, shard: pool.submit("score", scored.select(COMPLETIONS.names)),
-        finish=finish,
-        amounts=lambda table: {"answers": len(pc.list_flatten(table["answers"]))},
-    )
-
-
-MAKERS: dict[str, Callable[[RunConfig, Versions, int, str], Stage]] = {
-    "completions": _completions,
-    "anchored": _anchored,
-    "scored": _scored,
-    "rescored": _rescored,
-}
-"""Every stage that an algorithm may name."""
-
-
-def _referenced(algorithm: Algorithm, reference: Policy, source: str) -> Stage:
-    """Training rows with the log-probabilities of the reference."""
-
-    def submit(pool: Pool, table: pa.Table, shard: int) -> Future[Answered]:
-        return pool.submit("reference", algorithm.select(table).rows)
-
-    def finish(table: pa.Table, answer: Answered) -> pa.Table:
-        rows = algorithm.select(table).rows
-        return append(rows, REFERENCED, "reference log-probabilities", reference_logps=answer.value)
-
-    return Stage(
-        name="referenced",
-        role="learner",
-        policy=reference,
-        source=source,
-        source_schema=SCHEMAS[source],
-        schema=REFERENCED,
-        submit=submit,
-        finish=finish,
-        amounts=lambda table: {"rows": table.num_rows},
-    )
-
-
-def _audited(config: RunConfig) -> Stage:
-    def finish(scored: pa.Table, answer: Answered) -> pa.Table:
-        verdicts = zip(scored["pair_logits"].to_pylist(), answer.value["pair_logits"].to_pylist(), strict=True)
-        counts = [statistics.agreement(np.array(ours), np.array(theirs)) for ours, theirs in verdicts]
-        columns = [scored["prompt_id"], [c.agreed for c in counts], [c.num_pairs for c in counts]]
-        return pa.table(columns, names=AUDITED.names)
-
-    return Stage(
-        name="audited",
-        role=config.evaluating_role,
-        policy=None,
-        source="scored",
-        source_schema=SCORED,
-        schema=AUDITED,
-        submit=lambda pool, scored, shard: pool.submit("score", scored.select(COMPLETIONS.names)),
-        finish=finish,
-        amounts=lambda table: {"pairs": pc.sum(table["comparable"]).as_py() or 0},
-    )
-
-
-def _canary(config: RunConfig, policy: Policy) -> Stage:
-    """An answer that fits every question and none, against the policy's first: a judge must not fall for it."""
-
-    def submit(pool: Pool, completions: pa.Table, shard: int) -> Future[Answered]:
-        some = completions.take(list(range(min(CANARY_PROMPTS, completions.num_rows))))
-        return pool.submit("score", _with_canary(some, config.canary or ""))
-
-    def finish(completions: pa.Table, answer: Answered) -> pa.Table:
-        logits = [np.array(matrix) for matrix in answer.value["pair_logits"].to_pylist()]
-        wins = [float(pairwise_win_probabilities(matrix)[1, 0]) for matrix in logits]
-        return pa.table([answer.value["prompt_id"], wins], names=CANARY.names)
-
-    return Stage(
-        name="canary",
-        role=config.scoring_role,
-        policy=policy,
-        source="completions",
-        source_schema=COMPLETIONS,
-        schema=CANARY,
-        submit=submit,
-        finish=finish,
-        amounts=lambda table: {"pairs": 2 * table.num_rows},
-    )
-
-
-def _with_canary(completions: pa.Table, text: str) -> pa.Table:
-    """Two answers per prompt: the policy's first, and `text`."""
-    columns = {name: completions[name].to_pylist() for name in COMPLETIONS.names}
-    replaced = {"answers": text, "answer_token_ids": [], "answer_logps": 0.0, "finish_reasons": "stop", "seeds": 0}
-    for name, value in replaced.items():
-        columns[name] = [[row[0], value] for row in columns[name]]
-    return pa.table(columns, schema=COMPLETIONS)
-
-
-def _heldout_answers(config: EvaluationConfig, policy: Policy) -> Stage:
-    def submit(pool: Pool, prompts: pa.Table, shard: int) -> Future[Answered]:
-        # The same seeds for every version: two versions then differ by their weights alone.
-        return pool.submit("generate", prompts, 0, config.num_samples, config.temperature, "evaluate")
-
-    return Stage(
-        name="heldout_answers",
-        role="generator",
-        policy=policy,
-        source="heldout",
-        source_iteration=0,
-        source_schema=PROMPTS,
-        schema=COMPLETIONS,
-        submit=submit,
-        finish=lambda prompts, answer: _made_by(answer.value, policy),
-        amounts=lambda table: {"tokens": _num_tokens(table)},
-    )
-
-
-def _judged(config: RunConfig, policy: Policy, earlier: Earlier) -> Stage:
-    version = policy.version
-
-    def submit(pool: Pool, answers: pa.Table, shard: int) -> Future[Answered]:
-        return pool.submit("score", side_by_side(answers, earlier(0, shard), earlier(version - 1, shard)))
-
-    def finish(answers: pa.Table, answer: Answered) -> pa.Table:
-        logits = [np.array(matrix) for matrix in answer.value["pair_logits"].to_pylist()]
-        m = len(answers["answers"][0])
-        others = [*range(m), *range(2 * m, 3 * m)]  # ours and the previous version's, without the start's
-        return append(
-            answers,
-            JUDGED,
-            f"version {version} on held-out prompts",
-            win_vs_start=[_wins(matrix[: 2 * m, : 2 * m], m) for matrix in logits],
-            win_vs_previous=[_wins(matrix[np.ix_(others, others)], m) for matrix in logits],
-            evaluator=answer.value["scorer"],
-        )
-
-    return Stage(
-        name="judged",
-        role=config.evaluating_role,
-        policy=policy,
-        source="heldout_answers",
-        source_schema=COMPLETIONS,
-        schema=JUDGED,
-        submit=submit,
-        finish=finish,
-        amounts=lambda table: {"prompts": table.num_rows},
-    )
-
-
-def _wins(logits: np.ndarray, m: int) -> float:
-    """Share of the pairs won by the first m answers against the others."""
-    return statistics.win_rate_from_margins(statistics.margins_from_pair_logits(logits, m))
+def _may_overlap(one: Stage[Any], other: Stage[Any], colocated: bool) -> bool:
+    if one.role is None or other.role is None:
+        return True
+    return one.policy == other.policy if one.role == other.role else not colocated
 
 
 def side_by_side(*tables: pa.Table) -> pa.Table:
@@ -295,15 +429,29 @@ def side_by_side(*tables: pa.Table) -> pa.Table:
     return pa.table(columns, schema=COMPLETIONS)
 
 
-def _made_by(table: pa.Table, policy: Policy) -> pa.Table:
-    """Refuse answers of any other weights than the iteration's: they would train towards the wrong policy."""
-    strangers = sorted(set(table["weights"].to_pylist()) - {policy.digest})
-    if strangers:
+def _require_weights(completions: pa.Table, policy: Policy) -> pa.Table:
+    """Refuse answers of other weights than the iteration's: they would train towards the wrong policy."""
+    others = sorted(set(completions["weights"].to_pylist()) - {policy.digest})
+    if others:
         raise WeightsError(
-            f"a generator answered with weights {strangers[0][:12]} instead of version {policy.version} "
-            f"({policy.digest[:12]}); its shard was refused and nothing of it is kept"
+            f"a generator answered with weights {others[0][:12]} instead of version {policy.version} "
+            f"({policy.digest[:12]}); the shard was not committed"
         )
-    return table
+    return completions
+
+
+def _matrices(scored: pa.Table) -> list[np.ndarray]:
+    """[K, K] pair logits of each row."""
+    return [np.array(matrix) for matrix in scored["pair_logits"].to_pylist()]
+
+
+def _win_rate(logits: np.ndarray, m: int) -> float:
+    """Share of the pairs won by the first m answers against the others."""
+    return statistics.win_rate_from_margins(statistics.margins_from_pair_logits(logits, m))
+
+
+def _num_answers(table: pa.Table) -> int:
+    return len(pc.list_flatten(table["answers"]))
 
 
 def _num_tokens(table: pa.Table) -> int:

@@ -6,7 +6,6 @@ Computed from committed tables alone, so a resumed run and an undisturbed one re
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,9 +19,8 @@ from engine.config.run import RunConfig
 from engine.config.scorer import ScorerConfig
 from engine.evaluation import statistics
 from engine.evaluation.statistics import Habits, canary_win_rate, habits
-from engine.loop.stages import SCHEMAS, selected_from
 from engine.report.summary import IterationSummary, Sample, Summary, WinRate
-from engine.schema import AUDITED, CANARY, COMPLETIONS, ELSEWHERE, JUDGED, SCORED
+from engine.schema import AUDITED, CANARY, COMPLETIONS, ELSEWHERE, JUDGED, ROWS, SCORED, SELECTABLE
 from engine.store.run import RunStore
 
 NUM_SAMPLES = 8
@@ -30,9 +28,9 @@ NUM_SAMPLES = 8
 REFERENCES = {"previous": "the policy at the start of each iteration", "start": "the policy at the start of the run"}
 
 
-def iteration_metrics(store: RunStore, algorithm: Algorithm, t: int) -> dict[str, float]:
+def iteration_metrics(store: RunStore, t: int) -> dict[str, float]:
     """Iteration t's figures for metrics.jsonl: the algorithm's counts, win rates with intervals, agreement."""
-    figures: dict[str, float] = {f"select/{name}": count for name, count in _counts(store, algorithm, t).items()}
+    figures: dict[str, float] = {f"select/{name}": count for name, count in store.counts(t, "selected").items()}
     rates = {f"vs_{against}": _win_rate(store, t + 1, against) for against in ("start", "previous")}
     for name, rate in (rates | {"mixture_vs_start": _mixture_win_rate(store, t + 1)}).items():
         if rate is not None:
@@ -97,7 +95,7 @@ def _in_words(scorer: ScorerConfig) -> str:
 
 
 def _iteration(store: RunStore, algorithm: Algorithm, t: int) -> IterationSummary:
-    counts = _counts(store, algorithm, t)
+    counts = store.counts(t, "selected")
     return IterationSummary(
         iteration=t + 1,
         weights=store.recorded_digest(t + 1),
@@ -113,18 +111,6 @@ def _iteration(store: RunStore, algorithm: Algorithm, t: int) -> IterationSummar
         num_ties=counts.get("ties"),
         num_truncated=counts.get("truncated"),
     )
-
-
-def _counts(store: RunStore, algorithm: Algorithm, t: int) -> dict[str, int]:
-    stage = selected_from(algorithm, t)
-    total: Counter[str] = Counter()
-    for table in store.tables(t, stage, SCHEMAS[stage]):
-        selection = algorithm.select(table)
-        total.update(selection.counts)
-        total["rows"] += selection.rows.num_rows
-        if "num_truncated" in table.column_names:
-            total["scorer_truncated"] += pc.sum(table["num_truncated"]).as_py()
-    return dict(total)
 
 
 def _win_rate(store: RunStore, version: int, against: str) -> WinRate | None:
@@ -183,10 +169,11 @@ def _agreement(store: RunStore, t: int) -> float | None:
 def _samples(store: RunStore, algorithm: Algorithm, t: int) -> list[Sample]:
     """What iteration t trained on for its first prompts: the answers with the highest and the lowest target."""
     samples: list[Sample] = []
-    stage = selected_from(algorithm, t)
-    for table in store.tables(t, stage, SCHEMAS[stage]):
-        prompts = {row["prompt_id"]: row for row in table.to_pylist()}
-        for row in algorithm.select(table).rows.slice(0, NUM_SAMPLES - len(samples)).to_pylist():
+    stage = algorithm.selects_from(t)
+    for shard in store.shards(t, "selected"):
+        rows = store.read(t, "selected", shard, ROWS).slice(0, NUM_SAMPLES - len(samples)).to_pylist()
+        prompts = {row["prompt_id"]: row for row in store.read(t, stage, shard, SELECTABLE[stage]).to_pylist()}
+        for row in rows:
             prompt, rates = prompts[row["prompt_id"]], row["win_rate"]
             known = [i for i, index in enumerate(row["answer_index"]) if index != ELSEWHERE]
             best, worst = max(known, key=rates.__getitem__), min(reversed(known), key=rates.__getitem__)

@@ -12,7 +12,7 @@ from typing import Any
 from engine.errors import KumiteError, StoreError
 from engine.store import manifest
 from engine.store.disk import sha256_of
-from engine.store.run import VERSION_STAGES, current
+from engine.store.run import current
 from engine.store.weights import verify_weights
 
 
@@ -62,8 +62,8 @@ def state(folder: Path) -> dict[str, Any]:
     stages: dict[str, dict[str, int]] = {}
     for record in records:
         if record["kind"] == "shard":
-            of_version = record["stage"] in VERSION_STAGES
-            name = f"version {record['iteration']}" if of_version else f"iteration {record['iteration'] + 1}"
+            number = record["iteration"]
+            name = f"version {number}" if record["of"] == "version" else f"iteration {number + 1}"
             counts = stages.setdefault(name, {})
             counts[record["stage"]] = counts.get(record["stage"], 0) + 1
     return {

@@ -10,17 +10,18 @@
 
 Shards and folders are committed once: written under a temporary name, made durable, renamed, then named
 by a manifest line with their hash. Readers accept nothing else, so a driver that dies at any moment loses
-the work in flight and no more. Knows nothing of roles or algorithms.
+the work in flight and no more.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,10 +30,10 @@ from engine.errors import StoreError, WeightsError
 from engine.schema import conform
 from engine.store.disk import TEMPORARY, Disk, RunLock, sha256_of
 from engine.store.manifest import Manifest, Record
-from engine.store.weights import check_base, is_adapter, write_checksums, verify_weights, weights_digest
+from engine.store.weights import check_base, is_adapter, verify_weights, weights_digest, write_checksums
 
-VERSION_STAGES = ("heldout_answers", "judged")
-"""Stages that belong to a version of the policy; the iteration under which they lie is that version."""
+Owner = Literal["input", "iteration", "version"]
+"""What a shard belongs to: the run's input, an iteration, or a version of the policy, whose number it then has."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Policy:
     version: int
     folder: Path
     digest: str
-    probe: list[list[float]]
+    probe_logprobs: list[list[float]]
     """The learner's per-token log-probabilities on the probe batch; generators must reproduce them."""
     base: Path | None = None
     """The start model, where `folder` holds an adapter of it; None: `folder` is a whole model."""
@@ -85,27 +86,38 @@ class RunStore:
         self._set_aside(path, record)
         return False
 
-    def commit(self, iteration: int, stage: str, shard: int, table: pa.Table, schema: pa.Schema) -> None:
-        """Write one shard durably and name it in the manifest."""
-        table = conform(table, schema, f"iteration {iteration}, {stage}, shard {shard}")
+    def commit(
+        self,
+        iteration: int,
+        stage: str,
+        shard: int,
+        table: pa.Table,
+        schema: pa.Schema,
+        *,
+        of: Owner = "iteration",
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
+        """Write one shard durably and name it in the manifest, with `counts` beside it."""
+        table = conform(table, schema, _where(iteration, stage, shard, of))
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue().to_pybytes()
         name = f"tables/{iteration:03d}/{stage}/{shard:05d}-{hashlib.sha256(data).hexdigest()[:12]}.parquet"
         digest = self.disk.write(self.folder / name, data)
-        self._add(kind="shard", iteration=iteration, stage=stage, shard=shard, file=name, sha256=digest,
-                  rows=table.num_rows, bytes=len(data))  # fmt: skip
+        self._add(kind="shard", of=of, iteration=iteration, stage=stage, shard=shard, file=name, sha256=digest,
+                  rows=table.num_rows, bytes=len(data), counts=dict(counts or {}))  # fmt: skip
         self._confirmed.add(name)
 
     def read(self, iteration: int, stage: str, shard: int, schema: pa.Schema) -> pa.Table:
         """Return a committed shard, confirmed by its hash. Raises StoreError if there is none."""
-        where = f"iteration {iteration}, {stage}, shard {shard}"
         if not self.has(iteration, stage, shard):
+            where = f"{stage} of iteration {iteration + 1} (or version {iteration}), shard {shard}"
             raise StoreError(f"{self.folder}: {where} is not committed; run the same command again to compute it")
         record = self._index["shard", iteration, stage, shard]
         data = (self.folder / record["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             raise StoreError(f"{self.folder / record['file']} changed while the run was using it")
+        where = _where(iteration, stage, shard, record["of"])
         return conform(pq.read_table(pa.BufferReader(data)), schema, where)
 
     def shards(self, iteration: int, stage: str) -> list[int]:
@@ -115,6 +127,13 @@ class RunStore:
     def tables(self, iteration: int, stage: str, schema: pa.Schema) -> Iterator[pa.Table]:
         """Every committed shard of a stage, in order, one at a time."""
         return (self.read(iteration, stage, shard, schema) for shard in self.shards(iteration, stage))
+
+    def counts(self, iteration: int, stage: str) -> dict[str, int]:
+        """Sum over the committed shards of a stage of what was counted; empty where there is no shard."""
+        total: Counter[str] = Counter()
+        for shard in self.shards(iteration, stage):
+            total.update(self._index["shard", iteration, stage, shard]["counts"])
+        return dict(total)
 
     # Weights
 
@@ -246,9 +265,12 @@ class RunStore:
             )
 
     def complete(self, iteration: int) -> None:
-        """Record that the iteration is done, with what belongs to it: its shards, and its policy's held-out ones."""
-        belongs = [key[1:] for key in self._index if key[0] == "shard" and key[1] in (iteration, iteration + 1)]
-        shards = [key for key in belongs if key[0] == iteration or key[1] in VERSION_STAGES]
+        """Record that the iteration is done, with the shards that belong to it and to the version that it learned."""
+        shards = [
+            key[1:]
+            for key, record in self._index.items()
+            if key[0] == "shard" and (key[1] == iteration or (key[1] == iteration + 1 and record["of"] == "version"))
+        ]
         self.record(f"iteration {iteration}", shards=sorted(shards))
 
     def open_iterations(self, iterations: int) -> Iterator[int]:
@@ -291,10 +313,9 @@ class RunStore:
             f"version {version} came out with other weights than before; what the former ones made is done again"
         )
         for key, record in list(self._index.items()):
-            later = (
-                key[0] in ("shard", "checkpoint") and key[1] >= version and key[2:3] not in (("prompts",), ("heldout",))
-            )
-            if later or (key[0] == "weights" and key[1] >= version):
+            kind, number = key[:2]
+            computed = kind in ("weights", "checkpoint") or (kind == "shard" and record["of"] != "input")
+            if computed and number >= version:
                 self._manifest.add(**{**record, "void": True})
                 del self._index[key]
 
@@ -322,3 +343,8 @@ def _key(record: Record) -> tuple[Any, ...]:
         "fact": ("name",),
     }[record["kind"]]
     return (record["kind"], *(record[p] for p in parts))
+
+
+def _where(iteration: int, stage: str, shard: int, of: Owner) -> str:
+    """A shard in words, for messages."""
+    return f"{f'version {iteration}' if of == 'version' else f'iteration {iteration + 1}'}, {stage}, shard {shard}"

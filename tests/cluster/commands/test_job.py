@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from actors.fakes import FakeChat, FakeGenerator
+from actors.factories import Engines
+from actors.fakes import FakeChat, FakeEngines, FakeGenerator
 from cluster.commands.job import Job
 from engine.config.run import RunConfig
 from engine.errors import ModelError, RoleError, StoreError
@@ -22,14 +23,13 @@ pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 def with_model(folder: Path, path: str) -> RunConfig:
     """A run that wants a real model."""
-    generator = {"kind": "vllm"}
-    return fake_config(folder, model={"path": path, "dtype": "float32"}, generator=generator)
+    return fake_config(folder, model={"path": path, "dtype": "float32"})
 
 
 def test_no_secret_of_the_environment_reaches_the_run_folder(tmp_path, monkeypatch):
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, CANARY)
-    with Job(fake_config(tmp_path), Console(quiet=True)) as job:
+    with Job(fake_config(tmp_path), Console(quiet=True), engines=FakeEngines()) as job:
         job.play()
         job.show()
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
@@ -45,7 +45,7 @@ def test_the_run_records_what_it_takes_to_do_it_again(tmp_path):
 
 
 def test_another_tokenizer_or_chat_template_is_refused(tmp_path, monkeypatch):
-    def fail(self: FakeGenerator, *args: object) -> None:
+    def fail(self: FakeGenerator, *args: object, **options: object) -> None:
         raise RoleError("the generator did not start")
 
     with monkeypatch.context() as broken, pytest.raises(RoleError, match="did not start"):
@@ -58,13 +58,13 @@ def test_another_tokenizer_or_chat_template_is_refused(tmp_path, monkeypatch):
 
 def test_a_model_that_neither_this_machine_nor_the_hub_has_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"model\.path = nobody/nothing: neither a folder here nor to be had from the"):
-        play(with_model(tmp_path, "nobody/nothing"))
+        play(with_model(tmp_path, "nobody/nothing"), engines=Engines())
 
 
 @pytest.mark.parametrize("path", ["not a hub id", "a/b/c"])
 def test_a_model_path_that_cannot_be_a_hub_id_is_named_too(tmp_path, path):
     with pytest.raises(ModelError, match="neither a folder here nor"):
-        play(with_model(tmp_path, path))
+        play(with_model(tmp_path, path), engines=Engines())
 
 
 def test_a_model_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
@@ -72,13 +72,13 @@ def test_a_model_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match=r"tokenizer"):
-        play(with_model(tmp_path, str(folder)))
+        play(with_model(tmp_path, str(folder)), engines=Engines())
 
 
 def test_a_run_that_was_refused_gives_its_folder_back(tmp_path):
     for _ in range(2):
         with pytest.raises(ModelError):
-            play(with_model(tmp_path, "nobody/nothing"))
+            play(with_model(tmp_path, "nobody/nothing"), engines=Engines())
 
 
 def test_a_refused_config_gives_the_folder_back_as_well(tmp_path):

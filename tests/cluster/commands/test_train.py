@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from actors.fakes import FakeGenerator, FakeLearner
+from actors.fakes import FakeEngines, FakeGenerator, FakeLearner
 from cluster.commands import train
-from cluster.commands.train import main
 from engine.config.explain import describe
 from engine.config.load import dump
 from engine.errors import RoleError
@@ -21,6 +20,11 @@ from tests.runs import fake_config, play
 
 BASE = {"algorithm": {"name": "sppo"}}
 SMALL: dict[str, Any] = {"iterations": 1, "evaluation": None}
+
+
+def main(base: dict[str, Any], description: str, argv: list[str]) -> int:
+    """A recipe's command over the fakes."""
+    return train.main(base, description, argv, FakeEngines())
 
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
@@ -59,7 +63,7 @@ def test_help_names_every_key(capsys):
 def test_a_dry_run_shows_the_plan_and_leaves_no_trace(command, folder, capsys):
     assert main(BASE, "", [*command, "--dry-run"]) == 0
     text = capsys.readouterr().out
-    for word in ("cluster", "placement", "generator (fake)", "work", "optimizer steps", "memory", "disk"):
+    for word in ("cluster", "placement", "generator (vllm)", "work", "optimizer steps", "memory", "disk"):
         assert word in text
     assert "dry run: nothing was started" in text
     assert not folder.parent.exists()
@@ -120,7 +124,7 @@ def test_a_finished_run_is_left_alone_and_ends_with_0_again(command, folder, cap
 
 
 def test_a_run_that_stops_with_an_error_reports_how_far_it_came_and_ends_with_1(command, folder, monkeypatch, capsys):
-    monkeypatch.setattr(FakeLearner, "reference", lambda self, rows: [[float("nan")] * 2] * rows.num_rows)
+    monkeypatch.setattr(FakeLearner, "reference_logprobs", lambda self, rows: [[float("nan")] * 2] * rows.num_rows)
     assert main(BASE, "", command) == 1
     assert "the loss is nan; no update was made" in capsys.readouterr().out
     page = (folder / "report" / "index.html").read_text()
@@ -135,12 +139,12 @@ def test_a_signal_ends_the_run_with_its_number_and_the_same_command_continues(
     answered = 0
     honest = FakeGenerator.generate
 
-    def interrupted(self: FakeGenerator, *args: Any) -> Any:
+    def interrupted(self: FakeGenerator, *args: Any, **options: Any) -> Any:
         nonlocal answered
         answered += 1
         if answered == 3:
             signal.raise_signal(number)
-        return honest(self, *args)
+        return honest(self, *args, **options)
 
     monkeypatch.setattr(FakeGenerator, "generate", interrupted)
     assert main(BASE, "", command) == code

@@ -219,7 +219,7 @@ def test_on_a_machine_without_gpus_everything_counts_as_host_memory(tmp_path):
     """float32: two ranks in stage 0 hold 16 bytes per parameter (AdamW keeps two numbers); vLLM 4 and a cache."""
     config = fake_config(
         tmp_path,
-        generator={"kind": "vllm", "kv_cache_gib": 2.0},
+        generator={"kv_cache_gib": 2.0},
         learner={"zero_stage": 0, "num_ranks": 2, "batch_size": 2, "cpus": 0.5, "optimizer": {"name": "adamw"}},
         cluster={"backend": "ray"},
     )
@@ -303,7 +303,7 @@ def test_stages_that_begin_with_the_second_iteration_are_planned_for(tmp_path):
 def test_a_policy_that_judges_itself_needs_no_pool_of_its_own(tmp_path):
     config = fake_config(tmp_path, scorer={"kind": "judge", "server": {"kind": "policy"}, "prompt": JUDGE["prompt"]})
     plan = make_plan(config)
-    assert "generator (fake, also the judge)" in line(plan, "2 x generator")
+    assert "generator (vllm, also the judge)" in line(plan, "2 x generator")
     assert not any("scorer" in text for text in plan.lines)
     assert estimates.scorer_bytes(config.scorer) == 0
 

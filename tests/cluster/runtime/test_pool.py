@@ -12,13 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster.runtime.pool import Group, Limits, Pool
-from cluster.runtime.replica import LocalReplica, Replica, ReplicaDied
+from cluster.runtime.pool import Group, Limits, Pool, Workers
+from cluster.runtime.replica import Call, LocalReplica, Replica, ReplicaDied
 from engine.errors import DataError, DeadlineError, RoleError, StoreError
 from tests.cluster.runtime.counter import Counter
 from tests.cluster.runtime.drivers import until
 
 Spawn = Callable[[int], Replica]
+REPLAYED = (Counter.learn, Counter.relearn)
 PATIENCE = 60.0
 
 
@@ -49,47 +50,47 @@ def spawn(request: pytest.FixtureRequest) -> Spawn:
 
 @pytest.fixture
 def pool(spawn: Spawn) -> Iterator[Pool]:
-    made = Pool("counters", spawn, 2, Limits(PATIENCE, max_retries=2))
+    made = Pool("counters", spawn, 2, Limits(PATIENCE, max_retries=2), REPLAYED)
     yield made
     made.close()
 
 
-def test_every_shard_is_answered_exactly_once_whoever_takes_it(pool: Pool) -> None:
-    futures = [pool.submit("double", pa.table({"x": [i]})) for i in range(20)]
+def test_every_shard_is_answered_exactly_once(pool: Pool) -> None:
+    futures = [pool.submit(Counter.double, pa.table({"x": [i]})) for i in range(20)]
     assert [f.result(PATIENCE).value["x"].to_pylist() for f in futures] == [[2 * i] for i in range(20)]
 
 
 def test_an_answer_says_when_it_was_worked_on(pool: Pool) -> None:
-    answer = pool.submit("recall").result(PATIENCE)
+    answer = pool.submit(Counter.recall).result(PATIENCE)
     assert 0 < answer.start <= answer.end
 
 
-def test_a_tell_reaches_every_replica(pool: Pool) -> None:
-    assert len(pool.tell("learn", 3)) == 2
-    assert pool.ask("recall") == [[3], [3]]
+def test_a_broadcast_reaches_every_replica(pool: Pool) -> None:
+    assert len(pool.broadcast(Counter.learn, 3)) == 2
+    assert pool.call_all(Counter.recall) == [[3], [3]]
 
 
 def test_an_error_of_the_role_arrives_as_itself_and_is_not_tried_again(pool: Pool) -> None:
     with pytest.raises(DataError, match="row 7 is not a prompt"):
-        pool.submit("refuse").result(PATIENCE)
+        pool.submit(Counter.refuse).result(PATIENCE)
 
 
 def test_any_other_exception_arrives_named_with_its_traceback(pool: Pool) -> None:
     with pytest.raises(RoleError, match=r"counter \d: stumble failed: KeyError: 'row 7'(.|\n)*in stumble"):
-        pool.submit("stumble").result(PATIENCE)
+        pool.submit(Counter.stumble).result(PATIENCE)
 
 
 def test_a_retired_pool_starts_again_from_nothing(pool: Pool) -> None:
-    pool.tell("learn", 3)
+    pool.broadcast(Counter.learn, 3)
     pool.retire()
-    assert pool.ask("recall") == [[], []]
+    assert pool.call_all(Counter.recall) == [[], []]
 
 
 def test_a_closed_pool_refuses_work_instead_of_keeping_it(spawn: Spawn) -> None:
-    made = Pool("counters", spawn, 1, Limits(PATIENCE, 0))
+    made = Pool("counters", spawn, 1, Limits(PATIENCE, 0), REPLAYED)
     made.close()
     with pytest.raises(RoleError, match="closed"):
-        made.submit("recall")
+        made.submit(Counter.recall)
 
 
 class DyingOnce:
@@ -98,43 +99,43 @@ class DyingOnce:
     def __init__(self, deaths: list[int], index: int):
         self._role, self._deaths, self._dead = Counter(), deaths, False
 
-    def call(self, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
-        if self._dead or (method == "double" and self._deaths):
+    def call(self, call: Call[Any], deadline_s: float) -> Any:
+        if self._dead or (call.method == "double" and self._deaths):
             self._dead = True
             self._deaths and self._deaths.pop()
             raise ReplicaDied("counter: its process ended")
-        return getattr(self._role, method)(*args)
+        return getattr(self._role, call.method)(*call.args, **call.kwargs)
 
     def kill(self) -> None:
         self._dead = True
 
 
-def test_a_replacement_hears_what_its_predecessor_was_told_before_it_serves() -> None:
+def test_calls_are_replayed_to_a_replacement_before_it_serves() -> None:
     notes: list[str] = []
-    pool = Pool("counters", partial(DyingOnce, [1]), 1, Limits(PATIENCE, 2, notes.append))
-    pool.tell("learn", 1)
-    pool.tell("relearn", 2)
-    pool.tell("learn", 3)  # takes the first one's place and forgets what came after it
-    assert pool.submit("double", pa.table({"x": [4]})).result(PATIENCE).value["x"].to_pylist() == [8]
-    assert pool.submit("recall").result(PATIENCE).value == [3]
+    pool = Pool("counters", partial(DyingOnce, [1]), 1, Limits(PATIENCE, 2, notes.append), REPLAYED)
+    pool.broadcast(Counter.learn, 1)
+    pool.broadcast(Counter.relearn, 2)
+    pool.broadcast(Counter.learn, 3)  # in place of the first one; what built on that is dropped
+    assert pool.submit(Counter.double, pa.table({"x": [4]})).result(PATIENCE).value["x"].to_pylist() == [8]
+    assert pool.submit(Counter.recall).result(PATIENCE).value == [3]
     assert notes == ["counter: its process ended; starting a replacement (try 1 of 2)"]
     pool.close()
 
 
 def test_a_call_that_kills_every_replica_is_given_up_by_name() -> None:
-    pool = Pool("counters", partial(DyingOnce, [1, 1, 1]), 2, Limits(PATIENCE, 2))
+    pool = Pool("counters", partial(DyingOnce, [1, 1, 1]), 2, Limits(PATIENCE, 2), REPLAYED)
     with pytest.raises(RoleError, match="counters: double failed 3 times, each time with its replica"):
-        pool.submit("double", pa.table({"x": [4]})).result(PATIENCE)
-    assert pool.submit("recall").result(PATIENCE).value == []
+        pool.submit(Counter.double, pa.table({"x": [4]})).result(PATIENCE)
+    assert pool.submit(Counter.recall).result(PATIENCE).value == []
     pool.close()
 
 
 def test_a_group_answers_with_rank_0_and_restarts_as_a_whole() -> None:
     deaths = [1]
-    group = Group("ranks", partial(DyingOnce, deaths), 3, Limits(PATIENCE, 1))
-    assert group.tell("learn", 5) == [os.getpid()] * 3
-    assert group.submit("double", pa.table({"x": [4]})).result(PATIENCE).value["x"].to_pylist() == [8]
-    assert group.ask("recall") == [[5], [5], [5]]
+    group = Group("ranks", partial(DyingOnce, deaths), 3, Limits(PATIENCE, 1), REPLAYED)
+    assert group.broadcast(Counter.learn, 5) == [os.getpid()] * 3
+    assert group.submit(Counter.double, pa.table({"x": [4]})).result(PATIENCE).value["x"].to_pylist() == [8]
+    assert group.call_all(Counter.recall) == [[5], [5], [5]]
     group.close()
 
 
@@ -154,20 +155,20 @@ class Crowded:
 
 def test_a_pool_goes_on_without_a_replica_that_finds_no_room() -> None:
     notes: list[str] = []
-    pool = Pool("counters", Crowded(room=1).spawn, 2, Limits(PATIENCE, 2, notes.append))
-    assert pool.submit("recall").result(PATIENCE).value == []
-    assert len(pool.tell("learn", 3)) == 1
-    assert pool.ask("recall") == [[3]]
-    futures = [pool.submit("double", pa.table({"x": [i]})) for i in range(9)]
+    pool = Pool("counters", Crowded(room=1).spawn, 2, Limits(PATIENCE, 2, notes.append), REPLAYED)
+    assert pool.submit(Counter.recall).result(PATIENCE).value == []
+    assert len(pool.broadcast(Counter.learn, 3)) == 1
+    assert pool.call_all(Counter.recall) == [[3]]
+    futures = [pool.submit(Counter.double, pa.table({"x": [i]})) for i in range(9)]
     assert [f.result(PATIENCE).value["x"].to_pylist() for f in futures] == [[2 * i] for i in range(9)]
     assert len(notes) == 1 and notes[0].endswith("going on with 1 of 2 replicas")
     pool.close()
 
 
 def test_a_pool_without_room_for_anybody_fails_by_name() -> None:
-    pool = Pool("counters", Crowded(room=0).spawn, 2, Limits(PATIENCE, 2))
+    pool = Pool("counters", Crowded(room=0).spawn, 2, Limits(PATIENCE, 2), REPLAYED)
     with pytest.raises(RoleError, match=r"counters: recall failed 3 times(.|\n)*start took longer than its deadline"):
-        pool.submit("recall").result(PATIENCE)
+        pool.submit(Counter.recall).result(PATIENCE)
     pool.close()
 
 
@@ -180,9 +181,9 @@ def test_a_group_that_cannot_start_whole_gives_back_the_places_of_those_who_did(
         made.append(DyingOnce([], rank))
         return made[-1]
 
-    group = Group("ranks", spawn, 3, Limits(PATIENCE, 1))
+    group = Group("ranks", spawn, 3, Limits(PATIENCE, 1), REPLAYED)
     with pytest.raises(RoleError, match="ranks: recall failed 2 times with its group"):
-        group.ask("recall")
+        group.call_all(Counter.recall)
     assert len(made) == 4 and all(rank._dead for rank in made)
     group.close()
 
@@ -191,9 +192,9 @@ def test_a_disk_too_full_for_a_note_ends_the_call_instead_of_leaving_it_open() -
     def full(text: str) -> None:
         raise StoreError("metrics.jsonl: No space left on device")
 
-    pool = Pool("counters", partial(DyingOnce, [1]), 1, Limits(PATIENCE, 2, full))
+    pool = Pool("counters", partial(DyingOnce, [1]), 1, Limits(PATIENCE, 2, full), REPLAYED)
     with pytest.raises(StoreError, match="No space left"):
-        pool.submit("double", pa.table({"x": [4]})).result(PATIENCE)
+        pool.submit(Counter.double, pa.table({"x": [4]})).result(PATIENCE)
     pool.close()
 
 
@@ -203,8 +204,8 @@ class Busy:
     def __init__(self, index: int):
         self.killed, self.entered = threading.Event(), threading.Event()
 
-    def call(self, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
-        if method != "recall":
+    def call(self, call: Call[Any], deadline_s: float) -> Any:
+        if call.method != "recall":
             return ("here", 1)
         self.entered.set()
         assert self.killed.wait(PATIENCE)
@@ -222,8 +223,8 @@ def test_closing_in_the_midst_of_a_call_ends_it_and_starts_nobody_again(kind: ty
         made.append(Busy(index))
         return made[-1]
 
-    workers = kind("counters", spawn, 1, Limits(PATIENCE, max_retries=3))
-    future = workers.submit("recall")
+    workers: Workers[Counter] = kind("counters", spawn, 1, Limits(PATIENCE, max_retries=3))
+    future = workers.submit(Counter.recall)
     until(lambda: made and made[0].entered.is_set(), "the call")
     workers.close()
     with pytest.raises(ReplicaDied):
@@ -234,25 +235,25 @@ def test_closing_in_the_midst_of_a_call_ends_it_and_starts_nobody_again(kind: ty
 @pytest.mark.real
 def test_kill_9_costs_one_try_and_nothing_else(ray_spawn: Spawn, tmp_path: Path) -> None:
     notes: list[str] = []
-    pool = Pool("counters", ray_spawn, 1, Limits(PATIENCE, 2, notes.append))
-    pool.tell("learn", 1)
-    assert pool.submit("die_once", str(tmp_path / "marker")).result(PATIENCE).value == "alive"
-    assert pool.submit("recall").result(PATIENCE).value == [1]
+    pool = Pool("counters", ray_spawn, 1, Limits(PATIENCE, 2, notes.append), REPLAYED)
+    pool.broadcast(Counter.learn, 1)
+    assert pool.submit(Counter.die_once, str(tmp_path / "marker")).result(PATIENCE).value == "alive"
+    assert pool.submit(Counter.recall).result(PATIENCE).value == [1]
     assert len(notes) == 1 and "its process ended during die_once" in notes[0]
     pool.close()
 
 
 @pytest.mark.real
 def test_a_replica_that_hangs_is_replaced_at_its_deadline(ray_spawn: Spawn, tmp_path: Path) -> None:
-    pool = Pool("counters", ray_spawn, 1, Limits(3.0, max_retries=1))
-    assert pool.submit("hang", str(tmp_path / "marker")).result(PATIENCE).value == "answered"
+    pool = Pool("counters", ray_spawn, 1, Limits(3.0, max_retries=1), REPLAYED)
+    assert pool.submit(Counter.hang, str(tmp_path / "marker")).result(PATIENCE).value == "answered"
     pool.close()
 
 
 @pytest.mark.real
 def test_a_group_whose_rank_is_killed_starts_again_and_answers(ray_spawn: Spawn, tmp_path: Path) -> None:
-    group = Group("ranks", ray_spawn, 2, Limits(PATIENCE, 1))
-    group.tell("learn", 5)
-    assert group.submit("die_once", str(tmp_path / "marker")).result(PATIENCE).value == "alive"
-    assert group.ask("recall") == [[5], [5]]
+    group = Group("ranks", ray_spawn, 2, Limits(PATIENCE, 1), REPLAYED)
+    group.broadcast(Counter.learn, 5)
+    assert group.submit(Counter.die_once, str(tmp_path / "marker")).result(PATIENCE).value == "alive"
+    assert group.call_all(Counter.recall) == [[5], [5]]
     group.close()

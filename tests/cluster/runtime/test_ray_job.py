@@ -16,7 +16,7 @@ from tests.cluster.runtime.drivers import Driver, running, until
 from tests.runs import fake_config, play
 
 RAY = str(Path(sys.executable).with_name("ray"))
-SMOKE = "recipes/configs/smoke.yaml"
+SMOKE = "recipes/configs/smoke_sppo.yaml"
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,14 @@ def submit(head: Head, log: Path, *arguments: str, token: str | None) -> tuple[i
 
 @pytest.mark.real
 def test_a_submitted_job_succeeds_and_leaves_its_run_where_output_says(head: Head, tmp_path: Path) -> None:
-    code, output = submit(head, tmp_path / "log", "--config", SMOKE, f"output={tmp_path}", token=head.token)
+    code, output = submit(
+        head, tmp_path / "log", "--config", SMOKE, f"output={tmp_path}", "iterations=1", token=head.token
+    )
     assert code == 0, output
     assert "succeeded" in output
-    assert f"run folder {tmp_path}/smoke" in output
-    assert inspection.state(tmp_path / "smoke")["finished"]
-    assert inspection.damages(tmp_path / "smoke") == []
+    assert f"run folder {tmp_path}/smoke-sppo" in output
+    assert inspection.state(tmp_path / "smoke-sppo")["finished"]
+    assert inspection.damages(tmp_path / "smoke-sppo") == []
 
 
 @pytest.mark.real
@@ -92,7 +94,7 @@ def test_a_client_without_the_token_is_refused(head: Head, tmp_path: Path, token
     code, output = submit(head, tmp_path / "log", "--config", SMOKE, f"output={tmp_path}", token=token)
     assert code != 0
     assert "uthenticat" in output
-    assert not (tmp_path / "smoke").exists()
+    assert not (tmp_path / "smoke-sppo").exists()
 
 
 def test_whatever_a_recipe_reads_travels_with_the_job_and_runs_stay_behind() -> None:

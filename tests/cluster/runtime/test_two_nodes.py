@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from actors.fakes import FakeEngines
 from cluster.commands.job import Job
 from cluster.runtime.replica import RayReplica
 from cluster.runtime.roles import ClusterRoles
@@ -75,7 +76,7 @@ def config(folder: Path, generator_cpus: float) -> RunConfig:
     learner = fake_config(folder).learner.model_dump(mode="json")
     return fake_config(
         folder,
-        generator={"kind": "fake", "num_replicas": 2, "cpus": generator_cpus},
+        generator={"num_replicas": 2, "cpus": generator_cpus},
         scorer=RULE,
         learner={**learner, **QUARTER},
         evaluation={"prompts": fake_config(folder).evaluation.prompts.model_dump(mode="json"), "scorer": RULE},
@@ -112,14 +113,14 @@ class Watcher(threading.Thread):
 
 def play_with(settings: RunConfig, action: Any) -> tuple[Path, Any]:
     watcher = Watcher(Path(settings.output) / settings.name, action)
-    with Job(settings, Console(quiet=True)) as job:
+    with Job(settings, Console(quiet=True), engines=FakeEngines()) as job:
         job.play()
     watcher.join()
     return job.folder, watcher.result
 
 
 def generator_nodes(roles: list[ClusterRoles]) -> set[str | None]:
-    return {replica.node_id for replica in roles[0].pool("generator").replicas if isinstance(replica, RayReplica)}
+    return {replica.node_id for replica in roles[0].generator.replicas if isinstance(replica, RayReplica)}
 
 
 def test_generators_spread_over_both_nodes_and_change_no_byte(

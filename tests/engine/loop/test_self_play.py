@@ -71,8 +71,8 @@ def test_another_config_on_the_same_folder_is_refused_with_the_difference(undist
     "changes",
     [
         {"cluster": {"backend": "local", "placement": "turns"}},
-        {"generator": {"kind": "fake", "num_replicas": 1}},
-        {"generator": {"kind": "fake", "num_replicas": 4}},
+        {"generator": {"num_replicas": 1}},
+        {"generator": {"num_replicas": 4}},
     ],
 )
 def test_where_and_how_many_roles_run_changes_nothing(undisturbed: Path, tmp_path: Path, changes: dict) -> None:
@@ -80,7 +80,7 @@ def test_where_and_how_many_roles_run_changes_nothing(undisturbed: Path, tmp_pat
 
 
 def test_a_learning_rate_of_zero_leaves_every_version_the_same_and_the_run_goes_on(tmp_path: Path) -> None:
-    still = {"kind": "fake", "batch_size": 2, "zero_stage": 0, "optimizer": {"lr": 0.0}}
+    still = {"batch_size": 2, "zero_stage": 0, "optimizer": {"lr": 0.0}}
     with RunStore(play(fake_config(tmp_path, learner=still))) as store:
         assert len({store.recorded_digest(version) for version in (0, 1, 2)}) == 1
 
@@ -133,7 +133,7 @@ def test_a_disk_that_fills_up_stops_the_run_by_name_and_it_goes_on_later(undistu
         assert inspection.run_digest(play(fake_config(folder))) == inspection.run_digest(undisturbed)
 
 
-@pytest.mark.parametrize("stage", ["prompts", "completions", "scored", "referenced"])
+@pytest.mark.parametrize("stage", ["prompts", "completions", "scored", "selected", "referenced"])
 def test_a_damaged_shard_of_an_unfinished_iteration_is_made_again(
     undisturbed: Path, tmp_path: Path, stage: str
 ) -> None:
@@ -199,8 +199,8 @@ def test_another_scorer_on_a_begun_run_is_refused(undisturbed: Path) -> None:
 def test_answers_of_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = FakeGenerator.generate
 
-    def stale(self: FakeGenerator, *args: object) -> object:
-        table = honest(self, *args)
+    def stale(self: FakeGenerator, *args: object, **options: object) -> object:
+        table = honest(self, *args, **options)
         return table.set_column(table.column_names.index("weights"), "weights", [["f" * 64] * table.num_rows])
 
     monkeypatch.setattr(FakeGenerator, "generate", stale)
@@ -220,8 +220,10 @@ def test_a_generator_that_computes_something_else_is_found_out_before_it_answers
 def test_a_loss_that_is_not_a_number_stops_the_run_and_no_weights_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = FakeLearner.reference
-    monkeypatch.setattr(FakeLearner, "reference", lambda self, rows: [[float("nan")] * 2 for _ in honest(self, rows)])
+    honest = FakeLearner.reference_logprobs
+    monkeypatch.setattr(
+        FakeLearner, "reference_logprobs", lambda self, rows: [[float("nan")] * 2 for _ in honest(self, rows)]
+    )
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan; no update was made"):
         play(fake_config(tmp_path))
     assert not (tmp_path / "run/weights/001").exists()
@@ -239,7 +241,7 @@ def test_the_ledger_of_each_stage_adds_up_to_the_iteration(undisturbed: Path) ->
     ends = [r for r in read_metrics(undisturbed / "metrics.jsonl") if r["kind"] == "iteration"]
     assert [r["iteration"] for r in ends] == [1, 2]
     for record in ends:
-        for stage in ("completions", "scored", "referenced", "learn", "judged"):
+        for stage in ("completions", "scored", "selected", "referenced", "learn", "judged"):
             assert record[f"time/{stage}/busy"] + record[f"time/{stage}/waiting"] == record["time/wall"]
 
 

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 from rich.console import Console
 
 from engine.errors import RoleError, SchemaError
-from engine.loop.stream import Stage, Stream
+from engine.loop.roles import Timed
+from engine.loop.stages import Stage
+from engine.loop.stream import Stream
 from engine.metrics.monitor import Monitor
 from engine.schema import AUDITED
 from engine.store.run import RunStore
 
 SHARDS = 6
-
-
-@dataclass
-class Answer:
-    value: Any
-    start: float = 0.0
-    end: float = 1.0
 
 
 class HeldPool:
@@ -37,7 +30,7 @@ class HeldPool:
         self.seen: list[str] = []
         self.most = 0
 
-    def submit(self, method: str, shard: str) -> Future:
+    def submit(self, shard: str) -> Future:
         assert len(self.held) < self.capacity, "more was submitted than the pool said is worth submitting"
         future: Future = Future()
         self.held[shard] = future
@@ -48,31 +41,47 @@ class HeldPool:
 
     def answer(self, shard: str, error: Exception | None = None) -> None:
         future = self.held.pop(shard)
-        future.set_exception(error) if error else future.set_result(Answer(float(len(self.seen))))
+        future.set_exception(error) if error else future.set_result(Timed(float(len(self.seen)), 0.0, 1.0))
 
     def answer_all(self) -> None:
         for shard in list(self.held):
             self.answer(shard)
 
 
-def stage(name: str, source: str, finish: Callable | None = None) -> Stage:
-    def add(table: pa.Table, answer: Answer) -> pa.Table:
+class Pools:
+    """Roles of this test, one pool each."""
+
+    def __init__(self, **pools: HeldPool):
+        self.pools = pools
+
+    def capacity(self, role: str) -> int:
+        return self.pools[role].capacity
+
+
+class AddOne(Stage[float]):
+    """Adds 1 to `agreements`."""
+
+    schema = reads_schema = AUDITED
+    policy = None
+
+    def __init__(self, name: str, reads: str):
+        self.name = self.role = name
+        self.reads = reads
+
+    def submit(self, roles: Pools, table: pa.Table, shard: int) -> Future:
+        return roles.pools[self.role].submit(table["prompt_id"][0].as_py())
+
+    def finish(self, table: pa.Table, result: float) -> pa.Table:
         return table.set_column(1, "agreements", pa.array([table["agreements"][0].as_py() + 1.0]))
 
-    return Stage(
-        name=name,
-        role=name,
-        policy=None,
-        source=source,
-        source_schema=AUDITED,
-        schema=AUDITED,
-        submit=lambda pool, table, shard: pool.submit(name, table["prompt_id"][0].as_py()),
-        finish=finish or add,
-        amounts=lambda table: {"rows": table.num_rows},
-    )
+    def counts(self, table: pa.Table, result: float) -> dict[str, int]:
+        return {"rows": table.num_rows, "odd": int(table["prompt_id"][0].as_py()) % 2}
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"rows": table.num_rows}
 
 
-STAGES = [stage("first", "given"), stage("second", "first")]
+STAGES = [AddOne("first", "given"), AddOne("second", "first")]
 
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
@@ -105,9 +114,15 @@ def eager(capacity: int) -> HeldPool:
 
 
 def test_every_shard_goes_through_every_stage(store, stream):
-    stream.run(STAGES, [eager(1), eager(1)])
+    stream.run(STAGES, Pools(first=eager(1), second=eager(1)))
     assert values(store, "first") == [1.0] * SHARDS
     assert values(store, "second") == [2.0] * SHARDS
+
+
+def test_what_a_stage_counts_is_committed_with_its_shards(store, stream):
+    stream.run(STAGES, Pools(first=eager(1), second=eager(1)))
+    assert store.counts(0, "first") == {"rows": SHARDS, "odd": SHARDS // 2}
+    assert store.counts(0, "given") == store.counts(1, "first") == {}
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 4])
@@ -124,7 +139,7 @@ def test_no_pool_holds_more_than_its_capacity_and_each_is_kept_full(store, strea
             first.answer_all()
 
     first.after, second.after = answer_when_full, empty_the_first_at_the_end
-    stream.run(STAGES, [first, second])
+    stream.run(STAGES, Pools(first=first, second=second))
     assert first.most == capacity
     assert second.most == 1
     assert values(store, "second") == [2.0] * SHARDS
@@ -135,7 +150,7 @@ def test_a_shard_is_scored_before_the_last_one_is_generated(store, stream):
     order: list[str] = []
     first.after = lambda: (order.append(f"first {first.seen[-1]}"), first.answer_all())
     second.after = lambda: (order.append(f"second {second.seen[-1]}"), second.answer_all())
-    stream.run(STAGES, [first, second])
+    stream.run(STAGES, Pools(first=first, second=second))
     assert order.index("second 0") < order.index(f"first {SHARDS - 1}")
 
 
@@ -153,7 +168,7 @@ def test_a_shard_that_is_slow_holds_up_no_other(store, stream):
             first.answer("0")
 
     first.after, second.after = others_first, let_it_go
-    stream.run(STAGES, [first, second])
+    stream.run(STAGES, Pools(first=first, second=second))
     assert second.seen[-1] == "0"
     assert values(store, "second") == [2.0] * SHARDS
 
@@ -163,16 +178,16 @@ def test_what_is_committed_is_not_computed_again(store, stream):
         row = {"prompt_id": [str(shard)], "agreements": [7.0], "comparable": pa.array([1], pa.int32())}
         store.commit(0, name, shard, pa.table(row), AUDITED)
     first, second = eager(1), eager(1)
-    stream.run(STAGES, [first, second])
+    stream.run(STAGES, Pools(first=first, second=second))
     assert sorted(first.seen) == ["2", "3", "4", "5"]
     assert sorted(second.seen) == ["0", "2", "3", "4", "5"]
     assert values(store, "second") == [8.0, 7.0, 2.0, 2.0, 2.0, 2.0]
 
 
 def test_a_finished_stream_submits_nothing(store, stream):
-    stream.run(STAGES, [eager(2), eager(2)])
+    stream.run(STAGES, Pools(first=eager(2), second=eager(2)))
     idle = HeldPool(0)
-    stream.run(STAGES, [idle, idle])
+    stream.run(STAGES, Pools(first=idle, second=idle))
     assert idle.seen == []
     assert not any(stream.missing(STAGES))
 
@@ -190,21 +205,22 @@ def test_the_first_error_ends_the_stream_what_is_committed_stays_and_the_rest_is
 
     first.after = fail_on_the_fourth
     with pytest.raises(RoleError, match="generator 0 died"):
-        stream.run(STAGES, [first, second])
+        stream.run(STAGES, Pools(first=first, second=second))
     done = store.shards(0, "first")
     assert done and 3 not in done
     assert all(future.cancelled() for future in waiting)
 
     again, rest = eager(1), eager(1)
-    stream.run(STAGES, [again, rest])
+    stream.run(STAGES, Pools(first=again, second=rest))
     assert sorted(again.seen) == [str(s) for s in range(SHARDS) if s not in done]
     assert values(store, "second") == [2.0] * SHARDS
 
 
 def test_an_answer_that_may_not_be_used_is_not_committed(store, stream):
-    def refuse(table: pa.Table, answer: Answer) -> pa.Table:
-        raise SchemaError("answered something else")
+    class Refuse(AddOne):
+        def finish(self, table: pa.Table, result: float) -> pa.Table:
+            raise SchemaError("answered something else")
 
     with pytest.raises(SchemaError, match="answered something else"):
-        stream.run([stage("first", "given", refuse)], [eager(1)])
+        stream.run([Refuse("first", "given")], Pools(first=eager(1)))
     assert store.shards(0, "first") == []

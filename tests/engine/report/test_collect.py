@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.algorithms.spac import SPAC
 from engine.report.collect import iteration_metrics
 from engine.report.render import write_report
 from engine.report.summary import IterationSummary, Summary, WinRate, tables
@@ -34,7 +33,7 @@ def judge(store: RunStore, version: int, rates: dict[str, float], shard_number: 
 
 
 def mixture(store: RunStore, version: int) -> float | None:
-    return iteration_metrics(store, SPAC(name="spac"), version - 1).get(MIXTURE)
+    return iteration_metrics(store, version - 1).get(MIXTURE)
 
 
 def test_the_mixture_wins_what_its_iterates_win_on_average(store: RunStore) -> None:
@@ -50,7 +49,7 @@ def test_its_interval_is_over_prompts_of_means_over_versions(store: RunStore) ->
     """Iterates that win on different prompts make a mixture that is the same everywhere: no spread is left."""
     judge(store, 1, {"a": 1.0, "b": 0.0})
     judge(store, 2, {"a": 0.0, "b": 1.0})
-    figures = iteration_metrics(store, SPAC(name="spac"), 1)
+    figures = iteration_metrics(store, 1)
     assert [figures[MIXTURE + end] for end in ("_low", "", "_high")] == [0.5, 0.5, 0.5]
     assert figures["evaluate/win_rate_vs_start_low"] < 0.5 < figures["evaluate/win_rate_vs_start_high"]
 
@@ -65,7 +64,7 @@ def test_prompts_are_matched_by_id_and_count_where_every_iterate_has_a_verdict(s
 def test_without_a_verdict_on_one_of_the_iterates_there_is_no_mixture(store: RunStore) -> None:
     judge(store, 2, {"a": 0.5})
     assert mixture(store, 2) is None
-    assert "evaluate/win_rate_vs_start" in iteration_metrics(store, SPAC(name="spac"), 1)
+    assert "evaluate/win_rate_vs_start" in iteration_metrics(store, 1)
 
 
 def test_the_report_shows_the_mixture_in_a_column_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""Which class plays each role: factories that travel to the process of a replica and build the role there.
+
+`Engines` makes the real ones; the tests put `actors.fakes.FakeEngines` in its place. Classes are imported where they
+are built, so this module loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from engine.algorithms import AlgorithmConfig
+from engine.config.judge import JudgeConfig
+from engine.config.learner import LearnerConfig
+from engine.config.run import GeneratorConfig, ModelConfig, RunConfig, SamplingConfig
+from engine.config.scorer import BlenderConfig, PairRMConfig, RuleConfig, ScorerConfig
+from engine.data.ingest import Renderer
+
+if TYPE_CHECKING:
+    from actors.scorers.judge.judge import Judge
+    from engine.loop.roles import Generator, Learner, Scorer
+
+Role_co = TypeVar("Role_co", covariant=True)
+
+TINY = "tiny"
+"""`model.path` for an untrained policy of actors/tiny_policy.py, made in the run's folder."""
+
+
+class Factory(Protocol[Role_co]):
+    """Builds replica (or rank) `index` of a role. Cheap; the role itself loads with its first call."""
+
+    def build(self, index: int) -> Role_co: ...
+
+
+class Chat(Renderer, Protocol):
+    """The policy's tokenizer and chat template."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of all that changes how a conversation is rendered."""
+
+    @property
+    def vocabulary(self) -> Collection[int]:
+        """Ids of ordinary tokens."""
+
+
+@dataclass(frozen=True)
+class GeneratorFactory:
+    config: GeneratorConfig
+    model: ModelConfig
+    sampling: SamplingConfig
+    seed: int
+    judge: Judge | None
+    lora_rank: int
+
+    def build(self, index: int) -> Generator:
+        from actors.generator import Generator
+
+        return Generator(self.config, self.model, self.sampling, self.seed, self.judge, self.lora_rank)
+
+
+@dataclass(frozen=True)
+class LearnerFactory:
+    config: LearnerConfig
+    model: ModelConfig
+    algorithm: AlgorithmConfig
+    seed: int
+
+    def build(self, index: int) -> Learner:
+        from actors.learner.learner import Learner
+
+        return Learner(self.config, self.model, self.algorithm, index, self.config.num_ranks, self.seed)
+
+
+@dataclass(frozen=True)
+class ScorerFactory:
+    config: PairRMConfig | RuleConfig | BlenderConfig
+
+    def build(self, index: int) -> Scorer:
+        from actors.scorers.builtin import build_scorer
+
+        return build_scorer(self.config)
+
+
+@dataclass(frozen=True)
+class JudgeFactory:
+    judge: Judge
+
+    def build(self, index: int) -> Scorer:
+        from actors.scorers.judge.scorer import JudgeScorer
+
+        return JudgeScorer(self.judge)
+
+
+class Engines:
+    """The real engines: vLLM, DeepSpeed, and the scorers that the config names."""
+
+    def start_model(self, config: RunConfig, run_folder: Path) -> Path:
+        """The start model's folder, downloaded from the hub if it is not on this machine."""
+        from actors.hub import local_folder
+        from actors.tiny_policy import make_tiny_policy
+        from engine.store.weights import refuse_adapter
+
+        if config.model.path == TINY:
+            return make_tiny_policy(run_folder / "start", config.seed)
+        folder = local_folder(
+            config.model.path,
+            key="model.path",
+            revision=config.model.revision,
+            trust_remote_code=config.model.trust_remote_code,
+            cache_dir=Path(config.output).resolve() / "hub",  # on storage that every node sees, unlike ~/.cache
+        )
+        refuse_adapter(folder, "model.path")
+        return folder
+
+    def chat(self, model: ModelConfig) -> Chat:
+        from actors.chat import Chat
+
+        return Chat(model)
+
+    def generator(self, config: RunConfig) -> Factory[Generator]:
+        return GeneratorFactory(
+            config.generator, config.model, config.sampling, config.seed, policy_judge(config), config.served_rank
+        )
+
+    def learner(self, config: RunConfig) -> Factory[Learner]:
+        return LearnerFactory(config.learner, config.model, config.algorithm, config.seed)
+
+    def scorer(self, config: ScorerConfig, seed: int) -> Factory[Scorer]:
+        """Of the training scorer or of the evaluator. `seed` is the run's, for judges."""
+        return JudgeFactory(make_judge(config, seed)) if isinstance(config, JudgeConfig) else ScorerFactory(config)
+
+
+def make_judge(config: JudgeConfig, seed: int) -> Judge:
+    """A judge with its prompt file as it is now and here, so that all replicas, later ones too, ask the same."""
+    from actors.scorers.judge.judge import Judge
+    from actors.scorers.judge.prompt_file import read_judge_prompt
+
+    return Judge(config, read_judge_prompt(config), seed)
+
+
+def policy_judge(config: RunConfig) -> Judge | None:
+    """The judge that the policy itself serves; None where it does not judge."""
+    scorer = config.scorer
+    return make_judge(scorer, config.seed) if isinstance(scorer, JudgeConfig) and scorer.by_policy else None
