@@ -221,11 +221,11 @@ class FakeLearner:
         self._folder, self._logits = Path(folder), load_file(Path(folder) / "model.safetensors")["logits"].copy()
         self._step = 0
 
-    def token_logprobs(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
+    def token_logps(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
         logps = self._logits - np.logaddexp.reduce(self._logits)
         return [[float(logps[token]) for token in answer] for answer in answers]
 
-    def reference_logprobs(self, rows: pa.Table) -> list[list[float]]:
+    def reference_logps(self, rows: pa.Table) -> list[list[float]]:
         rows = conform(rows, ROWS, "fake learner")
         if self._step:
             raise RoleError("reference needs the policy as it lies in its folder, but steps were run")
@@ -257,7 +257,7 @@ class FakeLearner:
         self.advance(step)
         shutil.copy(self._folder / "config.json", folder)
         save_file({"logits": self._logits}, Path(folder) / "model.safetensors")
-        return self.token_logprobs(prompts, answers)
+        return self.token_logps(prompts, answers)
 
     def sleep(self) -> None:
         self._logits, self._rows = np.zeros(0), []

@@ -111,7 +111,7 @@ class Generator:
         """
         self.load(folder, digest, base)
         tolerance = probe_tolerance(self._config.probe_tolerance, self._model.dtype)
-        logps = self.token_logprobs(prompt_token_ids, answer_token_ids)
+        logps = self.token_logps(prompt_token_ids, answer_token_ids)
         return compare_probe(learner_logps, logps, tolerance, replica=f"generator in process {os.getpid()}")
 
     def _check_base(self, folder: str, digest: str, base: str | Path | None) -> None:
@@ -241,7 +241,7 @@ class Generator:
             self._replies = VLLMReplies(POLICY, engine, chat, self._judge.config, self._judge.trial())
         return self._judge, self._replies
 
-    def token_logprobs(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
+    def token_logps(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
         """Return the log-probability, in nats, of each given answer token under the served weights.
 
         [B][prompt tokens] and [B][answer tokens] give [B][answer tokens]; nothing is sampled. Prompt and

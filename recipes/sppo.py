@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """SPPO, self-play preference optimization (arXiv 2405.00675), on any model, prompts and scorer.
 
-python recipes/sppo.py --config recipes/configs/smoke.yaml
+python recipes/sppo.py --config recipes/configs/smoke_sppo.yaml
 python recipes/sppo.py --config recipes/configs/sppo_llama3_8b.yaml --dry-run
 ray job submit --working-dir . -- python recipes/sppo.py --config recipes/configs/sppo_llama3_8b.yaml
 """

@@ -51,7 +51,7 @@ def fake_config(folder: Path, **changes: Any) -> RunConfig:
 
 
 def play(config: RunConfig, disk: Disk | None = None, engines: Engines | None = None) -> Path:
-    """Run `config` to its end, or continue it; return the run folder. Roles are fakes unless `engines` says otherwise."""
+    """Run `config` to its end, or continue it; return the run folder. The roles are fakes unless `engines` is given."""
     with Job(config, Console(quiet=True), disk, engines or FakeEngines()) as job:
         job.play()
     return Path(config.output) / config.name

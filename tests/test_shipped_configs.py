@@ -26,7 +26,7 @@ def test_a_shipped_config_loads_and_survives_being_written_and_read(name, tmp_pa
 
 
 def test_the_published_recipes_are_among_them():
-    assert {"sppo_llama3_8b.yaml", "sppo_llama3_8b_scripts.yaml", "smoke.yaml"} <= set(FILES)
+    assert {"sppo_llama3_8b.yaml", "sppo_llama3_8b_scripts.yaml", "smoke_sppo.yaml"} <= set(FILES)
 
 
 def paper() -> RunConfig:
@@ -74,10 +74,10 @@ def test_the_scripts_recipe_differs_from_the_papers_only_where_the_scripts_do():
 
 
 def test_the_smoke_config_needs_no_gpu_and_finds_its_prompts():
-    config = load(CONFIGS / "smoke.yaml")
+    config = load(CONFIGS / "smoke_sppo.yaml")
     assert config.generator.gpus == config.scorer.gpus == config.learner.gpus == 0
     lines = (ROOT / config.prompts.source).read_text().splitlines()
-    prompts = [json.loads(line)[config.prompts.column] for line in lines]
+    prompts = [json.loads(line)["prompt"] for line in lines]
     assert len(set(prompts)) == 12
 
 

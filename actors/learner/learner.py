@@ -124,18 +124,18 @@ class Learner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def reference_logprobs(self, rows: pa.Table) -> list[list[float]]:
+    def reference_logps(self, rows: pa.Table) -> list[list[float]]:
         """[rows][n] log-probabilities of ONE shard's answers (engine.schema.ROWS) under the opened policy.
 
         In nats, summed over tokens; every rank returns the whole list. Computed in the micro-batches in
         which the shard will train, so that the log-ratio before the first update is exactly 0.
         Raises NonFiniteError naming the prompts whose log-probabilities are not finite.
         """
-        self._require_untrained("reference_logprobs")
+        self._require_untrained("reference_logps")
         rows = conform(rows, ROWS, "learner reference")
         return reference_logps(self._engine, rows, self.config.micro_batch_size, self.rank, self.world_size)
 
-    def token_logprobs(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
+    def token_logps(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
         """Log-probability of every token of a few answers, in nats, under the opened policy.
 
         All ranks compute all of them, one answer at a time, and return the same lists.
@@ -316,7 +316,7 @@ class Learner:
             self.advance(step)
         self._versions.save(self._engine.module, Path(folder), keep=self.rank == 0)
         dist.barrier()
-        return self.token_logprobs(prompt_token_ids, answer_token_ids)
+        return self.token_logps(prompt_token_ids, answer_token_ids)
 
     # ---- checks ----
 

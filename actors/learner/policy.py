@@ -50,7 +50,7 @@ class ChunkedHead(nn.Module):
 
     def forward(self, hidden: Tensor, labels: Tensor, per_token: bool) -> Tensor:
         """hidden: [N, L, width]; labels: [N, L]; per_token: [N, L - 1] float32, else sums [N] float64."""
-        function = answer_token_logprobs if per_token else summed_logprobs
+        function = answer_token_logps if per_token else summed_logprobs
         return function(hidden, labels, self._project, self.chunk, self.softcap)
 
     def _project(self, hidden: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ IGNORE = -100
 """Label of a position that is not part of an answer (prompt or padding)."""
 
 
-def token_logprobs(
+def token_logps(
     hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk: int, softcap: float | None = None
 ) -> Tensor:
     """[T] float32 log-probabilities, in nats, of `targets` [T] given the `hidden` [T, width] that predict them.
@@ -238,7 +238,7 @@ def token_logprobs(
     return torch.cat(pieces)
 
 
-def answer_token_logprobs(
+def answer_token_logps(
     hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], chunk: int, softcap: float | None = None
 ) -> Tensor:
     """[N, L - 1] float32: entry t is the log-probability of the token at position t + 1; 0 outside answers.
@@ -249,7 +249,7 @@ def answer_token_logprobs(
     """
     labels = labels[:, 1:]
     inside = labels != IGNORE
-    values = token_logprobs(hidden[:, :-1][inside], labels[inside], head, chunk, softcap)
+    values = token_logps(hidden[:, :-1][inside], labels[inside], head, chunk, softcap)
     # masked_scatter rather than index_add: the latter sums in a different order on every run on a GPU.
     return torch.zeros(labels.shape, dtype=values.dtype, device=values.device).masked_scatter(inside, values)
 
@@ -257,11 +257,11 @@ def answer_token_logprobs(
 def summed_logprobs(
     hidden: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], chunk: int, softcap: float | None = None
 ) -> Tensor:
-    """[N] float64 log-probabilities, summed over each answer's tokens; arguments as in answer_token_logprobs.
+    """[N] float64 log-probabilities, summed over each answer's tokens; arguments as in answer_token_logps.
 
     The sum is float64: a log-ratio is a small difference of two sums of some hundred nats.
     """
-    return answer_token_logprobs(hidden, labels, head, chunk, softcap).sum(dim=-1, dtype=torch.float64)
+    return answer_token_logps(hidden, labels, head, chunk, softcap).sum(dim=-1, dtype=torch.float64)
 
 
 COMPANIONS = (

@@ -25,7 +25,7 @@ T = TypeVar("T")
 Role_co = TypeVar("Role_co", covariant=True)
 TokenIds = list[list[int]]
 """[B][tokens]"""
-TokenLogprobs = list[list[float]]
+TokenLogps = list[list[float]]
 """[B][tokens] nats"""
 
 
@@ -51,7 +51,7 @@ class Generator(Scorer, Protocol):
         digest: str,
         prompt_token_ids: TokenIds,
         answer_token_ids: TokenIds,
-        learner_logprobs: TokenLogprobs,
+        learner_logps: TokenLogps,
         base: str | None = None,
     ) -> float:
         """Serve the weights in `folder`, an adapter of `base` or a whole model, and prove it on the probe batch.
@@ -77,10 +77,10 @@ class Learner(Protocol):
     def open(self, policy_folder: str, base: str | None = None, version: int = 0) -> None:
         """Load a version of the policy with a fresh optimizer."""
 
-    def token_logprobs(self, prompt_token_ids: TokenIds, answer_token_ids: TokenIds) -> TokenLogprobs:
+    def token_logps(self, prompt_token_ids: TokenIds, answer_token_ids: TokenIds) -> TokenLogps:
         """Log-probability of every token of a few answers under the opened policy."""
 
-    def reference_logprobs(self, rows: pa.Table) -> list[list[float]]:
+    def reference_logps(self, rows: pa.Table) -> list[list[float]]:
         """[rows][n] nats, summed over tokens, of one shard of ROWS under the opened policy, before any step."""
 
     def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, int]:
@@ -97,8 +97,8 @@ class Learner(Protocol):
 
     def save_weights(
         self, folder: str, step: int, prompt_token_ids: TokenIds, answer_token_ids: TokenIds
-    ) -> TokenLogprobs:
-        """Advance to `step`, write the policy to `folder`, and return its `token_logprobs`."""
+    ) -> TokenLogps:
+        """Advance to `step`, write the policy to `folder`, and return its `token_logps`."""
 
     def sleep(self) -> None:
         """Free the memory; `open` brings the rank back."""

@@ -222,7 +222,7 @@ class Referenced(Stage[list[list[float]]]):
     reads_schema = ROWS
 
     def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[list[list[float]]]]:
-        return roles.learner.submit(Learner.reference_logprobs, table)
+        return roles.learner.submit(Learner.reference_logps, table)
 
     def finish(self, table: pa.Table, result: list[list[float]]) -> pa.Table:
         return append(table, REFERENCED, "reference log-probabilities", reference_logps=result)

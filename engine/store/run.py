@@ -43,7 +43,7 @@ class Policy:
     version: int
     folder: Path
     digest: str
-    probe_logprobs: list[list[float]]
+    probe_logps: list[list[float]]
     """The learner's per-token log-probabilities on the probe batch; generators must reproduce them."""
     base: Path | None = None
     """The start model, where `folder` holds an adapter of it; None: `folder` is a whole model."""

@@ -61,7 +61,7 @@ def rows(answers: list[list[list[int]]]) -> pa.Table:
 
 def referenced(learner: FakeLearner, answers: list[list[list[int]]]) -> pa.Table:
     table = rows(answers)
-    return table.append_column("reference_logps", pa.array(learner.reference_logprobs(table))).cast(REFERENCED)
+    return table.append_column("reference_logps", pa.array(learner.reference_logps(table))).cast(REFERENCED)
 
 
 def test_the_rule_counts_one_letter():
@@ -112,7 +112,7 @@ def test_the_learner_knows_the_log_probabilities_that_the_generator_reported(pol
     learner.open(str(policy))
     table = rows([row["answer_token_ids"][:2] for row in answers])
     expected = [row["answer_logps"][:2] for row in answers]
-    assert np.array(learner.reference_logprobs(table)) == pytest.approx(np.array(expected), abs=1e-12)
+    assert np.array(learner.reference_logps(table)) == pytest.approx(np.array(expected), abs=1e-12)
 
 
 def test_its_gradient_is_that_of_the_loss(policy):

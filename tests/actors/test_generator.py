@@ -130,7 +130,7 @@ def test_a_generator_without_weights_says_so() -> None:
     with pytest.raises(RoleError, match="no weights are loaded; call load"):
         idle.generate(PROMPTS.empty_table(), 0)
     with pytest.raises(RoleError, match="no weights are loaded"):
-        idle.token_logprobs([[1]], [[2]])
+        idle.token_logps([[1]], [[2]])
 
 
 def test_lone_surrogates_become_replacement_characters_and_nothing_else_changes() -> None:
@@ -291,12 +291,12 @@ def test_the_probe_equals_transformers_and_changes_with_the_weights(world: World
         ]
         for folder in (world.first, world.second)
     }
-    served = generator.token_logprobs(batch.prompt_token_ids, batch.answer_token_ids)
+    served = generator.token_logps(batch.prompt_token_ids, batch.answer_token_ids)
     assert compare_probe(expected[world.first], served, 1e-5, replica="generator 0") <= 1e-5
 
     world.load(world.second)
     assert generator.serving() == world.digests[world.second]
-    served = generator.token_logprobs(batch.prompt_token_ids, batch.answer_token_ids)
+    served = generator.token_logps(batch.prompt_token_ids, batch.answer_token_ids)
     assert compare_probe(expected[world.second], served, 1e-5, replica="generator 0") <= 1e-5
     with pytest.raises(WeightsError, match="generator 0: log-probabilities differ"):
         compare_probe(expected[world.first], served, 1e-3, replica="generator 0")
@@ -305,7 +305,7 @@ def test_the_probe_equals_transformers_and_changes_with_the_weights(world: World
 @pytest.mark.real
 def test_a_probe_that_does_not_fit_is_refused(generator: Generator) -> None:
     with pytest.raises(RoleError, match=r"probe row 1 has 40 prompt and 24 answer tokens; .* fewer than 64"):
-        generator.token_logprobs([[5], [5] * 40], [[6], [6] * 24])
+        generator.token_logps([[5], [5] * 40], [[6], [6] * 24])
 
 
 @pytest.mark.real
@@ -330,7 +330,7 @@ def test_new_weights_with_tied_embeddings_reach_the_output_layer(world: World, t
     try:
         for folder in folders:
             generator.load(folder, write_checksums(folder))
-            served = generator.token_logprobs(batch.prompt_token_ids, batch.answer_token_ids)
+            served = generator.token_logps(batch.prompt_token_ids, batch.answer_token_ids)
             for prompt, answer, logps in zip(batch.prompt_token_ids, batch.answer_token_ids, served, strict=True):
                 assert logps == pytest.approx(transformers_logps(folder, prompt, answer), abs=1e-4)
     finally:

@@ -98,7 +98,7 @@ def test_every_version_answers_with_pefts_log_probabilities_in_whatever_order_th
     for name in ("base", "one", "two", "one", "grown", "base", "tiny", "one"):
         world.serve(adapters[name])
         assert world.generator.serving() == world.digests[adapters[name]]
-        served = world.generator.token_logprobs(PROMPTS, ANSWERS)
+        served = world.generator.token_logps(PROMPTS, ANSWERS)
         assert gap(served, known[name]) < 1e-4, name
         others = [other for other in known if other != name and {name, other} != {"base", "tiny"}]
         assert all(gap(served, known[other]) > 1e-2 for other in others), name
@@ -112,7 +112,7 @@ def test_versions_with_equal_texts_are_told_apart_by_their_log_probabilities(wor
         table = world.generator.generate(world.prompts, 1, num_samples=1, temperature=0.0)
         assert set(table["weights"].to_pylist()) == {world.digests[adapters[name]]}
         texts.append(table["answer_token_ids"].to_pylist())
-        logps.append(world.generator.token_logprobs(PROMPTS, ANSWERS))
+        logps.append(world.generator.token_logps(PROMPTS, ANSWERS))
     assert texts[0] == texts[1], "no text gives the small adapter away"
     assert gap(*logps) > 1e-4
     with pytest.raises(WeightsError, match="log-probabilities differ from the learner's"):
@@ -125,10 +125,10 @@ def test_versions_with_equal_texts_are_told_apart_by_their_log_probabilities(wor
 def test_sampled_answers_carry_the_adapters_log_probabilities(world, adapters):
     world.serve(adapters["one"])
     row = world.generator.generate(world.prompts, 1).to_pylist()[0]
-    [logps] = world.generator.token_logprobs([row["prompt_token_ids"]], [row["answer_token_ids"][0]])
+    [logps] = world.generator.token_logps([row["prompt_token_ids"]], [row["answer_token_ids"][0]])
     assert row["answer_logps"][0] == pytest.approx(sum(logps), abs=1e-4)
     world.serve(adapters["two"])
-    [other] = world.generator.token_logprobs([row["prompt_token_ids"]], [row["answer_token_ids"][0]])
+    [other] = world.generator.token_logps([row["prompt_token_ids"]], [row["answer_token_ids"][0]])
     assert sum(other) != pytest.approx(sum(logps), abs=1e-2)
 
 
@@ -137,7 +137,7 @@ def test_a_foreign_adapter_or_model_is_refused_and_the_old_version_stays(world, 
     world.serve(adapters["one"])
     stranger = make_tiny_policy(tmp_path / "stranger", 9)
     foreign = make_adapter(stranger, tmp_path / "foreign", 1, 0.03)
-    before = world.generator.token_logprobs(PROMPTS, ANSWERS)
+    before = world.generator.token_logps(PROMPTS, ANSWERS)
     with pytest.raises(WeightsError, match="belongs to the base model"):
         world.generator.load(foreign, write_checksums(foreign), world.base)
     with pytest.raises(WeightsError, match=r"whole model .* serves adapters of"):
@@ -152,7 +152,7 @@ def test_a_foreign_adapter_or_model_is_refused_and_the_old_version_stays(world, 
     with pytest.raises(WeightsError, match=r"changed: adapter_config\.json"):
         world.generator.load(altered, world.digests[adapters["two"]], world.base)
     assert world.generator.serving() == world.digests[adapters["one"]]
-    assert gap(world.generator.token_logprobs(PROMPTS, ANSWERS), before) < 1e-6
+    assert gap(world.generator.token_logps(PROMPTS, ANSWERS), before) < 1e-6
 
 
 @pytest.mark.real

@@ -106,11 +106,11 @@ def play(folder: Path, algorithm: Algorithm, rows_for: Callable[[Vector], list[d
     )
     learner.join(*learner.rendezvous(), timeout_s=120.0)
     learner.open(str(write_start(folder / "000", settings.seed)))
-    policies = [_policy(learner.token_logprobs([PROMPT] * 3, ANSWERS))]
+    policies = [_policy(learner.token_logps([PROMPT] * 3, ANSWERS))]
     for iteration in range(settings.iterations):
         where = f"iteration {iteration}"
         rows = conform(pa.Table.from_pylist(rows_for(policies[-1]), ROWS), ROWS, where)
-        table = append(rows, REFERENCED, where, reference_logps=learner.reference_logprobs(rows))
+        table = append(rows, REFERENCED, where, reference_logps=learner.reference_logps(rows))
         steps = learner.begin([table], iteration)["num_steps"]
         target = str(folder / f"{iteration + 1:03d}")
         policies.append(_policy(learner.save_weights(target, steps, [PROMPT] * 3, ANSWERS)))

@@ -171,7 +171,7 @@ def referenced(group: Group, tables: list[pa.Table], folder: Path) -> list[dict]
     """Let the group compute the references of each shard and put the finished tables on disk."""
     finished = []
     for i, table in enumerate(tables):
-        logps = group.call("reference_logprobs", on_disk(table, folder / f"rows{i}.arrow"))
+        logps = group.call("reference_logps", on_disk(table, folder / f"rows{i}.arrow"))
         table = append(table, REFERENCED, "test", reference_logps=logps)
         finished.append(on_disk(table, folder / f"referenced{i}.arrow"))
     return finished
@@ -297,7 +297,7 @@ def test_references_are_the_models_own_log_probabilities(one, llama, tmp_path):
     tables = rows((5,))
     one.new(batch_size=4, micro_batch_size=2)
     one.call("open", str(llama))
-    found = one.call("reference_logprobs", on_disk(tables[0], tmp_path / "rows.arrow"))
+    found = one.call("reference_logps", on_disk(tables[0], tmp_path / "rows.arrow"))
     expected = plain_logps(llama, tables)
     assert [len(row) for row in found] == [2, 3, 2, 2, 2]
     assert found[2][1] == 0.0  # an empty answer
@@ -309,7 +309,7 @@ def test_the_probe_gives_every_tokens_log_probability(two, llama):
     prompts, answers = [[1, 5, 9], [4]], [[8, 3, 2], [60]]
     two.new(batch_size=4)
     two.call("open", str(llama))
-    found = two.call("token_logprobs", prompts, answers)
+    found = two.call("token_logps", prompts, answers)
     model = load(llama)
     for ours, prompt, answer in zip(found, prompts, answers, strict=True):
         assert ours == pytest.approx(token_logps(model, prompt, answer).tolist(), abs=1e-5)
@@ -439,7 +439,7 @@ def test_a_poisoned_row_stops_all_ranks_before_the_weights_change_and_is_named(t
     two.new(batch_size=4, micro_batch_size=1, zero_stage=stage)
     two.call("open", str(llama))
     tables = rows((4,))
-    logps = two.call("reference_logprobs", on_disk(tables[0], tmp_path / "rows.arrow"))
+    logps = two.call("reference_logps", on_disk(tables[0], tmp_path / "rows.arrow"))
     logps[3][0] = float("nan")
     poisoned = append(tables[0], REFERENCED, "test", reference_logps=logps)
     two.call("begin", [on_disk(poisoned, tmp_path / "poisoned.arrow")], 0)
@@ -458,7 +458,7 @@ def test_the_saved_folder_is_complete_and_reproduces_the_learners_log_probabilit
     metrics, folder = trained[3]
     two.new(batch_size=4)
     two.call("open", str(folder))
-    [ours] = two.call("token_logprobs", [[1, 5, 9]], [[8, 3, 2]])
+    [ours] = two.call("token_logps", [[1, 5, 9]], [[8, 3, 2]])
     assert ours == pytest.approx(token_logps(load(folder), [1, 5, 9], [8, 3, 2]).tolist(), abs=1e-5)
     assert ours != pytest.approx(token_logps(load(llama), [1, 5, 9], [8, 3, 2]).tolist(), abs=1e-3)
     for name in ("chat_template.jinja", "tokenizer.json", "generation_config.json"):

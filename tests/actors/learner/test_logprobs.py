@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actors.learner.policy import IGNORE, answer_token_logprobs, summed_logprobs
+from actors.learner.policy import IGNORE, answer_token_logps, summed_logprobs
 
 N, LENGTH, WIDTH, VOCABULARY = 3, 11, 8, 17
 
@@ -73,7 +73,7 @@ def test_never_more_than_a_chunk_of_positions_has_logits_at_one_time():
 
 def test_per_token_values_stand_at_the_position_before_their_token_and_are_zero_elsewhere():
     hidden, labels, head = a_batch()
-    values = answer_token_logprobs(hidden, labels, head, 4)
+    values = answer_token_logps(hidden, labels, head, 4)
     expected = head(hidden).log_softmax(-1)
     assert values.shape == (N, LENGTH - 1)
     torch.testing.assert_close(values[1, 2], expected[1, 2, labels[1, 3]])

@@ -265,7 +265,7 @@ def test_the_next_iteration_goes_on_where_peft_says_the_last_one_ended(two, llam
     metrics = train(two, tmp_path / "two", first, llama, 1, lora=lora, zero_stage=3)
     assert metrics[0]["log_ratio/max_abs"] == 0.0
     second = tmp_path / "two/weights"
-    [ours] = two.call("token_logprobs", [PROMPT], [ANSWER])
+    [ours] = two.call("token_logps", [PROMPT], [ANSWER])
     assert ours == pytest.approx(by_peft(llama, second), abs=1e-5)
     assert by_peft(llama, second) != pytest.approx(by_peft(llama, first), abs=1e-3)
     if between == "stack":
@@ -278,7 +278,7 @@ def test_the_next_iteration_goes_on_where_peft_says_the_last_one_ended(two, llam
 @pytest.mark.real
 def test_merging_under_zero_3_publishes_what_the_ranks_computed_with(two, llama, tmp_path):
     train(two, tmp_path, llama, None, 0, lora={"between_iterations": "merge"}, zero_stage=3)
-    [ours] = two.call("token_logprobs", [PROMPT], [ANSWER])
+    [ours] = two.call("token_logps", [PROMPT], [ANSWER])
     with torch.no_grad():
         assert ours == pytest.approx(token_logps(load(tmp_path / "weights"), PROMPT, ANSWER).tolist(), abs=1e-5)
 

@@ -151,7 +151,7 @@ def test_a_second_driver_on_the_same_run_leaves_at_once_and_names_the_first(tmp_
 
 
 def test_a_driver_terminated_while_its_roles_start_leaves_in_order_and_no_process(tmp_path: Path) -> None:
-    with sppo(tmp_path / "log", "--config", "recipes/configs/smoke.yaml", f"output={tmp_path}") as driver:
+    with sppo(tmp_path / "log", "--config", "recipes/configs/smoke_sppo.yaml", f"output={tmp_path}") as driver:
         actors = lambda: [pid for pid in driver.descendants() if title(pid).startswith("ray::Host")]  # noqa: E731
         until(actors, "an actor", lambda: driver.process.poll() is None)
         driver.process.terminate()

@@ -15,8 +15,7 @@ from actors.learner.learner import batches_of
 from engine.algorithms import ALGORITHMS
 from engine.algorithms.base import Algorithm, Batch
 from engine.config.load import dump, load
-from engine.loop.stages import MAKERS, SCHEMAS, selected_from
-from engine.schema import ELSEWHERE, ROWS
+from engine.schema import ELSEWHERE, ROWS, SELECTABLE
 from tests.runs import fake_config
 from tests.tables import logits_of, shard
 
@@ -51,7 +50,7 @@ def table_for(algorithm: Algorithm, samples: int = 3, iteration: int = 0) -> pa.
         }
     if algorithm.given == 0:
         columns |= {name: [[]] * 6 for name in ("given_answers", "given_token_ids", "given_win_rates")}
-    return shard(SCHEMAS[selected_from(algorithm, iteration)], [k] * 6, **columns)
+    return shard(SELECTABLE[algorithm.selects_from(iteration)], [k] * 6, **columns)
 
 
 def batch_of(algorithm: Algorithm, dtype: torch.dtype = torch.float64) -> Batch:
@@ -95,7 +94,7 @@ def test_the_scale_of_its_rewards_is_a_positive_number(algorithm: Algorithm) -> 
 
 
 def test_the_stages_that_it_names_exist_and_leave_it_something_to_train_on(algorithm: Algorithm) -> None:
-    order = list(MAKERS)
+    order = list(SELECTABLE)
     for iteration in range(3):
         stages = algorithm.stages(iteration)
         assert list(stages) == sorted(stages, key=order.index), "in dataflow order"

@@ -76,8 +76,3 @@ def test_four_bits_in_the_learner_alone_need_a_stated_tolerance() -> None:
     with pytest.raises(ValidationError, match=r"needs generator\.probe_tolerance"):
         run_config({"quantize": "nf4"}, learner=GPU)
     run_config({"quantize": "nf4"}, learner=GPU, generator={"probe_tolerance": 0.3})
-
-
-def test_the_fake_learner_has_no_layers_to_adapt() -> None:
-    with pytest.raises(ValidationError, match="lora needs kind = deepspeed"):
-        LearnerConfig(kind="fake", lora=LoRAConfig())

@@ -220,9 +220,9 @@ def test_a_generator_that_computes_something_else_is_found_out_before_it_answers
 def test_a_loss_that_is_not_a_number_stops_the_run_and_no_weights_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = FakeLearner.reference_logprobs
+    honest = FakeLearner.reference_logps
     monkeypatch.setattr(
-        FakeLearner, "reference_logprobs", lambda self, rows: [[float("nan")] * 2 for _ in honest(self, rows)]
+        FakeLearner, "reference_logps", lambda self, rows: [[float("nan")] * 2 for _ in honest(self, rows)]
     )
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan; no update was made"):
         play(fake_config(tmp_path))

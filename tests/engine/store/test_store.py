@@ -164,7 +164,7 @@ def test_weights_become_a_version_once_and_keep_their_digest(tmp_path: Path) -> 
         make_fake_policy(store.new_weights(1), [1.0] * 8)
         assert store.policy(1) is None, "a folder counts only once it is committed"
         policy = store.commit_weights(1, [[-1.0]])
-        assert policy.folder == tmp_path / "weights" / "001" and policy.probe_logprobs == [[-1.0]]
+        assert policy.folder == tmp_path / "weights" / "001" and policy.probe_logps == [[-1.0]]
     with RunStore(tmp_path) as store:
         assert store.policy(1) == policy
 
