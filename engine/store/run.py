@@ -118,7 +118,9 @@ class RunStore:
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             raise StoreError(f"{self.folder / record['file']} changed while the run was using it")
         where = _where(iteration, stage, shard, record["of"])
-        return conform(pq.read_table(pa.BufferReader(data)), schema, where)
+        # A shard is small: starting threads costs more than they save.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        return conform(table, schema, where)
 
     def shards(self, iteration: int, stage: str) -> list[int]:
         """Numbers of the shards that the manifest names for this stage, in order."""
