@@ -51,8 +51,8 @@ class Format(ABC):
     """The columns in words, for messages."""
     num_answers: ClassVar[tuple[int, ...]]
     """The numbers of answers that its rows may bring."""
-    optional: ClassVar[tuple[str, ...]] = ()
-    """Columns beside the prompt and the answers that `read` uses if the row has them: labels, scores, winners."""
+    labels: ClassVar[tuple[str, ...]] = ()
+    """Columns about the answers: labels, scores, winners. Read if the data set has them."""
 
     prompt: str | None
     """Column with the prompt; None: the prompt stands before the answers, in their columns."""
@@ -68,7 +68,7 @@ class Format(ABC):
     def columns(self) -> Columns:
         """What to read of a file."""
         required = ((self.prompt,) if self.prompt else ()) + self.answers
-        return Columns(required, ("input", *SYSTEM_COLUMNS, *self.optional))
+        return Columns(required, ("input", *SYSTEM_COLUMNS, *self.labels))
 
     def read(self, row: Row) -> Prompt:
         """Return the prompt of a row with its answers. Raises RowError."""
@@ -117,7 +117,7 @@ class Kumite(Format):
     name = "kumite"
     description = "messages, given_answers and given_win_rates"
     num_answers = (1, 2)
-    optional = ("given_win_rates",)
+    labels = ("given_win_rates",)
 
     @classmethod
     def match(cls, columns: Collection[str], prompt_column: str | None) -> Format | None:
@@ -147,12 +147,12 @@ class Arena(Format):
     name = "arena"
     description = "prompt, response_a, response_b and winner_model_a, winner_model_b, winner_tie"
     num_answers = (2,)
-    optional = ("winner_model_a", "winner_model_b", "winner_tie")
+    labels = ("winner_model_a", "winner_model_b", "winner_tie")
 
     @classmethod
     def match(cls, columns: Collection[str], prompt_column: str | None) -> Format | None:
         prompt = prompt_column or "prompt"
-        fits = {prompt, "response_a", "response_b", *cls.optional} <= set(columns)
+        fits = {prompt, "response_a", "response_b", *cls.labels} <= set(columns)
         return cls(prompt, ("response_a", "response_b")) if fits else None
 
     def _read(self, row: dict[str, Any], notes: list[str]) -> Reading:
@@ -172,9 +172,9 @@ class Arena(Format):
         messages.append(user_message(text_of(questions[last], f"{names[0]}[{last}]")))
         sides = zip(names[1:], (first[last], second[last]), strict=True)
         a, b = (answer_of(text_of(side, f"{name}[{last}]"), name) for name, side in sides)
-        won = [label_of(row.get(name), name) for name in self.optional]
+        won = [label_of(row.get(name), name) for name in self.labels]
         if sum(won) != 1:
-            raise RowError(f"{', '.join(self.optional)} are {[int(label) for label in won]}; expected exactly one 1")
+            raise RowError(f"{', '.join(self.labels)} are {[int(label) for label in won]}; expected exactly one 1")
         if won[2]:
             notes.append("ties")
             return messages, (a, b), (0.5, 0.5)
@@ -187,7 +187,7 @@ class Pair(Format):
     name = "pair"
     description = "chosen and rejected, with prompt (or instruction, question) or with the prompt at the start of both"
     num_answers = (2,)
-    optional = (
+    labels = (
         *("chosen_probs", "chosen_probs_win", "chosen_probs_lose", "score_chosen", "score_rejected"),
         *("all_generated_responses", "all_rm_scores"),
     )
@@ -203,15 +203,14 @@ class Pair(Format):
         if isinstance(chosen, str) != isinstance(rejected, str):
             types = f"chosen holds {type_name(chosen)} and rejected {type_name(rejected)}"
             raise RowError(f"{types}; expected the same of both")
-        if isinstance(chosen, str) and not self.prompt:
-            if not (transcript(chosen) and transcript(rejected)):
-                text, *answers = split_texts(chosen, rejected)
-                messages = add_system(row, [user_message(text)], "chosen", notes)
-                answers = [answer_of(answer, name) for answer, name in zip(answers, self.answers, strict=True)]
-                return messages, answers, win_rates(row, answers, notes)
-            chosen, rejected = transcript(chosen), transcript(rejected)
-            notes.append("transcripts")
         stated = self._prompt(row, notes)
+        if isinstance(chosen, str) and not self.prompt:
+            if transcript(chosen) and transcript(rejected):
+                chosen, rejected = transcript(chosen), transcript(rejected)
+                notes.append("transcripts")
+            else:
+                text, chosen, rejected = split_texts(chosen, rejected)
+                stated = [user_message(text)]
         (before_chosen, chosen), (before_rejected, rejected) = (
             split_answer(side, name) for side, name in zip((chosen, rejected), self.answers, strict=True)
         )
@@ -245,7 +244,7 @@ class Labelled(Completion):
 
     name = "labelled"
     description = "prompt, completion and label (true or false)"
-    optional = ("label",)
+    labels = ("label",)
 
     @classmethod
     def match(cls, columns: Collection[str], prompt_column: str | None) -> Format | None:

@@ -4,8 +4,8 @@ Each row arrives as the file holds it, or as a RefusedRow with its place and the
 of at most MAX_ROW_BYTES, or one batch of a columnar file. If the structure of the file itself is damaged, DataError
 ends the stream, because every row after that point would be a guess.
 
-Text files are not read by `datasets` or pyarrow: both infer types over many rows, so that one bad row fails all of
-them, and neither reports a row's number, its invalid UTF-8 or an open quote.
+Text files are read here and not by `datasets` or pyarrow. At one invalid line these refuse the whole file; in a CSV,
+pyarrow accepts a quote that is never closed, and `datasets` reads 001 as a number and NA as null.
 """
 
 from __future__ import annotations
