@@ -175,15 +175,15 @@ class _Ingestion:
 
     def _row_of(self, prompt: Prompt) -> dict[str, Any] | RefusedRow:
         """One row of PROMPTS, or the refused row."""
+        digest = content_id(prompt.messages)
         try:
-            self._check_duplicate(prompt)
+            self._check_duplicate(prompt, digest)
             text, token_ids = self._render(prompt.messages)
             answers = self._answer_columns(prompt)
         except RowError as error:
             return error.at(prompt.where)
         except ModelError as error:
             return RefusedRow(prompt.where, str(error))
-        digest = content_id(prompt.messages)
         prompt_id = f"{digest}-{self.occurrences[digest]}"
         self.occurrences[digest] += 1
         self.counts.update(prompt.notes)
@@ -195,10 +195,11 @@ class _Ingestion:
             **answers,
         }
 
-    def _check_duplicate(self, prompt: Prompt) -> None:
+    def _check_duplicate(self, prompt: Prompt, digest: str) -> None:
         """Raise RowError for a repeated row. The same prompt with other answers or win rates is another row."""
-        content = [content_id(prompt.messages), prompt.answers, prompt.win_rates]
-        digest = hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
+        if prompt.answers:
+            answers = json.dumps([prompt.answers, prompt.win_rates]).encode("ascii")
+            digest = f"{digest} {hashlib.sha256(answers).hexdigest()}"
         first = self.first_places.setdefault(digest, prompt.where)
         if first == prompt.where:
             return
