@@ -24,7 +24,7 @@ import engine
 from actors.factories import Chat, Engines
 from engine.config.load import config_digest, diff, dump
 from engine.config.run import RunConfig
-from engine.data.formats import Given
+from engine.data.formats import RequiredAnswers
 from engine.data.ingest import ingest_iterations, shards
 from engine.errors import StoreError
 from engine.loop.self_play import SelfPlay
@@ -155,7 +155,7 @@ class Job:
             return
         config, longest = self._config, self._config.sampling.max_prompt_tokens
         algorithm = config.algorithm
-        given = Given(algorithm.given, config.sampling.max_new_tokens, f"algorithm.name = {algorithm.name}")
+        given = RequiredAnswers(algorithm.given, config.sampling.max_new_tokens, f"algorithm.name = {algorithm.name}")
         tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed, given)
         stages = [(t, "prompts", table) for t, table in enumerate(tables)]
         if config.evaluation:

@@ -1,15 +1,11 @@
-"""What a row of a prompt file means as a conversation: the conventions of the field, and its refusals.
-
-Knows Alpaca, ShareGPT, LIMA and chat rows, and nothing of answers to train on, files, tokenizers or policies.
-"""
+"""A row as a conversation: plain text, Alpaca, ShareGPT, LIMA, and lists of chat messages."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from engine.data.rows import MAX_ROW_BYTES, BadRow, Row, kind
+from engine.data.values import RowError, answer_of, text_of, type_name
 
 Message = dict[str, str]
 """{"role": ..., "content": ...}"""
@@ -28,8 +24,6 @@ SHAREGPT_ROLES = {
     "observation": "tool",
 }
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -38,129 +32,118 @@ class Prompt:
     where: str
     messages: list[Message]
     notes: tuple[str, ...] = ()
-    """Declared rules that applied: "joined_input", "added_system", "dropped_answer" and those of preferences.py."""
+    """Rules that applied to this row and are counted: "joined_input", "added_system", "dropped_answer", "ties", ..."""
     answers: tuple[str, ...] = ()
-    """[G] what the data set answers, chosen before rejected."""
+    """[G] answers of the data set, chosen before rejected."""
     win_rates: tuple[float, ...] = ()
-    """[G] in [0, 1]: labels, or what the data set says of each answer."""
+    """[G] in [0, 1]: the label of each answer, or the probability that it wins."""
 
 
-class Unusable(Exception):
-    """Why a row cannot be used."""
-
-
-def to_prompt(row: Row, column: str | None) -> Prompt | BadRow:
-    """Return the conversation in `column` of the row, or why there is none.
+def prompt_of(row: dict[str, Any], column: str, notes: list[str]) -> list[Message]:
+    """Return the conversation in `column`, which an answer continues, and add the rules that applied to `notes`.
 
     Text becomes one user message; in Alpaca's `instruction` the row's `input` follows on the next line.
-    Chat is a list of {role, content} or ShareGPT's {from, value}; assistant turns at its end are dropped,
-    since answering is the policy's work. A system column comes first. No text is changed.
+    Chat is a list of {role, content} or ShareGPT's {from, value}; assistant turns at its end are dropped, because
+    the policy is to answer. A system column comes first. No text is changed. Raises RowError.
     """
-    try:
-        if isinstance(row.value, str):
-            return Prompt(row.where, [user_turn(row.value)])
-        if column is None or column not in row.value:
-            names = ", ".join(list(row.value)[:10])
-            raise Unusable(f"no {column or 'column with a prompt'}; found: {names or 'nothing'}")
-        messages, notes = conversation_of(row.value, column)
-        return Prompt(row.where, messages, tuple(notes))
-    except Unusable as error:
-        return BadRow(row.where, str(error))
-
-
-def conversation_of(row: dict[str, Any], column: str) -> tuple[list[Message], list[str]]:
-    """Return the conversation that `column` asks to go on with, and the rules that applied. Raises Unusable."""
     value = row[column]
-    notes: list[str] = []
     if isinstance(value, list):
-        messages = _without_answer(turns_of(value, column), column, notes)
+        messages = _drop_answer(messages_of(value, column), column, notes)
     else:
         text = text_of(value, column)
         extra = row.get("input") if column == "instruction" else None
         if isinstance(extra, str) and extra:
-            text, notes = f"{text}\n{text_of(extra, 'input')}", ["joined_input"]
-        messages = [user_turn(text)]
-    return with_system(row, messages, column, notes), notes
+            text = f"{text}\n{text_of(extra, 'input')}"
+            notes.append("joined_input")
+        messages = [user_message(text)]
+    return add_system(row, messages, column, notes)
 
 
-def with_system(row: dict[str, Any], messages: list[Message], column: str, notes: list[str]) -> list[Message]:
-    """Put the row's system column, where it has one, before `messages`. Raises Unusable where each has one."""
-    system = next((s for name in SYSTEM_COLUMNS if isinstance(s := row.get(name), str) and s), None)
+def add_system(row: dict[str, Any], messages: list[Message], column: str, notes: list[str]) -> list[Message]:
+    """Return `messages` behind the text of the row's system column, if it has one.
+
+    Raises RowError if the messages begin with a system message of their own.
+    """
+    system = next((text for name in SYSTEM_COLUMNS if isinstance(text := row.get(name), str) and text), None)
     if not system or column in SYSTEM_COLUMNS:
         return messages
     if messages[0]["role"] == "system":
-        raise Unusable(f"a system message in {column} and another in its own column")
+        raise RowError(f"a system message in {column} and another in its own column; expected one")
     notes.append("added_system")
     return [{"role": "system", "content": text_of(system, "system")}, *messages]
 
 
-def turns_of(turns: list[Any], column: str) -> list[Message]:
+def messages_of(turns: list[Any], column: str) -> list[Message]:
     """Return the messages of a list of turns: {role, content}, ShareGPT's {from, value}, or LIMA's plain texts.
 
-    Plain texts alternate, the user first, and are turns in a column `conversations` alone. Raises Unusable.
+    Plain texts are accepted in a column `conversations` only; they alternate, and the user begins. Raises RowError.
     """
     if column == "conversations" and turns and all(isinstance(turn, str) for turn in turns):
         turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
-    return [message_of(turn, f"{column}[{index}]") for index, turn in enumerate(turns)]
+    return [_message(turn, f"{column}[{index}]") for index, turn in enumerate(turns)]
 
 
-def _without_answer(messages: list[Message], column: str, notes: list[str]) -> list[Message]:
-    """The messages up to the last one that asks for an answer."""
-    empty = not messages
+def _message(turn: Any, where: str) -> Message:
+    """One turn as {role, content}. Raises RowError for unknown roles, tool calls and content that is not text."""
+    if not isinstance(turn, dict):
+        raise RowError(f"{where} holds {type_name(turn)}; expected an object with role and content")
+    if turn.get("tool_calls"):
+        raise RowError(f"{where} holds tool calls, which are not supported")
+    if turn.get("role") is not None:
+        role, content, roles = turn["role"], turn.get("content"), {role: role for role in ROLES}
+    elif turn.get("from") is not None:
+        role, content, roles = turn["from"], turn.get("value"), SHAREGPT_ROLES
+    else:
+        raise RowError(f"{where} has neither role and content nor from and value")
+    if not isinstance(role, str) or role not in roles:
+        raise RowError(f"{where} has role {repr(role)[:40]}; expected {', '.join(roles)}")
+    return {"role": roles[role], "content": text_of(content, f"{where}.content")}
+
+
+def _drop_answer(messages: list[Message], column: str, notes: list[str]) -> list[Message]:
+    """`messages` up to the last one that an answer follows."""
+    is_empty = not messages
     if messages and messages[-1]["role"] == "assistant":
         notes.append("dropped_answer")
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
     if not messages:
-        raise Unusable(f"{column} holds {'an empty list' if empty else 'only assistant turns'}; expected a user turn")
-    return asking(messages, column)
+        content = "an empty list" if is_empty else "only assistant turns"
+        raise RowError(f"{column} holds {content}; expected a user turn")
+    return _check_question(messages, column)
 
 
-def asking(messages: list[Message], column: str) -> list[Message]:
-    """Return `messages` if their end asks for an answer. Raises Unusable otherwise."""
+def _check_question(messages: list[Message], column: str) -> list[Message]:
+    """`messages`. Raises RowError unless they end with a question, or with the output of a tool."""
     last = messages[-1]
     if last["role"] == "assistant":
-        raise Unusable(f"{column} holds two assistant turns in a row at its end; expected one answer")
+        raise RowError(f"{column} holds two assistant turns in a row at its end; expected one answer")
     if last["role"] == "system":
-        raise Unusable(f"{column} ends with a system message; expected a user turn")
-    return messages if last["role"] == "tool" else [*messages[:-1], user_turn(last["content"])]
+        raise RowError(f"{column} ends with a system message; expected a user turn")
+    return messages if last["role"] == "tool" else [*messages[:-1], user_message(last["content"])]
 
 
-def message_of(turn: Any, where: str) -> Message:
-    """Return one turn as {role, content}. Raises Unusable for unknown roles, tool calls and what is no text."""
-    if not isinstance(turn, dict):
-        raise Unusable(f"{where} holds {kind(turn)}; expected an object with role and content")
-    if turn.get("tool_calls"):
-        raise Unusable(f"{where} holds tool calls, which are not supported")
-    if turn.get("role") is not None:
-        name, content, allowed = turn["role"], turn.get("content"), {role: role for role in ROLES}
-    elif turn.get("from") is not None:
-        name, content, allowed = turn["from"], turn.get("value"), SHAREGPT_ROLES
-    else:
-        raise Unusable(f"{where} has neither role and content nor from and value")
-    if not isinstance(name, str) or name not in allowed:
-        raise Unusable(f"{where} has role {repr(name)[:40]}; expected {', '.join(allowed)}")
-    return {"role": allowed[name], "content": text_of(content, f"{where}.content")}
+def split_answer(value: Any, name: str) -> tuple[list[Message], str]:
+    """Return the messages before an answer ([] where `value` is the answer alone), and the answer.
+
+    `value` is text, one message, or a list of turns that ends with the assistant's. Raises RowError.
+    """
+    if isinstance(value, str):
+        return [], answer_of(value, name)
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise RowError(f"{name} holds {type_name(value)}; expected text or a list of messages")
+    messages = messages_of(value, name)
+    if not messages or messages[-1]["role"] != "assistant":
+        end = f"ends with a {messages[-1]['role']} turn" if messages else "is an empty list"
+        raise RowError(f"{name} {end}; expected the assistant's answer at its end")
+    prompt, answer = messages[:-1], answer_of(messages[-1]["content"], name)
+    return _check_question(prompt, name) if prompt else [], answer
 
 
-def user_turn(text: str) -> Message:
-    """Return `text` as a question. Raises Unusable where it is empty."""
+def user_message(text: str) -> Message:
+    """Return `text` as a user message. Raises RowError if it is not text, or only white space."""
     if not text_of(text, "the prompt").strip():
-        raise Unusable("the prompt is empty")
+        raise RowError("the prompt is empty")
     return {"role": "user", "content": text}
-
-
-def text_of(value: Any, what: str) -> str:
-    """Return `value` unchanged. Raises Unusable where it is no text that every stage can hold."""
-    if not isinstance(value, str):
-        raise Unusable(f"{what} holds {kind(value)}; expected text")
-    if len(value) > MAX_ROW_BYTES:
-        raise Unusable(f"{what} is longer than {MAX_ROW_BYTES} characters")
-    if "\0" in value:
-        raise Unusable(f"{what} holds a NUL character at position {value.index(chr(0)) + 1}")
-    if half := _SURROGATE.search(value):
-        raise Unusable(
-            f"{what} holds U+{ord(half.group()):04X} at position {half.start() + 1}: "
-            f"half of a surrogate pair, or a byte that is not UTF-8"
-        )
-    return value

@@ -3,10 +3,10 @@
 
     python -m recipes.prepare.judgements OUTPUT.jsonl --prompt recipes/judges/additive_rubric.txt --rated rated.jsonl
 
-Each line of --rated holds `prompt` (a text, or a chat of role and content), `answer`, `score`, and may hold
-`judgement` (what to write, ending in the line "Score: n"; without it that line alone) and `rank` (of people, 1
-before 2). A line becomes the question that a pointwise judge asks at run time, filled into the same prompt file
-with a fresh mark, and the judgement as its reply, in TRL's conversational prompt-completion format for
+Each row of --rated (JSONL, JSON, Parquet or Arrow) holds `prompt` (a text, or a chat of role and content), `answer`,
+`score`, and may hold `judgement` (what to write, ending in the line "Score: n"; without it that line alone) and `rank`
+(of people, 1 before 2). A row becomes the question that a pointwise judge asks at run time, filled into the same
+prompt file with a fresh mark, and the judgement as its reply, in TRL's conversational prompt-completion format for
 recipes/prepare/sft.py.
 
 What is left out, by rule and counted:
@@ -34,11 +34,11 @@ from actors.scorers.base import plain_text
 from actors.scorers.judge.judge import parse_score
 from actors.scorers.judge.prompt_file import JudgePrompt, draw_mark, read_judge_prompt
 from engine.config.judge import JudgeConfig, PolicyServer
+from engine.data.rows import read_rows, select_by_name
+from engine.data.values import RefusedRow, list_refused
 from engine.errors import DataError, KumiteError
 from engine.seeds import derive_seed
 
-MOST_PROBLEMS = 50
-"""Bad rows named in one message."""
 LARGEST = 1e15
 """Of scores and ranks, which also keeps NaN and infinities out."""
 
@@ -62,10 +62,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Rated:
-    """One line of the file."""
+    """One row of the file."""
 
     number: int
-    """Counted from 1."""
+    """Counted from 1: the line in JSONL, the row elsewhere."""
     instruction: str
     """The prompt as a judge reads it."""
     answer: str
@@ -74,38 +74,27 @@ class Rated:
     rank: float | None
 
 
-def read_rated(path: Path, settings: Settings) -> list[Rated]:
-    """Every line. Raises DataError naming all that is wrong with any of them."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would break at U+2028 within a text
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--rated {path}: {error}") from error
-    rows, problems = [], []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = _parsed(line)
-        if wrong := list(_wrong(row, settings)):
-            problems += [f"line {number}: {text}" for text in wrong]
+def read_rated(source: str, settings: Settings) -> list[Rated]:
+    """Return all rows of a file. Raises DataError that names every problem of every row."""
+    rows: list[Rated] = []
+    refused: list[RefusedRow] = []
+    for row in read_rows(source, select_by_name(("prompt", "answer"), ("score",), ("judgement", "rank"))):
+        if isinstance(row, RefusedRow):
+            refused.append(row)
+        elif problems := [RefusedRow(row.where, text) for text in _problems(row.value, settings)]:
+            refused += problems
         else:
-            rows.append(_rated(number, row))
-    problems += _half_ranked(rows)
-    if problems or not rows:
-        told = problems[:MOST_PROBLEMS] or ["it holds no rows"]
-        more = [f"and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
-        raise DataError(f"--rated {path} cannot be used:\n" + "\n".join(f"  - {text}" for text in [*told, *more]))
+            rows.append(_rated(row.number, row.value))
+    refused += [RefusedRow(f"{source}:{number}", text) for number, text in _half_ranked(rows)]
+    if refused:
+        raise DataError(f"--rated {source} cannot be used:\n{list_refused(refused)}")
+    if not rows:
+        raise DataError(f"--rated {source} holds no rows")
     return rows
 
 
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _wrong(row: Any, settings: Settings) -> Iterator[str]:
-    """What is wrong with one line, in words."""
+def _problems(row: Any, settings: Settings) -> Iterator[str]:
+    """What is wrong with one row, in words."""
     if not isinstance(row, dict):
         yield "expected a JSON object with prompt, answer and score"
         return
@@ -154,10 +143,10 @@ def by_prompt(rows: Sequence[Rated]) -> dict[str, list[Rated]]:
     return found
 
 
-def _half_ranked(rows: Sequence[Rated]) -> list[str]:
-    """Lines without a rank whose prompt has ranks on other lines: no order could be checked against them."""
+def _half_ranked(rows: Sequence[Rated]) -> list[tuple[int, str]]:
+    """Rows without a rank where other answers to the same prompt have one: their order cannot be checked."""
     return [
-        f"line {row.number}: no rank, but other answers to its prompt have one; give all or none"
+        (row.number, "no rank, but other answers to its prompt have one; give all or none")
         for group in by_prompt(rows).values()
         for row in group
         if row.rank is None and any(other.rank is not None for other in group)
@@ -260,7 +249,7 @@ def write(output: Path, settings: Settings) -> dict[str, Any]:
     if existing := [str(path) for path in (output, heldout_path, facts) if path.exists()]:
         raise DataError(f"{', '.join(existing)} exists; nothing is overwritten, choose another name")
     prompt = check(settings)
-    training, heldout, counts = build(read_rated(Path(settings.rated), settings), settings)
+    training, heldout, counts = build(read_rated(settings.rated, settings), settings)
     if not training:
         raise DataError(f"nothing is left to train on: {counts}")
     told = {"settings": asdict(settings), "judge_prompt": prompt.version, "counts": counts}

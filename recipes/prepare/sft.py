@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.prompts import PromptsConfig
-from engine.data.formats import Given
-from engine.data.ingest import MAX_SHOWN, read_prompts
-from engine.data.rows import BadRow
+from engine.data.formats import RequiredAnswers
+from engine.data.ingest import read_prompts
+from engine.data.values import RefusedRow, list_refused
 from engine.errors import ConfigError, DataError, KumiteError, ModelError
 
 MARKER = "training.json"
@@ -102,21 +102,19 @@ def read_examples(files: tuple[str, ...]) -> tuple[list[dict[str, Any]], int]:
 
     Raises DataError naming every row that cannot be used, of all files.
     """
-    examples, bad, num_disliked = [], [], 0
+    examples, refused, num_disliked = [], [], 0
+    required = RequiredAnswers(1, required_by="recipes/prepare/sft.py")
     for file in files:
-        for row in read_prompts(PromptsConfig(source=file), file, Given(answers=1, wanted_by="recipes/prepare/sft.py")):
-            if isinstance(row, BadRow):
-                bad.append(f"{row.where}: {row.reason}")
+        for row in read_prompts(PromptsConfig(source=file), file, required):
+            if isinstance(row, RefusedRow):
+                refused.append(row)
             elif row.win_rates == (0.0,):
                 num_disliked += 1
             else:
                 answer = {"role": "assistant", "content": row.answers[0]}
                 examples.append({"prompt": row.messages, "completion": [answer]})
-    if bad:
-        more = [f"... and {len(bad) - MAX_SHOWN} more"] if len(bad) > MAX_SHOWN else []
-        raise DataError(
-            f"{len(bad)} rows cannot be used:\n" + "\n".join(f"  {line}" for line in bad[:MAX_SHOWN] + more)
-        )
+    if refused:
+        raise DataError(f"{len(refused)} rows cannot be used:\n{list_refused(refused)}")
     if not examples:
         raise DataError(f"{', '.join(files)}: nothing to learn from; {num_disliked} rows are labelled as bad answers")
     return examples, num_disliked

@@ -1,11 +1,11 @@
-"""Data sets that bring answers along: every public format, every fault by its row, and what goes in comes out."""
+"""Data sets that bring answers: every public format, every fault named by its row, and texts that stay unchanged."""
 
 from __future__ import annotations
 
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.config.prompts import PromptsConfig
-from engine.data.formats import Given
+from engine.data.formats import FORMATS, RequiredAnswers
 from engine.data.ingest import IngestResult, content_id, ingest, ingest_iterations
+from engine.data.values import RefusedRow
 from engine.errors import DataError, ModelError
 from engine.schema import PROMPTS
 
-PAIR, ONE = Given(2, 100, "algorithm.name = dpo"), Given(1, 100, "algorithm.name = spin")
+PAIR, ONE = RequiredAnswers(2, 100, "algorithm.name = dpo"), RequiredAnswers(1, 100, "algorithm.name = spin")
 
 
 class Letters:
@@ -49,8 +50,8 @@ def write(path: Path, *rows: Any) -> str:
     return str(path)
 
 
-def take(source: str, wanted: Given = PAIR, **config: Any) -> IngestResult:
-    return ingest(PromptsConfig(source=source, **config), source, Letters(), 1000, wanted)
+def take(source: str, required: RequiredAnswers = PAIR, **config: Any) -> IngestResult:
+    return ingest(PromptsConfig(source=source, **config), source, Letters(), 1000, required)
 
 
 def rows_of(result: IngestResult) -> list[tuple[list[dict], list[str], list[float]]]:
@@ -60,9 +61,9 @@ def rows_of(result: IngestResult) -> list[tuple[list[dict], list[str], list[floa
     return list(zip(*(result.table[name].to_pylist() for name in columns), strict=True))
 
 
-def refusal(source: str, wanted: Given = PAIR, **config: Any) -> str:
+def refusal(source: str, required: RequiredAnswers = PAIR, **config: Any) -> str:
     with pytest.raises(DataError) as caught:
-        take(source, wanted, **config)
+        take(source, required, **config)
     return str(caught.value)
 
 
@@ -161,7 +162,7 @@ def test_each_format_of_preferences_is_recognised_by_its_columns(tmp_path: Path,
         assert rates == win_rates
 
 
-def test_answers_come_with_the_tokens_that_end_them(tmp_path: Path) -> None:
+def test_answers_come_with_the_token_that_ends_them(tmp_path: Path) -> None:
     result = take(write(tmp_path / "p.jsonl", {"prompt": "Why?", "chosen": "ab", "rejected": "c"}))
     assert result.table["given_token_ids"].to_pylist() == [[[97, 98, 0], [99, 0]]]
 
@@ -258,12 +259,21 @@ def test_each_format_of_single_answers_is_recognised_by_its_columns(tmp_path: Pa
         assert rows_of(take(source, ONE)) == [(messages, [A], [win_rate])]
 
 
-def test_a_column_or_a_format_can_be_named_where_the_columns_say_something_else(tmp_path: Path) -> None:
+def test_a_column_or_a_format_can_be_named_where_the_columns_mislead(tmp_path: Path) -> None:
     rows = {"prompt": "Why?", "completion": A, "label": "science", "chosen": [user("Ah?"), said(B)], "rejected": 1}
     source = write(tmp_path / "p.jsonl", rows)
     assert "label holds 'science'; expected true or false" in refusal(source, ONE)
     assert rows_of(take(source, ONE, format="completion")) == [(Q, [A], [1])]
     assert rows_of(take(source, ONE, format="conversation", column="chosen")) == [([user("Ah?")], [B], [1])]
+
+
+def test_every_format_can_be_named_in_the_config_and_stands_in_the_docs() -> None:
+    (literal,) = (kind for kind in get_args(PromptsConfig.model_fields["format"].annotation) if get_args(kind))
+    assert set(get_args(literal)) == {format.name for format in FORMATS}
+    docs = (Path(__file__).parents[3] / "docs/prompts.md").read_text("utf-8")
+    for format in FORMATS:
+        for count in format.num_answers:
+            assert f"| {count} | `{format.name}` |" in docs
 
 
 # Faults of rows
@@ -272,7 +282,7 @@ GOOD = {"prompt": "Why?", "chosen": "yes", "rejected": "no"}
 BAD_PAIRS: list[tuple[Any, str]] = [
     ("text", "holds text; expected an object with chosen, rejected"),
     ({"prompt": "x", "chosen": "a"}, "no rejected; found: prompt, chosen"),
-    ({**GOOD, "rejected": None}, "no rejected"),
+    ({**GOOD, "rejected": None}, "rejected holds null; expected text or messages"),
     ({**GOOD, "rejected": " \n"}, "rejected is empty; expected an answer"),
     ({**GOOD, "rejected": 7}, "chosen holds text and rejected a number; expected the same of both"),
     ({**GOOD, "rejected": [said("a")]}, "chosen holds text and rejected a list"),
@@ -319,7 +329,7 @@ def test_a_bad_pair_is_named_by_file_line_and_reason(tmp_path: Path, row: Any, r
     assert reason in message
     result = take(source, on_malformed="drop")
     assert result.table.num_rows == 2
-    assert (result.counts["malformed"], result.dropped[0][0]) == (1, f"{source}:2")
+    assert (result.counts["malformed"], result.dropped[0].where) == (1, f"{source}:2")
 
 
 BAD_IMPLICIT: list[tuple[Any, str]] = [
@@ -342,6 +352,7 @@ BAD_BATTLES = [
     (battle(["Why?"], ["a"], [None], 1, 0, 0), "response_b[0] holds null; expected text"),
     (battle([None], ["a"], ["b"], 1, 0, 0), "prompt[0] holds null; expected text"),
     (battle(["Why?"], ["a"], [""], 1, 0, 0), "response_b is empty"),
+    (battle(["Why?"], ["a"], [""], 0, 1, 0), "response_b is empty"),
     (battle(["Why?", "So?"], ["a"], ["b"], 1, 0, 0), "hold 2, 1 and 1 turns; expected the same number"),
     (battle(["Why?"], ["\ud83d"], ["b"], 1, 0, 0), "response_a[0] holds U+D83D"),
     ({**battle(["Why?"], ["a"], ["b"], 1, 0, 0), "prompt": "Why?"}, "prompt is not a JSON list of turns"),
@@ -357,6 +368,7 @@ def test_a_bad_battle_is_named(tmp_path: Path, row: Any, reason: str) -> None:
 BAD_ANSWERS = [
     ({"prompt": "x", "completion": "a", "label": -1}, "label holds -1; expected true or false, 1 or 0"),
     ({"prompt": "x", "completion": "a", "label": None}, "label holds None"),
+    ({"prompt": "x", "completion": None, "label": 1}, "completion holds null; expected text or messages"),
     ({"prompt": "x", "completion": "", "label": 1}, "completion is empty"),
     ({"prompt": "", "completion": "a", "label": 1}, "the prompt is empty"),
     ({"messages": [*Q]}, "messages ends with a user turn; expected the assistant's answer"),
@@ -375,7 +387,7 @@ def test_a_bad_demonstration_is_named(tmp_path: Path, row: Any, reason: str) -> 
     assert reason in refusal(write(tmp_path / "p.jsonl", row), ONE)
 
 
-def test_bad_rows_of_several_rules_are_told_all_at_once(tmp_path: Path) -> None:
+def test_rows_refused_by_several_rules_are_reported_at_once(tmp_path: Path) -> None:
     rows = [{**GOOD, "rejected": ""}, {**GOOD, "rejected": "yes"}, {**GOOD, "chosen": "long " * 40}]
     message = refusal(write(tmp_path / "p.jsonl", GOOD, *rows), on_identical="error", on_long_answer="error")
     assert "3 of 4 rows cannot be used" in message
@@ -385,33 +397,36 @@ def test_bad_rows_of_several_rules_are_told_all_at_once(tmp_path: Path) -> None:
 # Identical sides, long answers, repeated rows
 
 
-def test_a_pair_of_the_same_answer_teaches_nothing_and_is_left_out(tmp_path: Path) -> None:
+def test_a_pair_of_identical_answers_is_left_out(tmp_path: Path) -> None:
     source = write(tmp_path / "p.jsonl", {**GOOD, "rejected": "yes"}, {**GOOD, "rejected": "yes "}, GOOD)
     result = take(source)
     assert (result.counts["identical"], result.counts["used"]) == (2, 1)
-    assert [reason for _, reason in result.dropped] == [
+    assert [row.reason for row in result.dropped] == [
         "both answers are the same text",
         "both answers are the same tokens",
     ]
     assert f"{source}:1: both answers are the same text" in refusal(source, on_identical="error")
 
 
-def test_long_answers_are_cut_and_lose_their_end(tmp_path: Path) -> None:
+def test_long_answers_are_truncated_and_lose_their_end_token(tmp_path: Path) -> None:
     source = write(tmp_path / "p.jsonl", {**GOOD, "chosen": "abcd", "rejected": "abx"}, GOOD)
-    four = Given(2, 4, "algorithm.name = dpo")
+    four = RequiredAnswers(2, 4, "algorithm.name = dpo")
     result = take(source, four)
     assert result.table["given_token_ids"][0].as_py() == [[97, 98, 99, 100], [97, 98, 120, 0]]
     assert result.table["given_answers"][0].as_py() == ["abcd", "abx"]
     assert result.counts["truncated_answers"] == 1
     dropped = take(source, four, on_long_answer="drop")
-    assert dropped.dropped == [(f"{source}:1", "an answer of 5 tokens; sampling.max_new_tokens is 4")]
+    assert dropped.dropped == [
+        RefusedRow(f"{source}:1", "an answer of 5 tokens; sampling.max_new_tokens is 4", "long_answers")
+    ]
     assert dropped.counts["truncated_answers"] == 0
     assert "prompts.on_long_answer: drop" in refusal(source, four, on_long_answer="error")
 
 
-def test_two_answers_that_are_one_after_cutting_are_identical(tmp_path: Path) -> None:
-    result = take(write(tmp_path / "p.jsonl", {**GOOD, "chosen": "abcd", "rejected": "abce"}, GOOD), Given(2, 3))
-    assert result.dropped[0][1] == "both answers are the same in their first 3 tokens"
+def test_two_answers_with_the_same_start_are_identical_once_they_are_truncated(tmp_path: Path) -> None:
+    source = write(tmp_path / "p.jsonl", {**GOOD, "chosen": "abcd", "rejected": "abce"}, GOOD)
+    result = take(source, RequiredAnswers(2, 3))
+    assert result.dropped[0].reason == "both answers are the same in their first 3 tokens"
 
 
 def test_one_prompt_may_bring_many_pairs_and_only_a_repeated_pair_is_a_duplicate(tmp_path: Path) -> None:
@@ -420,11 +435,11 @@ def test_one_prompt_may_bring_many_pairs_and_only_a_repeated_pair_is_a_duplicate
     kept, dropped = take(source), take(source, on_duplicate="drop")
     assert kept.table["prompt_id"].to_pylist() == [f"{digest}-0", f"{digest}-1", f"{digest}-2"]
     assert dropped.table["prompt_id"].to_pylist() == [f"{digest}-0", f"{digest}-1"]
-    assert dropped.dropped == [(f"{source}:3", f"the same prompt and answers as {source}:1")]
+    assert dropped.dropped == [RefusedRow(f"{source}:3", f"the same prompt and answers as {source}:1", "duplicates")]
     assert kept.counts["duplicates"] == dropped.counts["duplicates"] == 1
 
 
-# What an algorithm asks for
+# What an algorithm requires
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -445,7 +460,7 @@ def test_texts_without_columns_bring_no_answers(tmp_path: Path) -> None:
     assert "these columns do not hold: no columns" in refusal(write(tmp_path / "p.jsonl", "Why?"))
 
 
-def test_held_out_prompts_need_no_answers_whatever_their_file_has(tmp_path: Path) -> None:
+def test_held_out_prompts_are_read_without_the_answers_of_their_file(tmp_path: Path) -> None:
     for row in (
         GOOD,
         {"chosen": [user("Why?"), said("a")], "rejected": [user("Why?"), said("b")]},
@@ -453,7 +468,7 @@ def test_held_out_prompts_need_no_answers_whatever_their_file_has(tmp_path: Path
         {"prompt": "Why?", "completion": "a"},
         {"messages": [user("Why?"), said("a")]},
     ):
-        result = take(write(tmp_path / "p.jsonl", row), Given())
+        result = take(write(tmp_path / "p.jsonl", row), RequiredAnswers())
         assert rows_of(result) == [(Q, [], [])]
         assert result.table["given_token_ids"].to_pylist() == [[]]
         assert result.table["prompt_id"].to_pylist() == [f"{content_id(Q)}-0"]
@@ -461,7 +476,7 @@ def test_held_out_prompts_need_no_answers_whatever_their_file_has(tmp_path: Path
 
 def test_pairs_are_divided_over_iterations_like_prompts(tmp_path: Path) -> None:
     source = write(tmp_path / "p.jsonl", *[{**GOOD, "prompt": f"{i}?"} for i in range(5)])
-    tables, results = ingest_iterations(PromptsConfig(source=source), Letters(), 100, 2, seed=1, given=PAIR)
+    tables, results = ingest_iterations(PromptsConfig(source=source), Letters(), 100, 2, seed=1, required=PAIR)
     assert [table.num_rows for table in tables] == [2, 3]
     assert all(len(answers) == 2 for table in tables for answers in table["given_answers"].to_pylist())
     assert results[0].counts["used"] == 5
@@ -484,10 +499,10 @@ def test_real_answers_and_their_verdicts_come_through_unchanged(public_data: Pat
         whole = {name: [user(question["instruction"]), said(text)] for name, text in sides.items()}
         rows.append({"prompt": question["instruction"], **whole, "chosen_probs": verdict["preference"]})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "real.parquet")
-    wanted = Given(2, 100_000, "algorithm.name = dpo")
+    required = RequiredAnswers(2, 100_000, "algorithm.name = dpo")
     source = str(tmp_path / "real.parquet")
     config = PromptsConfig(source=source, on_malformed="drop")
-    result = ingest(config, source, Letters(), 100_000, wanted)
+    result = ingest(config, source, Letters(), 100_000, required)
     assert result.counts["used"] + result.counts["identical"] + result.counts["malformed"] == len(rows) > 700
     assert result.counts["malformed"] <= 5  # some models did not answer everything
     known = {
@@ -518,5 +533,5 @@ def test_what_goes_in_comes_out(
         config = PromptsConfig(source=source)
         if chosen.strip() == rejected.strip():
             continue
-        first = rows_of(ingest(config, source, Letters(), 10_000, Given(2, 10_000)))[0]
+        first = rows_of(ingest(config, source, Letters(), 10_000, RequiredAnswers(2, 10_000)))[0]
         assert first == ([user(question)], [chosen, rejected], [win, lose])

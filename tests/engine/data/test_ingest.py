@@ -1,4 +1,4 @@
-"""Prompts: every format, every fault of a row by its place, ids that never collide, fair parts."""
+"""Prompts: every file format, every fault named by its row, ids that never collide, parts of equal size."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from engine.config.prompts import PromptsConfig
 from engine.data import rows as data_rows
 from engine.data.ingest import IngestResult, Prompt, content_id, divide, ingest, ingest_iterations, read_prompts, shards
+from engine.data.values import RefusedRow
 from engine.errors import DataError, ModelError
 from engine.schema import PROMPTS
 
@@ -115,7 +116,7 @@ def test_the_json_stream_finds_the_same_elements_whatever_the_size_of_its_chunks
         assert contents(take(source)) == ['a\\"]}b', "\\\\", "é👍"]
 
 
-def test_byte_order_mark_windows_line_ends_and_empty_lines_are_no_faults(tmp_path: Path) -> None:
+def test_a_byte_order_mark_windows_line_ends_and_empty_lines_are_accepted(tmp_path: Path) -> None:
     jsonl, table = tmp_path / "p.jsonl", tmp_path / "p.csv"
     jsonl.write_bytes(b'\xef\xbb\xbf{"prompt": "one"}\r\n\r\n{"prompt": "two"}\r\n\n')
     table.write_bytes(b'\xef\xbb\xbfprompt,id\r\none,1\r\n\r\n"two",2\r\n')
@@ -132,7 +133,7 @@ def test_a_local_folder_of_data_files_loads_as_the_hub_would(tmp_path: Path, mon
     assert "prompts.split = 'validation'" in refusal(source, split="validation")
 
 
-# Conventions of the field
+# Conventions of public data sets
 
 
 def test_the_prompt_column_is_found_by_its_usual_names(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_alpaca_rows_join_instruction_and_input(tmp_path: Path) -> None:
     assert take(source).counts["joined_input"] == 1
 
 
-def test_an_input_column_beside_a_prompt_is_none_of_ours(tmp_path: Path) -> None:
+def test_an_input_column_beside_a_prompt_is_not_read(tmp_path: Path) -> None:
     assert contents(take(write(tmp_path / "a.jsonl", {"prompt": "Add", "input": "1 2"}))) == ["Add"]
 
 
@@ -158,7 +159,7 @@ def test_a_system_column_comes_first(tmp_path: Path) -> None:
     assert conversations(source) == [[("system", "Rhyme."), ("user", "Hi")], [("user", "Ho")]]
 
 
-def test_sharegpt_rows_lose_their_last_answer_and_say_so(tmp_path: Path) -> None:
+def test_the_last_answer_of_a_sharegpt_row_is_dropped_and_counted(tmp_path: Path) -> None:
     turns = [("human", "Hi"), ("gpt", "Hello"), ("human", "Bye"), ("gpt", "Ciao"), ("gpt", "again")]
     source = write(tmp_path / "s.jsonl", {"conversations": [{"from": who, "value": text} for who, text in turns]})
     assert conversations(source) == [[("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")]]
@@ -208,10 +209,10 @@ def test_a_bad_row_is_named_by_file_line_and_reason(tmp_path: Path, line: str, r
     result = take(source, on_malformed="drop")
     assert contents(result) == ["good", "also good"]
     assert result.counts["malformed"] == 1
-    assert result.dropped[0][0] == f"{source}:3"
+    assert result.dropped[0].where == f"{source}:3"
 
 
-def test_bad_rows_are_told_all_at_once_up_to_a_cap(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_at_once_up_to_a_cap(tmp_path: Path) -> None:
     source = write(tmp_path / "p.jsonl", {"prompt": "good"}, *[{"prompt": i} for i in range(337)])
     message = refusal(source)
     assert f"{source}:2: " in message
@@ -227,10 +228,10 @@ def test_a_line_of_more_than_ten_mebibytes_is_skipped_without_being_kept(tmp_pat
     path.write_bytes(b'{"prompt": "a"}\n"' + b"x" * 25 * 2**20 + b'"\n{"prompt": "b"}\n')
     result = take(str(path), on_malformed="drop")
     assert contents(result) == ["a", "b"]
-    assert result.dropped == [(f"{path}:2", "the line is longer than 10485760 bytes")]
+    assert result.dropped == [RefusedRow(f"{path}:2", "the line is longer than 10485760 bytes")]
 
 
-def test_bytes_that_are_no_utf8_are_bad_rows_in_every_text_format(tmp_path: Path) -> None:
+def test_invalid_utf8_is_a_bad_row_in_every_text_format(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes(b'{"prompt": "ok"}\n{"prompt": "\xff"}\n')
     (tmp_path / "p.json").write_bytes(b'[{"prompt": "ok"}, {"prompt": "\xff"}]')
     (tmp_path / "p.csv").write_bytes(b"prompt\nok\n\xff\n")
@@ -245,7 +246,7 @@ def test_one_bad_element_of_a_json_list_costs_only_itself(tmp_path: Path, monkey
     parts = ['"one"', "{]", '{"prompt": nope}', "", "[" * 100_000 + "]" * 100_000, f'"{"x" * 300_000}"', '"two"']
     result = take(write(tmp_path / "p.json", f"[{','.join(parts)},]"), on_malformed="drop")
     assert contents(result) == ["one", "two"]
-    assert [where.rsplit(":", 1)[1] for where, _ in result.dropped] == ["2", "3", "4", "5", "6", "8"]
+    assert [row.where.rsplit(":", 1)[1] for row in result.dropped] == ["2", "3", "4", "5", "6", "8"]
 
 
 def test_a_csv_row_with_too_many_fields_is_a_bad_row(tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(tmp_path: Path, name: str
     assert reason in message
 
 
-def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "no such file" in refusal(str(tmp_path / "gone.jsonl"))
     assert "no such file" in refusal(str(tmp_path / "gone"))
 
@@ -343,7 +344,7 @@ def test_duplicates_can_be_dropped_or_refused_by_the_row_they_repeat(tmp_path: P
     source = write(tmp_path / "p.jsonl", '"a"', '"b"', '"a"')
     result = take(source, on_duplicate="drop")
     assert contents(result) == ["a", "b"]
-    assert result.dropped == [(f"{source}:3", f"the same prompt as {source}:1")]
+    assert result.dropped == [RefusedRow(f"{source}:3", f"the same prompt as {source}:1", "duplicates")]
     assert f"{source}:3: the same prompt as {source}:1" in refusal(source, on_duplicate="error")
     assert "prompts.on_duplicate: drop" in refusal(source, on_duplicate="error")
 
@@ -435,11 +436,11 @@ def test_one_source_is_divided_over_the_iterations(tmp_path: Path) -> None:
     assert len(results) == 1
 
 
-def test_shards_hold_all_rows_in_order_and_travel_alone(table: pa.Table) -> None:
+def test_shards_hold_all_rows_in_order_and_nothing_of_each_other(table: pa.Table) -> None:
     pieces = shards(table, 33)
     assert [piece.num_rows for piece in pieces] == [33, 33, 33, 1]
     assert pa.concat_tables(pieces).equals(table)
-    # A slice would take the whole table along.
+    # Pickling a slice would pickle the whole table.
     assert len(pickle.dumps(pieces[3])) < len(pickle.dumps(table.slice(99))) / 3
 
 
@@ -474,7 +475,7 @@ lines = st.one_of(
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(lines, max_size=5))
-def test_no_bytes_make_anything_but_prompts_or_a_data_error(tmp_path: Path, suffix: str, rows: list[bytes]) -> None:
+def test_any_bytes_become_prompts_or_a_data_error(tmp_path: Path, suffix: str, rows: list[bytes]) -> None:
     path = tmp_path / f"fuzz{suffix}"
     path.write_bytes(
         {".json": b"[" + b",".join(rows) + b"]", ".csv": b"prompt\n" + b"\n".join(rows)}.get(suffix, b"\n".join(rows))

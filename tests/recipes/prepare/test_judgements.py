@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from actors.scorers.judge.judge import Judge, parse_score
@@ -173,7 +175,7 @@ def test_every_bad_row_is_named_with_what_was_expected(tmp_path: Path, capsys: p
     assert make(tmp_path, [rated(), *bad]) == 2
     told = capsys.readouterr().err
     for line, text in {
-        2: "expected a JSON object",
+        2: "not valid JSON",
         3: "prompt = None",
         4: "answer = None",
         5: "score = 7; expected a number from 0 to 5",
@@ -186,9 +188,21 @@ def test_every_bad_row_is_named_with_what_was_expected(tmp_path: Path, capsys: p
         13: "no rank, but other answers to its prompt have one",
         14: "prompt = [{'role': 'user'}]",
     }.items():
-        assert f"line {line}: {text}" in told
-    assert "line 1:" not in told and "line 12:" not in told
+        assert f"eft-rated.jsonl:{line}: {text}" in told
+    assert "jsonl:1:" not in told and "jsonl:12:" not in told
     assert not list(tmp_path.glob("eft.*"))
+
+
+def test_rated_answers_may_come_from_a_parquet_file_whose_columns_are_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, options = tmp_path / "rated.parquet", ["--prompt", PROMPT, "--heldout-share", "0", "--rated"]
+    pq.write_table(pa.Table.from_pylist([rated(), rated(answer="Tea.", score=2)]), file)
+    assert main([str(tmp_path / "eft.jsonl"), *options, str(file)]) == 0
+    assert scores(made(tmp_path)) == [4, 2]
+    pq.write_table(pa.Table.from_pylist([{"prompt": "q", "score": 1}]), file)
+    assert main([str(tmp_path / "again.jsonl"), *options, str(file)]) == 2
+    assert f"{file}: no column answer; found: prompt, score" in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
