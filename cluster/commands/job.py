@@ -25,7 +25,7 @@ from engine.config.load import config_digest, diff, dump
 from engine.config.run import RunConfig
 from engine.data.formats import Given
 from engine.data.ingest import ingest_iterations, shards
-from engine.errors import ModelError, StoreError
+from engine.errors import StoreError
 from engine.loop.self_play import SelfPlay
 from engine.loop.weight_probe import ProbeBatch, probe_batch
 from engine.metrics.monitor import Monitor, read_metrics
@@ -156,23 +156,17 @@ class Job:
             return fakes.make_fake_policy(self.folder / "start")
         if config.path == TINY:
             return make_tiny_policy(self.folder / "start", self._config.seed)
-        if Path(config.path).is_dir():
-            refuse_adapter(config.path, "model.path")
-            return Path(config.path)
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from actors.hub import local_folder
 
-        shared = Path(self._config.output).resolve() / "hub"  # on storage that every node sees, unlike ~/.cache
-        wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * config.trust_remote_code
-        try:
-            folder = snapshot_download(config.path, revision=config.revision, allow_patterns=wanted, cache_dir=shared)
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise ModelError(
-                f"model.path = {config.path}: neither a folder here nor to be had from the hub "
-                f"({type(error).__name__}: {error})"
-            ) from error
+        folder = local_folder(
+            config.path,
+            key="model.path",
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            cache_dir=Path(self._config.output).resolve() / "hub",  # on storage that every node sees, unlike ~/.cache
+        )
         refuse_adapter(folder, "model.path")
-        return Path(folder)
+        return folder
 
     def _chat(self, model: Path) -> Any:
         """Whoever renders conversations; refused if it is not the one that the run began with."""

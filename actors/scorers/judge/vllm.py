@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.chat import Chat
+from actors.hub import local_folder
 from actors.scorers.judge.judge import Question, Reply
 from actors.vllm_engine import Answer, SampleRequest, VLLMEngine, check_engine_args
 from engine.config.judge import JudgeConfig, VLLMServer
@@ -127,8 +127,16 @@ class VLLMModel:
         """Start vLLM, or wake it with the same weights."""
         if self._replies is not None:
             return
-        self._folder = self._folder or str(_local(self._server))
         server, config = self._server, self._judge.config
+        if not self._folder:
+            self._folder = str(
+                local_folder(
+                    server.path,
+                    key=f"{SECTION}.path",
+                    revision=server.revision,
+                    trust_remote_code=server.trust_remote_code,
+                )
+            )
         model = ModelConfig(
             path=self._folder, **server.model_dump(include={"dtype", "chat_template", "trust_remote_code"})
         )
@@ -170,20 +178,3 @@ class VLLMModel:
         if self._replies is None:
             raise RoleError("judge: no model is loaded; call start() first, also after sleep()")
         return self._replies
-
-
-def _local(server: VLLMServer) -> Path:
-    """The model's folder, fetched from the hub if it is not on this machine."""
-    if Path(server.path).is_dir():
-        return Path(server.path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * server.trust_remote_code
-    try:
-        return Path(snapshot_download(server.path, revision=server.revision, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"{SECTION}.path = {server.path}: neither a folder here nor to be had from the hub "
-            f"({type(error).__name__}: {error})"
-        ) from error
