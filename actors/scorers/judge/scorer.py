@@ -37,13 +37,21 @@ class JudgeScorer(Scorer):
 
 
 def serve(judge: Judge) -> ServedModel:
-    """The model that the config's `server` names, not yet started."""
-    from actors.scorers.judge.openai_client import OpenAIModel
-    from actors.scorers.judge.vllm import VLLMModel
+    """The model that the config's `server` names, not yet started. Raises ConfigError where it cannot be served here.
 
+    Imports lazily: torch comes with one server and the openai package with the other.
+    """
     server = judge.config.server
     if isinstance(server, OpenAIServer):
+        try:
+            from actors.scorers.judge.openai_client import OpenAIModel
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                [f"scorer.server.kind = openai: {error}; install the extra `judge` (openai and httpx2)"]
+            ) from error
         return OpenAIModel(server, judge.config.max_new_tokens)
     if isinstance(server, VLLMServer):
+        from actors.scorers.judge.vllm import VLLMModel
+
         return VLLMModel(server, judge)
     raise ConfigError([f"scorer.server.kind = {server.kind}: only the policy's own generators can serve that"])

@@ -410,6 +410,15 @@ def test_a_judge_that_was_not_started_says_so() -> None:
         idle._verdicts([])
 
 
+def test_a_remote_server_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    config = JudgeConfig(server=server, prompt=str(SHIPPED / "pairwise.txt"))
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.delitem(sys.modules, "actors.scorers.judge.openai_client", raising=False)
+    with pytest.raises(ConfigError, match=r"server\.kind = openai: .*install the extra `judge`"):
+        JudgeScorer(Judge(config, read_judge_prompt(config), 0)).start()
+
+
 def test_building_a_judge_loads_neither_torch_nor_vllm() -> None:
     code = (
         "import sys; from actors.scorers.judge.judge import Judge;"

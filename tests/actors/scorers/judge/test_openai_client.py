@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from actors.scorers.judge.judge import Question, Reply
-from actors.scorers.judge.openai_client import Lost, OpenAIModel, pause_before, retry_after_s
+from actors.scorers.judge.openai_client import OpenAIModel
 from actors.scorers.judge.openai_protocol import choice_logps
 from engine.config.judge import OpenAIServer
 from engine.errors import ConfigError, RoleError
@@ -44,17 +44,21 @@ def key(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
 
-class Pauses(list):
-    """Takes note of pauses instead of making them."""
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch) -> list[float]:
+    """Seconds that the openai client would have waited before each retry, instead of waiting."""
+    seconds: list[float] = []
 
-    async def __call__(self, seconds: float) -> None:
-        self.append(seconds)
+    async def sleep(delay: float) -> None:
+        seconds.append(delay)
+
+    monkeypatch.setattr("anyio.sleep", sleep)
+    return seconds
 
 
-def model(server: StoryServer, pauses: Pauses | None = None, **keys) -> OpenAIModel:
+def model(server: StoryServer, **keys) -> OpenAIModel:
     keys = {"max_retries": 2, "timeout_s": 30.0, "api_key_env": "JUDGE_KEY"} | keys
-    config = OpenAIServer(base_url=server.url, model="judge-1", **keys)
-    made = OpenAIModel(config, 64, sleep=Pauses() if pauses is None else pauses, draw=lambda: 0.0)
+    made = OpenAIModel(OpenAIServer(base_url=server.url, model="judge-1", **keys), 64)
     made.start()
     return made
 
@@ -236,41 +240,43 @@ def test_without_usable_logprobs_of_the_choices_their_probabilities_are_unknown_
 # Servers that fail
 
 
-def test_a_busy_server_is_given_the_time_it_asks_for(serve):
-    pauses = Pauses()
+def test_a_busy_server_is_given_the_time_it_asks_for(serve, pauses):
     server = serve(in_turn(Say("busy", 429, {"Retry-After": "7"}), Say("busy", 503), GOOD))
-    made = model(server, pauses)
+    made = model(server)
     assert made.reply([FREE])[0].texts == ("fine",)
-    assert pauses == [7.25, 0.5]
+    assert pauses == [7.0, pytest.approx(1.0, rel=0.25)]
     assert made.counts["retries"] == 2
 
 
-def test_pauses_double_up_to_a_minute_and_are_spread():
-    lost = Lost("timeout", "")
-    assert [pause_before(i, lost, 0.0, "j") for i in (1, 2, 3, 20)] == [0.25, 0.5, 1.0, 30.0]
-    assert pause_before(20, lost, 1.0, "j") == 60.0
+def test_pauses_double_up_to_eight_seconds_and_are_spread(serve, pauses):
+    made = model(serve(in_turn(Say("busy", 503))), max_retries=6)
+    assert made.reply([FREE]) == [Reply(())]
+    assert pauses == [pytest.approx(longest * 0.875, rel=1 / 7) for longest in (0.5, 1.0, 2.0, 4.0, 8.0, 8.0)]
+    assert made.spending.requests == 7
 
 
-def test_a_wish_for_an_hours_pause_ends_the_run_instead_of_looking_like_a_hang(serve):
-    server = serve(in_turn(Say("busy", 429, {"Retry-After": "3600"})))
-    with pytest.raises(RoleError, match=r"asks to wait for 3,600 s.*again later"):
+@pytest.mark.parametrize("wish", ["3600", "Fri, 31 Dec 2199 23:59:59 GMT"])
+def test_a_wish_for_an_hours_pause_ends_the_run_instead_of_looking_like_a_hang(serve, pauses, wish):
+    server = serve(in_turn(Say("busy", 503), Say("busy", 429, {"Retry-After": wish})))
+    with pytest.raises(RoleError, match=rf"longer pause than two minutes .*Retry-After: {wish}.*again later"):
         model(server).reply([FREE])
+    assert len(server.requests) == 2
+    assert len(pauses) == 1
 
 
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"retry-after": "2"}, 2.0),
-        ({"retry-after-ms": "500", "retry-after": "2"}, 0.5),
-        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
-        ({"retry-after": "soon"}, None),
-        ({"retry-after": "-1"}, None),
-        ({"retry-after": "nan"}, None),
-        ({}, None),
-    ],
-)
-def test_retry_after_is_read_in_each_of_its_forms(headers, seconds):
-    assert retry_after_s(headers) == seconds
+@pytest.mark.parametrize("nonsense", ["soon", "-1", "nan", ""])
+def test_a_wish_that_makes_no_sense_leaves_the_pause_as_it_is(serve, pauses, nonsense):
+    server = serve(in_turn(Say("busy", 429, {"Retry-After": nonsense}), GOOD))
+    assert model(server).reply([FREE])[0].texts == ("fine",)
+    assert pauses == [pytest.approx(0.5, rel=0.25)]
+
+
+def test_an_unreadable_body_is_asked_for_once_more_but_not_where_retries_are_off(serve):
+    server = serve(in_turn(FAILING["sends other JSON"][0]))
+    for max_retries, requests in ((5, 2), (0, 1)):
+        made = model(server, max_retries=max_retries)
+        assert made.reply([FREE]) == [Reply(())]
+        assert (made.spending.requests, made.counts["retries"]) == (requests, requests - 1)
 
 
 FAILING = {
@@ -347,7 +353,8 @@ def test_a_refusal_ends_the_run_at_once_and_names_server_and_model(serve, name):
         model(server, max_concurrency=1).reply(distinct(10))
     assert server.url in str(caught.value)
     assert "judge-1" in str(caught.value)
-    assert len(server.requests) == 1
+    # The client cannot tell a used-up quota from a busy server until its retries are used up.
+    assert len(server.requests) == (3 if name == "no money" else 1)
     assert elsewhere.requests == []
 
 
