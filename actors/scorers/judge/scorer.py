@@ -1,13 +1,10 @@
-"""A judge as a scorer with a model of its own: in vLLM, or behind a remote server.
-
-The only place that knows both how answers are judged and who can serve a judge.
-"""
+"""A judge as a scorer with a model of its own: in vLLM, or behind a remote server."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from actors.scorers.base import Scorer, Verdict
+from actors.scorers.base import PairScores, Scorer
 from actors.scorers.judge.judge import Judge, ServedModel
 from engine.config.judge import OpenAIServer, VLLMServer
 from engine.errors import ConfigError, RoleError
@@ -30,7 +27,7 @@ class JudgeScorer(Scorer):
         if self._model is not None:
             self._model.sleep()
 
-    def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
+    def _compare(self, rows: list[dict[str, Any]]) -> list[PairScores]:
         if self._model is None:
             raise RoleError("judge: no model is loaded; call start() first")
         return self._judge.judge(self._model, rows)

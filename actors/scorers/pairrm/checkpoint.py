@@ -1,7 +1,7 @@
 """Load PairRM checkpoints in the layouts of llm-blender/PairRM and llm-blender/PairRM-hf.
 
-Reads safetensors only, and refuses what does not fit rather than scoring with it. Knows files and the
-hub; nothing of scoring. `PairRM.save` writes what this reads.
+Reads safetensors only. A checkpoint that does not fit is refused, never scored with. `PairRM.save` writes what this
+module reads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def load_pairrm(
 
     Layouts: (a) llm-blender/PairRM, whose config.json has only the ranker's settings, so that tokenizer and
     backbone config come from `base_path` or its `model_name`; (b) the same merged with the backbone's
-    config and tokenizer; (c) llm-blender/PairRM-hf. Room for texts: the checkpoint's own where null. Raises
+    config and tokenizer; (c) llm-blender/PairRM-hf. Limits on tokens that are None are the checkpoint's own. Raises
     ModelError naming files, keys or tensors that are missing or do not fit.
     """
     folder = _checkpoint_folder(path)

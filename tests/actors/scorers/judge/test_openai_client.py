@@ -1,4 +1,4 @@
-"""A judge's model behind a remote server: what it makes of good ones, bad ones and liars, and who learns the key."""
+"""A judge's model behind a remote server: good servers, failing ones and lying ones, limits, cache, and the key."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def model(server: StoryServer, **keys) -> OpenAIModel:
 
 
 def in_turn(*says: Say) -> Story:
-    """Each answer once, the last one for ever."""
+    """Each answer once, then the last one again and again."""
     left = list(says)
     return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
@@ -163,8 +163,8 @@ def test_a_choice_is_read_from_the_likeliest_first_tokens(serve):
     total = math.exp(-0.5) + math.exp(-1.5)
     assert reply.texts == ("A",)
     assert reply.choice_logps == pytest.approx({"A": -0.5 - math.log(total), "B": -1.5 - math.log(total)})
-    wanted = {"max_completion_tokens": 1, "logprobs": True, "top_logprobs": 20, "temperature": 0.0}
-    assert server.bodies[0].items() >= wanted.items()
+    expected = {"max_completion_tokens": 1, "logprobs": True, "top_logprobs": 20, "temperature": 0.0}
+    assert server.bodies[0].items() >= expected.items()
 
 
 def test_variants_in_case_and_space_are_one_choice():
@@ -316,7 +316,7 @@ def test_json_is_read_whatever_the_content_type_says(serve):
     assert model(server).reply([FREE]) == [Reply(("fine",))]
 
 
-def test_nobody_at_the_address_is_missing_too(serve):
+def test_a_refused_connection_loses_the_reply(serve):
     server = serve(in_turn(GOOD))
     made = model(server)
     server._http.server_close()
@@ -478,7 +478,7 @@ def test_a_cache_folder_that_cannot_be_written_says_so(serve, tmp_path):
 # The key
 
 
-def test_a_named_key_that_is_not_there_is_told_by_its_name(serve, monkeypatch):
+def test_a_missing_key_variable_is_named(serve, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(ConfigError, match="api_key_env = JUDGE_KEY: no such variable"):
         model(serve(in_turn(GOOD)))
@@ -491,7 +491,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(serve, monkey
     assert KEY not in str(caught.value)
 
 
-def test_the_key_is_forgotten_while_the_judge_rests(serve):
+def test_the_key_is_forgotten_while_the_judge_sleeps(serve):
     made = model(serve(in_turn(GOOD)))
     made.sleep()
     assert KEY not in str(vars(made))
@@ -514,24 +514,24 @@ def test_the_key_is_nowhere_but_in_the_header_even_if_the_server_repeats_it(serv
     texts = made.reply([FREE])[0].texts
     with pytest.raises(RoleError) as caught:
         made.reply(distinct(1))
-    told = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=False).format())
+    message = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=False).format())
     kept = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
     assert texts == ("your key is [key]",)
     assert all(headers["Authorization"] == f"Bearer {KEY}" for headers, _ in server.requests)
     assert len(caplog.records) > 5
-    for place in (told, repr(made), str(made.counts), str(made.spending), caplog.text, kept, made.id):
+    for place in (message, repr(made), str(made.counts), str(made.spending), caplog.text, kept, made.id):
         assert KEY not in place
     assert KEY not in "".join(repr(record.__dict__) for record in caplog.records)
 
 
-def test_a_refusal_quotes_little_of_what_the_server_says(serve):
+def test_a_refusal_quotes_a_short_excerpt_of_the_servers_words(serve):
     server = serve(in_turn(Say({"error": {"message": "your prompt was: " + "word " * 1000}}, 400)))
     with pytest.raises(RoleError) as caught:
         model(server).reply([FREE])
     assert len(str(caught.value)) < 600
 
 
-def test_a_refusal_cannot_speak_to_the_terminal(serve):
+def test_a_refusal_holds_no_terminal_escape_sequences(serve):
     server = serve(in_turn(Say({"error": {"message": "\x1b]0;mine\x07\x1b[2Jno"}}, 400)))
     with pytest.raises(RoleError) as caught:
         model(server).reply([FREE])
