@@ -96,7 +96,7 @@ class OpenAIModel:
 
     async def _reply(self, questions: list[Question]) -> list[Reply]:
         """All replies. After a fatal failure nothing more is sent, but requests under way are awaited and cached."""
-        self._failures.clear()
+        self._failures = []
         slots = asyncio.Semaphore(self._server.max_concurrency)
 
         async def one(question: Question) -> Reply:
@@ -109,8 +109,9 @@ class OpenAIModel:
 
         async with self._client() as client:
             replies = await asyncio.gather(*map(one, questions))
-        if self._failures:
-            raise self._failures[0]
+        failures, self._failures = self._failures, []
+        if failures:
+            raise failures[0]
         return replies
 
     def _client(self) -> openai.AsyncOpenAI:
