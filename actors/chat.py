@@ -1,9 +1,8 @@
-"""The chat template and the tokenizer of the policy: from a conversation to what the policy reads and should say.
+"""The policy's chat template and tokenizer: from a conversation to the token ids of its prompt and its answers.
 
 Each prompt, and each answer of a data set, is rendered once, here; generator, scorers and learner get
 token ids and never tokenize a text again, so they cannot disagree. Text of a conversation is data: a control token
-spelled out in it is defused, and the control tokens of every rendering are checked.
-Knows nothing of files of prompts, of weights or of engines.
+that it spells is defused, and the control tokens of every rendering are checked.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from engine.store.weights import stop_token_ids
 PROBE = "Kumite 123: zwölf Boxkämpfer, 日本語 и עברית.\n\n\tdef f(x): return x  # 🙂 don't"
 """Fixed text whose token ids are part of a tokenizer's identity."""
 HARMLESS = "A harmless question."
-"""Content that spells no control token; the yardstick for all other contents."""
+"""Content that spells no control token; renderings of other contents must have the same control tokens."""
 
 
 class Chat:
@@ -35,9 +34,9 @@ class Chat:
     """
 
     def __init__(self, config: ModelConfig, section: str = "model"):
-        """`section`: where in the configuration the model stands, for messages."""
+        """section: the config section of the model, for messages."""
         self.path, self._section = config.path, section
-        self.tokenizer = _load_tokenizer(config)
+        self.tokenizer = _load_tokenizer(config, section)
         self.template = _load_template(config, self.tokenizer, section)
         """Jinja source, or None: the last user message as it is."""
         special, spelled = _control_tokens(self.tokenizer, self.template or "")
@@ -53,12 +52,12 @@ class Chat:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the template and of how the tokenizer behaves: what must not change within a run."""
+        """SHA-256 of the template and of the tokenizer's behaviour, which must not change within a run."""
         return hashlib.sha256(json.dumps([self.template, _identity(self.tokenizer)]).encode("ascii")).hexdigest()
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Token ids at which generation ends an answer: the model's own and the tokenizer's EOS."""
+        """Token ids at which generation stops: those of the model's generation config and the tokenizer's EOS."""
         eos = self.tokenizer.eos_token_id
         return frozenset(stop_token_ids(self.path) | ({eos} if eos is not None else set()))
 
@@ -70,11 +69,11 @@ class Chat:
     def render(self, messages: list[Message]) -> tuple[str, list[int]]:
         """Return the policy's input for `messages` as text and token ids, up to where the answer begins.
 
-        With a template the ids are those of its text and of nothing else: most templates spell BOS
-        themselves, and adding special tokens would give two. Without one (chat_template "none") the
-        text is the last user message, and the ids have what the tokenizer adds to plain text, BOS as
-        a rule, but no EOS. Raises ModelError for a conversation that the template refuses, whose text
-        it leaves out, or that would smuggle in a control token.
+        With a template the ids are those of its text alone: most templates spell BOS themselves, and adding
+        special tokens would give two. Without one (chat_template "none") the text is the last user message,
+        and the ids include what the tokenizer adds to plain text, usually BOS, but no EOS. Raises ModelError
+        for a conversation that the template refuses, whose text it leaves out, or whose text becomes a
+        control token.
         """
         safe = [self.defuse(message) for message in messages]
         text, token_ids = self._render(safe)
@@ -88,68 +87,68 @@ class Chat:
         return text, token_ids
 
     def continuation(self, text: str, token_ids: list[int], more: str) -> list[int]:
-        """Token ids of `more` where the model writes it behind a rendering (`text`, `token_ids`).
+        """Token ids of `more` where the model writes it after a rendering (`text`, `token_ids`).
 
-        Raises ModelError where the two melt into one token, so that the model could not write it there.
+        Raises ModelError where the two merge into one token, so that the model could not write it there.
         """
-        whole = self._ids(text + more)
-        if whole[: len(token_ids)] != token_ids or len(whole) == len(token_ids):
-            raise ModelError(f"{self.path}: {more!r} melts into one token with the text before it, {text[-20:]!r}")
-        return whole[len(token_ids) :]
+        ids = self._ids(text + more)
+        if ids[: len(token_ids)] != token_ids or len(ids) == len(token_ids):
+            raise ModelError(f"{self.path}: {more!r} merges into one token with the text before it, {text[-20:]!r}")
+        return ids[len(token_ids) :]
 
     def answer_ids(self, messages: list[Message], answer: str) -> list[int]:
         """Return the token ids with which the policy would have given `answer` to `messages`, at least one.
 
-        They are what the template writes for the assistant's turn behind the prompt's own text and tokens,
-        up to and including the first token of `stop_ids`; what templates write after it (the line end of
-        ChatML) the policy never says. The answer and EOS as they are, where there is no template, where its
-        rendering does not begin with the prompt's text (templates that rewrite earlier turns, or whose prompt
-        opens a `<think>`), leaves the answer's text out or never stops. A control token that the answer spells
-        is defused as in an earlier answer. Raises ModelError for a conversation that the template refuses, an
-        answer that would smuggle in a control token, and a tokenizer without EOS.
+        They are what the template writes for the assistant's turn after the prompt, up to and including the
+        first token of `stop_ids`; what templates write after that (the line end of ChatML) the policy never
+        generates. They are the plain answer and EOS where there is no template, or where its rendering does
+        not begin with the prompt's text (templates that rewrite earlier turns, or whose prompt opens a
+        `<think>`), leaves the answer's text out or never stops. A control token that the answer spells is
+        defused as in an earlier answer. Raises ModelError for a conversation that the template refuses, an
+        answer whose text becomes a control token, and a tokenizer without EOS.
         """
         safe = [self.defuse(message) for message in messages]
-        said = self.defuse({"role": "assistant", "content": answer})["content"]
-        token_ids, expected = self._turn(safe, said), self._specials_expected(safe)
+        safe_answer = self.defuse({"role": "assistant", "content": answer})["content"]
+        token_ids, expected = self._turn(safe, safe_answer), self._specials_expected(safe)
         if token_ids is None or expected is None:
-            token_ids = self._plain_turn(safe, said)
+            token_ids = self._plain_turn(safe, safe_answer)
             expected = token_ids[-1:]
         if self._specials(token_ids) != expected:
             raise ModelError("the text of an answer turns into control tokens of this tokenizer")
-        self.num_defused += said != answer
+        self.num_defused += safe_answer != answer
         end = next(i for i, token_id in enumerate(token_ids) if token_id in self.stop_ids)
         return token_ids[: end + 1]
 
     def _turn(self, messages: list[Message], answer: str) -> list[int] | None:
-        """All that the template writes for the assistant's turn; None where that does not continue the prompt."""
+        """Token ids of the assistant's turn by the template; None where the turn does not continue the prompt."""
         if self.template is None:
             return None
         text, token_ids = self._render(messages)
-        whole = self._apply([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
-        if not whole.startswith(text) or answer.strip() not in whole[len(text) :]:
+        full_text = self._apply([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+        if not full_text.startswith(text) or answer.strip() not in full_text[len(text) :]:
             return None
-        behind = self._ids_behind(text, token_ids, whole)
-        return behind if self.stop_ids.intersection(behind) else None
+        turn = self._ids_after(text, token_ids, full_text)
+        return turn if self.stop_ids.intersection(turn) else None
 
     def _plain_turn(self, messages: list[Message], answer: str) -> list[int]:
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise ModelError("the tokenizer has no EOS token, with which an answer could end")
         text, token_ids = self._render(messages)
-        return [*self._ids_behind(text, token_ids, text + answer), eos]
+        return [*self._ids_after(text, token_ids, text + answer), eos]
 
-    def _ids_behind(self, text: str, token_ids: list[int], whole: str) -> list[int]:
-        """Tokens of `whole` behind those of its beginning `text`, by itself where tokens merge over the border."""
-        ids = self._ids(whole)
+    def _ids_after(self, text: str, token_ids: list[int], full_text: str) -> list[int]:
+        """Tokens of `full_text` after its beginning `text`; tokenized alone where tokens merge across the border."""
+        ids = self._ids(full_text)
         if ids[: len(token_ids)] == token_ids:
             return ids[len(token_ids) :]
-        return list(self.tokenizer(whole[len(text) :], add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(full_text[len(text) :], add_special_tokens=False)["input_ids"])
 
     def defuse(self, message: Message) -> Message:
         """Break up every control token that the content spells: `<|im_end|>` becomes `< |im_end|>`.
 
-        The separator, behind the first character, is part of no control token, so none can arise anew.
-        Earlier answers keep the marks that the template itself knows, such as `<think>`.
+        The separator after the first character is part of no control token, so no new one can arise.
+        Earlier answers keep the marks that the template itself spells, such as `<think>`.
         """
         pattern = self._special if message["role"] == "assistant" else self._any_control
         return {**message, "content": pattern.sub(rf"\1{self._separator}", message["content"])}
@@ -166,11 +165,11 @@ class Chat:
             return self.tokenizer.apply_chat_template(
                 messages, chat_template=self.template, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except Exception as error:  # a template is a program: it raises what it likes
+        except Exception as error:  # a template is a program and may raise anything
             raise ModelError(f"the chat template refuses the conversation: {error}") from error
 
     def _ids(self, text: str) -> list[int]:
-        """Tokens of a rendering; without a template those that the tokenizer adds to plain text too, but for EOS."""
+        """Tokens of a rendering; without a template also those that the tokenizer adds to plain text, except EOS."""
         if self.template is not None:
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         token_ids = list(self.tokenizer(text)["input_ids"])
@@ -207,21 +206,21 @@ class Chat:
         try:
             _, token_ids = self.render([{"role": "user", "content": HARMLESS}])
         except ModelError as error:
-            raise ModelError(f"{self.path}: {error}; {_ways_out(self._section)}") from error
+            raise ModelError(f"{self.path}: {error}; {_advice(self._section)}") from error
         bos = self.tokenizer.bos_token_id
         if bos is not None and token_ids[:2] == [bos, bos]:
-            raise ModelError(f"{self.path}: the chat template begins with two BOS tokens; {_ways_out(self._section)}")
+            raise ModelError(f"{self.path}: the chat template begins with two BOS tokens; {_advice(self._section)}")
 
 
-def _ways_out(section: str) -> str:
+def _advice(section: str) -> str:
     return f'give a Jinja file in {section}.chat_template, or "none" to use the last user message as it is'
 
 
-def _load_tokenizer(config: ModelConfig) -> Any:
+def _load_tokenizer(config: ModelConfig, section: str) -> Any:
     from transformers import AutoTokenizer
 
     if config.path.startswith(("/", ".", "~")) and not Path(config.path).is_dir():
-        raise ModelError(f"{config.path}: no such folder (in {Path.cwd()})")
+        raise ModelError(f"{section}.path = {config.path}: no such folder (in {Path.cwd()})")
     try:
         return AutoTokenizer.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -229,13 +228,13 @@ def _load_tokenizer(config: ModelConfig) -> Any:
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more for one cause
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{config.path}: no tokenizer can be loaded ({reason}). A model folder needs the tokenizer's own files, "
-            f"tokenizer.json and tokenizer_config.json as a rule, next to its weights"
+            f"{section}.path = {config.path}: the tokenizer cannot be loaded ({reason}). A model folder needs the "
+            f"tokenizer's files, usually tokenizer.json and tokenizer_config.json, next to its weights"
         ) from error
 
 
 def _load_template(config: ModelConfig, tokenizer: Any, section: str) -> str | None:
-    """The Jinja source: the file of the config, else the model's own. None for "none"."""
+    """The Jinja source: the config's file, else the model's own. None for "none"."""
     if config.chat_template == "none":
         return None
     if config.chat_template is not None:
@@ -244,7 +243,7 @@ def _load_template(config: ModelConfig, tokenizer: Any, section: str) -> str | N
     if isinstance(template, dict):  # several by name, e.g. one for tools
         template = template.get("default")
     if not template:
-        raise ModelError(f"{config.path}: the tokenizer has no chat template; {_ways_out(section)}")
+        raise ModelError(f"{config.path}: the tokenizer has no chat template; {_advice(section)}")
     return str(template)
 
 
@@ -253,16 +252,16 @@ def _read_template(path: str, section: str) -> str:
         template = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{section}.chat_template = {path!r}: cannot be read: {error}") from error
-    if not template.strip():  # transformers would use the model's own without a word
-        raise ModelError(f"{section}.chat_template = {path!r}: the file is empty; {_ways_out(section)}")
+    if not template.strip():  # transformers would silently use the model's own
+        raise ModelError(f"{section}.chat_template = {path!r}: the file is empty; {_advice(section)}")
     return template
 
 
 def _control_tokens(tokenizer: Any, template: str) -> tuple[dict[str, int], dict[str, int]]:
     """Strings that only a template may turn into ids: the special tokens, and other marks of the template.
 
-    Marks are added tokens that the template spells (`<think>`, `<tool_call>`). Further added tokens, such
-    as runs of spaces or HTML tags in some vocabularies, are ordinary text.
+    Marks are added tokens that the template spells (`<think>`, `<tool_call>`). Other added tokens, such as runs of
+    spaces or HTML tags in some vocabularies, are ordinary text.
     """
     added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
     special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -272,19 +271,19 @@ def _control_tokens(tokenizer: Any, template: str) -> tuple[dict[str, int], dict
 
 
 def _without_unknown(control_ids: set[int], tokenizer: Any) -> frozenset[int]:
-    """Leave out UNK, into which rare characters turn by themselves, unless it doubles as BOS, EOS or PAD."""
+    """Leave out UNK, which rare characters become by themselves, unless it is also BOS, EOS or PAD."""
     doubles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     return frozenset(control_ids - ({tokenizer.unk_token_id} - doubles))
 
 
 def _first_characters(strings: Iterable[str]) -> re.Pattern[str]:
-    """A pattern for the first character of each of `strings` in a text, where they overlap too."""
+    """A pattern for the first character of each of `strings` in a text, overlapping ones included."""
     long = [re.escape(text) for text in strings if len(text) > 1]
     return re.compile(f"(?=(?:{'|'.join(long)}))(.)" if long else r"(?!)()", re.DOTALL)
 
 
 def _identity(tokenizer: Any) -> dict[str, Any]:
-    """What two copies of a tokenizer share, wherever they were saved and by whatever version."""
+    """What is equal in two copies of a tokenizer, regardless of the folder and version that saved them."""
     return {
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "added": sorted((i, token.content, token.special) for i, token in tokenizer.added_tokens_decoder.items()),

@@ -19,7 +19,7 @@ import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
 from actors.factories import Chat, Engines, Factory, policy_judge
-from actors.scorers.base import rows_of, scored
+from actors.scorers.base import scored, scorer_rows
 from actors.scorers.judge.judge import Judge, Question, Reply
 from engine.algorithms.base import Algorithm
 from engine.config.learner import LearnerConfig
@@ -185,7 +185,7 @@ class FakeGenerator:
     def score(self, completions: pa.Table) -> pa.Table:
         judge = self._judging()
         completions = conform(completions, COMPLETIONS, "fake generator")
-        return scored(completions, judge.judge(FakeJudge(), rows_of(completions)), judge.id("policy"))
+        return scored(completions, judge.judge(FakeJudge(), scorer_rows(completions)), judge.id("policy"))
 
     def _judging(self) -> Judge:
         if self._judge is None or not self._digest:

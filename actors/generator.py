@@ -14,10 +14,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from actors.chat import Chat
-from actors.scorers.base import rows_of, scored
+from actors.scorers.base import scored, scorer_rows
 from actors.scorers.judge.judge import Judge
 from actors.scorers.judge.vllm import VLLMReplies
-from actors.vllm_engine import Answer, SampleRequest, VLLMEngine, check_engine_args
+from actors.vllm_engine import Sample, SampleRequest, VLLMEngine, check_engine_args
 from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
 from engine.loop.weight_probe import compare_probe, probe_tolerance
@@ -225,7 +225,7 @@ class Generator:
         judge, replies = self._judging()
         completions = conform(completions, COMPLETIONS, f"completions for {judge.id(POLICY)}")
         try:
-            verdicts = judge.judge(replies, rows_of(completions))
+            verdicts = judge.judge(replies, scorer_rows(completions))
         except Exception as error:
             self.close()
             raise RoleError(f"generator: vLLM failed to judge {completions.num_rows} prompts: {error}") from error
@@ -281,7 +281,7 @@ class Generator:
         if engine is not None:
             engine.close()
 
-    def _sample(self, requests: list[SampleRequest]) -> list[list[Answer]]:
+    def _sample(self, requests: list[SampleRequest]) -> list[list[Sample]]:
         try:
             return self._ready().sample(requests)
         except Exception as error:
@@ -305,7 +305,7 @@ class Generator:
             )
 
 
-def _check_answers(name: str, answers: list[Answer], count: int) -> None:
+def _check_answers(name: str, answers: list[Sample], count: int) -> None:
     """Raise RoleError unless the prompt has `count` answers that ended properly, with finite numbers."""
     if len(answers) != count:
         raise RoleError(f"generator: prompt {name} has {len(answers)} of {count} answers; try another replica")

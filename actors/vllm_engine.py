@@ -1,7 +1,7 @@
-"""vLLM behind seven verbs: sample, choose, score, reload, adapt, sleep, close. Nothing else imports vllm.
+"""vLLM behind seven methods: sample, choose, score, reload, adapt, sleep, close. No other module imports vllm.
 
 Written against vLLM 0.32, whose weight and sleep calls change between minor versions; the contract test
-in tests/actors/test_generator.py names each call that is used here. Knows no tables, digests or seeds.
+in tests/actors/test_generator.py names each call that is used here.
 Importing this module is cheap: vLLM (7 s) is imported when an engine is built.
 """
 
@@ -47,12 +47,12 @@ class SampleRequest:
     temperature: float
     """0: greedy, with num_samples 1."""
     max_new_tokens: int | None = None
-    """None: as in the sampling section, top_p and top_k included; else from the whole distribution."""
+    """None: as in the sampling section, top_p and top_k included; else sampled from the whole distribution."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One finished answer as vLLM gave it."""
+class Sample:
+    """One finished sample as vLLM returned it."""
 
     text: str
     """Without special tokens."""
@@ -83,10 +83,10 @@ class VLLMEngine:
         room: int = 0,
         lora_rank: int = 0,
     ) -> None:
-        """Start vLLM from `folder`; raises RoleError with vLLM's own words if it can not.
+        """Start vLLM from `folder`; raises RoleError with vLLM's own message where it cannot.
 
         room: tokens of the longest sequence for any use besides `sampling`. lora_rank: the largest rank of an adapter
-        that `adapt` will be given; 0: never any.
+        that `adapt` will be given; 0: no adapters.
         """
         self.folder, self.sampling = folder, sampling
         self.room = max(room, sampling.max_prompt_tokens + sampling.max_new_tokens)
@@ -139,11 +139,11 @@ class VLLMEngine:
             arguments["distributed_executor_backend"] = "mp"
         return arguments | config.engine_args
 
-    def sample(self, requests: list[SampleRequest]) -> list[list[Answer]]:
-        """Return the answers to each request, in the order of requests and of samples."""
+    def sample(self, requests: list[SampleRequest]) -> list[list[Sample]]:
+        """Return the samples of each request, in the order of requests and of sample numbers."""
         return [
             [
-                Answer(o.text, list(o.token_ids), o.cumulative_logprob, o.finish_reason)
+                Sample(o.text, list(o.token_ids), o.cumulative_logprob, o.finish_reason)
                 for o in sorted(output.outputs, key=lambda o: o.index)
             ]
             for output in self._run(
@@ -154,12 +154,12 @@ class VLLMEngine:
     def _parameters(self, request: SampleRequest) -> Any:
         from vllm import SamplingParams
 
-        whole = request.temperature == 0.0 or request.max_new_tokens is not None
+        unrestricted = request.temperature == 0.0 or request.max_new_tokens is not None
         return SamplingParams(
             n=request.num_samples,
             temperature=request.temperature,
-            top_p=1.0 if whole else self.sampling.top_p,
-            top_k=0 if whole else self.sampling.top_k,
+            top_p=1.0 if unrestricted else self.sampling.top_p,
+            top_k=0 if unrestricted else self.sampling.top_k,
             max_tokens=request.max_new_tokens or self.sampling.max_new_tokens,
             seed=request.seed,
             logprobs=0,  # of the sampled tokens only
@@ -169,14 +169,14 @@ class VLLMEngine:
     def choose(self, prompts: list[list[int]], token_ids: list[int]) -> list[list[float]]:
         """Return log p(token | prompt), in nats, of each of `token_ids` right behind each prompt.
 
-        Asked for by id, under the model's own distribution: among the likeliest few they need not be.
+        The tokens are requested by id, under the model's own distribution: they need not be among the likeliest few.
         """
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=token_ids, detokenize=False)
         outputs = self._run(prompts, [parameters] * len(prompts))
-        found = [output.outputs[0].logprobs[0] for output in outputs]
-        return [[of_prompt[token].logprob for token in token_ids] for of_prompt in found]
+        logprobs = [_requested(output.outputs[0].logprobs) for output in outputs]
+        return [[of_prompt[0][token].logprob for token in token_ids] for of_prompt in logprobs]
 
     def score(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
         """Return log p(token | all before it), in nats, of each token of each prompt's given answer."""
@@ -190,9 +190,9 @@ class VLLMEngine:
         return [_answer_logps(prompt, answer, output) for (prompt, answer), output in zip(pairs, outputs, strict=True)]
 
     def _score_by_forcing(self, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """The same by one request per token, which has no other choice; raw log-probabilities ignore that.
+        """The same by one request per answer token, which is the only token allowed; raw log-probabilities ignore that.
 
-        prompt_logprobs together with enable_lora ends the engine on CPU.
+        Needed because prompt_logprobs together with enable_lora ends the engine on CPU.
         """
         from vllm import SamplingParams
 
@@ -203,7 +203,7 @@ class VLLMEngine:
             for token in answer
         ]
         outputs = iter(self._run(begun, forced))
-        return [[next(outputs).outputs[0].cumulative_logprob for _ in answer] for _, answer in pairs]
+        return [[_requested(next(outputs).outputs[0].cumulative_logprob) for _ in answer] for _, answer in pairs]
 
     def _run(self, token_ids: list[list[int]], parameters: list[Any]) -> list[RequestOutput]:
         from vllm import TokensPrompt
@@ -227,9 +227,9 @@ class VLLMEngine:
         self._forget_cache()
 
     def adapt(self, folder: str | None) -> None:
-        """Answer with the adapter in `folder` from now on, with None by the base alone; also wakes.
+        """Answer with the adapter in `folder` from now on, or with the base alone (None); also wakes.
 
-        Raises vLLM's own error where the adapter does not fit; no answer may be asked for then.
+        Raises vLLM's own error where the adapter does not fit; the engine must not be used then.
         """
         from vllm.lora.request import LoRARequest
 
@@ -240,7 +240,7 @@ class VLLMEngine:
             self.llm.llm_engine.remove_lora(self._adapter.lora_int_id)
             self._adapter = None
         if folder is not None:
-            # vLLM knows an adapter by its number alone: one that was used before would bring old weights back.
+            # vLLM identifies an adapter by its number alone: a number used before would bring old weights back.
             self._num_adapters += 1
             self._adapter = LoRARequest(f"adapter-{self._num_adapters}", self._num_adapters, folder)
             if not self.llm.llm_engine.add_lora(self._adapter):
@@ -248,7 +248,7 @@ class VLLMEngine:
         self._forget_cache()
 
     def _forget_cache(self) -> None:
-        """Cached keys and values of the old weights would silently answer for the new ones."""
+        """Drop cached keys and values: those of the old weights would silently be used with the new ones."""
         if not self.llm.reset_prefix_cache():
             raise RoleError("generator: vLLM did not reset its prefix cache; requests are still running")
 
@@ -274,20 +274,27 @@ def _repack_tied_head(model: Any) -> None:
     With tied embeddings only the embedding has one, so reload_weights leaves the old head in use.
     """
     head = getattr(model, "lm_head", None)
-    if getattr(getattr(model, "config", None), "tie_word_embeddings", False) and hasattr(head, "quant_method"):
+    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
+    if tied and head is not None and hasattr(head, "quant_method"):
         head.quant_method.process_weights_after_loading(head)
 
 
 def _limit_threads(cpus: float) -> None:
     """Use this replica's share of the cores, unless OMP_NUM_THREADS says otherwise (Ray sets it per actor).
 
-    By default each engine takes all cores, and OpenMP threads that wait for one another spin: two such
-    engines on two busy cores gave a tenth of the tokens that they give with one thread each.
+    By default each engine uses all cores, and waiting OpenMP threads spin: two such engines on two busy cores gave a
+    tenth of the tokens that they give with one thread each.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
 
         torch.set_num_threads(max(1, int(cpus)))
+
+
+def _requested(value: Any) -> Any:
+    """A field of vLLM's output that is None only where it was not requested."""
+    assert value is not None
+    return value
 
 
 def _answer_logps(prompt: list[int], answer: list[int], output: RequestOutput) -> list[float]:

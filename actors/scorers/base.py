@@ -1,7 +1,6 @@
-"""What a scorer is: from K answers per prompt to pair logits, scores and verdicts, whoever decides.
+"""What a scorer is: it compares the K answers of each prompt and returns pair logits.
 
-Each turns engine.schema.COMPLETIONS into SCORED. Constructing one is cheap; `start()` loads. Knows nothing
-of any particular scorer, of how logits become win rates, or of who trains on them.
+A scorer turns engine.schema.COMPLETIONS into SCORED. Constructing one is cheap; `start()` loads what it needs.
 """
 
 from __future__ import annotations
@@ -19,71 +18,71 @@ from engine.schema import COMPLETIONS, SCORED, append, conform
 Logits = NDArray[np.float64]
 
 
-class Verdict(NamedTuple):
-    """What a scorer found for one prompt."""
+class PairScores(NamedTuple):
+    """A scorer's result for the K answers of one prompt."""
 
     logits: Logits
-    """[K, K], M[i, j] > 0: answer i, shown first, beats answer j; NaN: no verdict; the diagonal is 0."""
+    """[K, K] in nats. Entry (i, j) > 0: answer i, shown first, beats answer j; NaN: no verdict; the diagonal is 0."""
     num_truncated: int
-    """Comparisons in which a text could not be read to its end."""
+    """Comparisons in which a text was cut, or was too long to be read at all."""
     scores: Sequence[float] = ()
     """[K] of a scorer that judges answers one by one, NaN where it has none; else empty."""
     replies: Sequence[dict[str, Any]] = ()
-    """What an LLM judge said, as engine.schema.VERDICT."""
+    """Replies of an LLM judge, each as engine.schema.VERDICT; else empty."""
 
 
 class Scorer(ABC):
     """Compares the answers of each prompt. Used by one caller at a time."""
 
     id: str
-    """Names what decided, e.g. "pairrm:" and a digest of all that changes its scores. Known once started."""
+    """Names what decides, e.g. "pairrm:" and a digest of all that changes its scores. Known once started."""
 
     @abstractmethod
     def start(self) -> None:
         """Load what scoring needs. Raises ConfigError or ModelError where that is impossible."""
 
     def identify(self) -> str:
-        """Load, and tell the id under which the scores will be kept."""
+        """Load, and return the id under which the scores will be stored."""
         self.start()
         return self.id
 
-    def sleep(self) -> None:  # noqa: B027 - rules hold nothing
-        """Free the memory that `start` took; `start` brings the scorer back."""
+    def sleep(self) -> None:  # noqa: B027 - a rule holds no memory
+        """Free the memory that `start` took; `start` loads again."""
 
     @abstractmethod
-    def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
-        """One verdict per row of prompt_id, messages, prompt_text and answers."""
+    def _compare(self, rows: list[dict[str, Any]]) -> list[PairScores]:
+        """One result per row of prompt_id, messages, prompt_text and answers."""
 
     def score(self, completions: pa.Table) -> pa.Table:
-        """Return engine.schema.SCORED: `completions` with what `_verdicts` found.
+        """Return engine.schema.SCORED: `completions` with the results of `_compare`.
 
         Raises SchemaError for another table and RoleError, naming prompts, for answers that cannot be scored.
         """
         completions = conform(completions, COMPLETIONS, f"completions for scorer {self.id}")
-        return scored(completions, self._verdicts(rows_of(completions)), self.id)
+        return scored(completions, self._compare(scorer_rows(completions)), self.id)
 
 
-def rows_of(completions: pa.Table) -> list[dict[str, Any]]:
-    """What scorers read of COMPLETIONS: prompt_id, messages, prompt_text and answers."""
+def scorer_rows(completions: pa.Table) -> list[dict[str, Any]]:
+    """The columns of COMPLETIONS that scorers read: prompt_id, messages, prompt_text and answers."""
     return completions.select(["prompt_id", "messages", "prompt_text", "answers"]).to_pylist()
 
 
-def scored(completions: pa.Table, verdicts: Sequence[Verdict], scorer_id: str) -> pa.Table:
-    """COMPLETIONS and one verdict per row as SCORED."""
+def scored(completions: pa.Table, results: Sequence[PairScores], scorer_id: str) -> pa.Table:
+    """COMPLETIONS and one result per row as SCORED."""
     return append(
         completions,
         SCORED,
-        f"verdicts of {scorer_id}",
-        pair_logits=[verdict.logits.tolist() for verdict in verdicts],
-        scores=[list(verdict.scores) for verdict in verdicts],
-        num_truncated=[verdict.num_truncated for verdict in verdicts],
-        verdicts=[list(verdict.replies) for verdict in verdicts],
-        scorer=[scorer_id] * len(verdicts),
+        f"scores of {scorer_id}",
+        pair_logits=[result.logits.tolist() for result in results],
+        scores=[list(result.scores) for result in results],
+        num_truncated=[result.num_truncated for result in results],
+        verdicts=[list(result.replies) for result in results],
+        scorer=[scorer_id] * len(results),
     )
 
 
 def plain_text(messages: list[dict[str, str]]) -> str:
-    """The words of a conversation: a lone message's content, else one "role: content" line per message."""
+    """A conversation as text: a single message's content, else one "role: content" line per message."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.scorers.base import Logits, Scorer, Verdict, plain_text
+from actors.scorers.base import Logits, PairScores, Scorer, plain_text
 from engine.config.scorer import BlenderConfig, PairRMConfig, RuleConfig
 from engine.errors import ConfigError, ModelError, RoleError
 
@@ -35,7 +35,7 @@ def build_scorer(config: PairRMConfig | RuleConfig | BlenderConfig) -> Scorer:
 
 
 class PairRMScorer(Scorer):
-    """PairRM by Kumite's own module, on a GPU where there is one."""
+    """PairRM by actors/scorers/pairrm/model.py, on a GPU where there is one."""
 
     def __init__(self, config: PairRMConfig):
         self._config = config
@@ -60,18 +60,16 @@ class PairRMScorer(Scorer):
         del self._model
         _free_gpu()
 
-    def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
+    def _compare(self, rows: list[dict[str, Any]]) -> list[PairScores]:
         from actors.scorers.pairrm.model import score_candidates
 
-        prompts = _candidates(rows, self._config.source)
-        scores = score_candidates(self._model, prompts, self._config.batch_tokens)
-        return [Verdict(score.logits, score.num_truncated) for score in scores]
+        return score_candidates(self._model, _candidates(rows, self._config.source), self._config.batch_tokens)
 
 
 class RuleScorer(Scorer):
     """A Python function (messages, answers, **arguments) -> K scores in nats or K x K pair logits.
 
-    Scores s become logits s_i - s_j. A matrix is taken as it is; its diagonal must be 0.
+    Scores s become logits s_i - s_j. A matrix is used as it is; its diagonal must be 0.
     """
 
     def __init__(self, config: RuleConfig):
@@ -82,8 +80,8 @@ class RuleScorer(Scorer):
         arguments = self._config.arguments
         self.id = f"rule:{self._config.function}" + (f":{_digest(None, arguments)}" if arguments else "")
 
-    def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
-        return [Verdict(self._logits(row["prompt_id"], row["messages"], row["answers"]), 0) for row in rows]
+    def _compare(self, rows: list[dict[str, Any]]) -> list[PairScores]:
+        return [PairScores(self._logits(row["prompt_id"], row["messages"], row["answers"]), 0) for row in rows]
 
     def _logits(self, prompt_id: str, messages: list[dict[str, str]], answers: list[str]) -> Logits:
         where = f"rule {self._config.function}, prompt_id {prompt_id!r}"
@@ -94,29 +92,29 @@ class RuleScorer(Scorer):
         try:
             values = np.asarray(result, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise RoleError(f"{where}: returned {_shown(result)}, which are not numbers: {error}") from error
-        return _checked_logits(values, len(answers), f"{where}: returned {_shown(result)}")
+            raise RoleError(f"{where}: returned {_excerpt(result)}, which are not numbers: {error}") from error
+        return _checked_logits(values, len(answers), f"{where}: returned {_excerpt(result)}")
 
 
-def _checked_logits(values: Logits, num_answers: int, came_back: str) -> Logits:
-    """[K, K] from [K] scores or [K, K] logits; RoleError, beginning with `came_back`, for anything else."""
+def _checked_logits(values: Logits, num_answers: int, returned: str) -> Logits:
+    """[K, K] from [K] scores or [K, K] logits; RoleError, beginning with the text `returned`, for anything else."""
     expected = f"expected {num_answers} scores or {num_answers} x {num_answers} pair logits, all finite"
     if values.shape not in {(num_answers,), (num_answers, num_answers)}:
-        raise RoleError(f"{came_back} of shape {values.shape}; {expected}")
+        raise RoleError(f"{returned} of shape {values.shape}; {expected}")
     with np.errstate(invalid="ignore", over="ignore"):
         logits = values[:, None] - values[None, :] if values.ndim == 1 else values
     if not np.isfinite(logits).all():
-        raise RoleError(f"{came_back}, which is not finite; {expected}")
+        raise RoleError(f"{returned}, which is not finite; {expected}")
     if np.diagonal(logits).any():
-        raise RoleError(f"{came_back}, whose diagonal is not 0; pair logits are log-odds, not probabilities")
+        raise RoleError(f"{returned}, whose diagonal is not 0; pair logits are log-odds, not probabilities")
     return logits
 
 
 class BlenderScorer(Scorer):
-    """PairRM through llm_blender's own code, kept for comparison.
+    """PairRM through llm_blender's own code, for comparison with PairRMScorer.
 
-    Its scores depend on what shares a batch when batch_size > 1, equal answers are compared like others, and
-    special tokens spelt out in a text make it fail.
+    With batch_size > 1 a prompt's scores depend on the others in its batch. Equal answers are compared like any
+    others. A text that spells out a special token makes it fail.
     """
 
     def __init__(self, config: BlenderConfig):
@@ -129,9 +127,15 @@ class BlenderScorer(Scorer):
 
         folder = Path(self._config.path)
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-            raise ModelError(f"{folder} is no local PairRM folder with config.json and model.safetensors")
+            raise ModelError(
+                f"scorer.path = {folder}: expected a PairRM folder on this machine with config.json and "
+                f"model.safetensors"
+            )
         if (folder / "pytorch_model.bin").exists():
-            raise ModelError(f"{folder} also holds pytorch_model.bin, which llm_blender would unpickle; remove it")
+            raise ModelError(
+                f"scorer.path = {folder}: pytorch_model.bin lies beside model.safetensors, and llm_blender would "
+                f"unpickle it; remove it"
+            )
         self._blender = _import_llm_blender().Blender()
         self._blender.loadranker(str(folder), device="cuda" if torch.cuda.is_available() else "cpu")
         ranker = self._blender.ranker_config
@@ -144,9 +148,9 @@ class BlenderScorer(Scorer):
         del self._blender
         _free_gpu()
 
-    def _verdicts(self, rows: list[dict[str, Any]]) -> list[Verdict]:
+    def _compare(self, rows: list[dict[str, Any]]) -> list[PairScores]:
         prompts = _candidates(rows, self._config.source)
-        return [verdict for batch in self._batches(prompts) for verdict in self._compare(batch)]
+        return [scores for batch in self._batches(prompts) for scores in self._compare_batch(batch)]
 
     def _batches(self, prompts: list[Candidates]) -> Iterator[list[Candidates]]:
         """Batches of neighbours with equally many answers: llm_blender stacks them."""
@@ -155,7 +159,7 @@ class BlenderScorer(Scorer):
             for start in range(0, len(members), self._config.batch_size):
                 yield members[start : start + self._config.batch_size]
 
-    def _compare(self, prompts: list[Candidates]) -> list[Verdict]:
+    def _compare_batch(self, prompts: list[Candidates]) -> list[PairScores]:
         import torch
 
         examples = [{"source": prompt.source, "candidates": list(prompt.answers)} for prompt in prompts]
@@ -168,11 +172,11 @@ class BlenderScorer(Scorer):
             ids = [prompt.prompt_id for prompt in prompts]
             raise RoleError(f"llm_blender failed on prompt_ids {ids}: {type(error).__name__}: {error}") from error
         parts = self._inputs.encode(prompts, shared_room=True)
-        return [Verdict(matrix, part.num_cut(every=True)) for matrix, part in zip(logits, parts, strict=True)]
+        return [PairScores(matrix, part.num_cut(every=True)) for matrix, part in zip(logits, parts, strict=True)]
 
 
 def _import_llm_blender() -> Any:
-    """Import llm_blender 0.0.2 with the two things that transformers 5 took from it put back."""
+    """Import llm_blender 0.0.2 and restore the two names that transformers 5 no longer has."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from transformers.utils import hub
 
@@ -187,7 +191,7 @@ def _import_llm_blender() -> Any:
         ) from error
 
     def encode_texts(texts: list[str], tokenizer: Any, max_length: int | None = None) -> tuple[Any, Any]:
-        # llm_blender's own but for batch_encode_plus, which transformers 5 no longer has.
+        # llm_blender's own function without batch_encode_plus, which transformers 5 no longer has.
         options = {"max_length": max_length, "padding": "max_length", "truncation": True, "return_tensors": "pt"}
         encoded = tokenizer(texts, **options)
         return encoded["input_ids"], encoded["attention_mask"]
@@ -197,7 +201,7 @@ def _import_llm_blender() -> Any:
 
 
 def find_function(dotted: str) -> Callable[..., Any]:
-    """Import `package.module:function`. Raises ConfigError naming the nearest names where there is none."""
+    """Import `package.module:function`. Raises ConfigError with the nearest names where there is no such function."""
     module_name, _, name = dotted.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -240,7 +244,7 @@ def _candidates(rows: list[dict[str, Any]], source: str) -> list[Candidates]:
 
 
 def _digest(file: Path | None, settings: dict[str, Any]) -> str:
-    """Twelve hex digits of a file's bytes and the settings beside it."""
+    """Twelve hex digits of the SHA-256 of `settings` and of the file's bytes."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     if file is not None:
         with file.open("rb") as stream:
@@ -248,8 +252,8 @@ def _digest(file: Path | None, settings: dict[str, Any]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _shown(result: Any) -> str:
-    """What a rule returned, short enough for a message."""
+def _excerpt(result: Any) -> str:
+    """What a rule returned, at most 200 characters of it."""
     text = repr(result)
     return text if len(text) <= 200 else text[:200] + "..."
 

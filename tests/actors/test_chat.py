@@ -323,10 +323,10 @@ def test_a_model_without_a_template_is_refused_with_two_ways_out(folder: str) ->
 
 def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ModelError, match=r"no tokenizer can be loaded .*tokenizer\.json") as caught:
+    with pytest.raises(ModelError, match=r"the tokenizer cannot be loaded .*tokenizer\.json") as caught:
         Chat(ModelConfig(path=str(tmp_path)))
     assert str(tmp_path) in str(caught.value)
-    with pytest.raises(ModelError, match="no such folder"):
+    with pytest.raises(ModelError, match=r"model\.path = .*: no such folder"):
         Chat(ModelConfig(path=str(tmp_path / "gone")))
 
 
@@ -369,7 +369,7 @@ def test_what_a_model_would_write_next_has_the_tokens_that_it_would_write(folder
         following = chat.continuation(text, token_ids, "AB")
         assert chat.tokenizer.decode(following) == "AB"
         assert len(following) == 2
-    with pytest.raises(ModelError, match="'' melts into one token with the text before it"):
+    with pytest.raises(ModelError, match="'' merges into one token with the text before it"):
         chat.continuation(text, token_ids, "")
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from actors.generator import Generator, _check_answers
 from actors.tiny_policy import make_tiny_policy
-from actors.vllm_engine import Answer, SampleRequest
+from actors.vllm_engine import Sample, SampleRequest
 from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
 from engine.loop.weight_probe import compare_probe, probe_batch
@@ -139,14 +139,14 @@ def test_lone_surrogates_become_replacement_characters_and_nothing_else_changes(
 
 
 def test_too_few_answers_or_one_that_was_aborted_or_is_nan_name_their_prompt() -> None:
-    good = Answer("text", [5, 2], -1.0, "stop")
+    good = Sample("text", [5, 2], -1.0, "stop")
     _check_answers("id7", [good, good], 2)
     with pytest.raises(RoleError, match="prompt id7 has 1 of 2 answers"):
         _check_answers("id7", [good], 2)
     with pytest.raises(RoleError, match="answer 1 to prompt id7 ended by 'abort'"):
-        _check_answers("id7", [good, Answer("", [], 0.0, "abort")], 2)
+        _check_answers("id7", [good, Sample("", [], 0.0, "abort")], 2)
     with pytest.raises(RoleError, match="answer 0 to prompt id7 has log-probability nan"):
-        _check_answers("id7", [Answer("", [5], math.nan, "length"), good], 2)
+        _check_answers("id7", [Sample("", [5], math.nan, "length"), good], 2)
 
 
 # With one engine

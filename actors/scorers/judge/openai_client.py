@@ -1,27 +1,27 @@
 """A judge's model behind a remote server that speaks OpenAI's chat-completions protocol.
 
-Asks with bounded concurrency, retries with growing pauses, keeps limits on requests, tokens and cost, and caches
-replies. The key is read from the environment and sent in one header, to the configured host only.
-actors/scorers/judge/openai_protocol.py builds the requests and reads the bodies.
+The openai client retries: failed connections, timeouts, 408, 409, 429 and 5xx, with growing pauses or the server's
+Retry-After of up to two minutes. Here are the limits on requests, tokens and cost, bounded concurrency, a cache of
+replies, and what each failure means for the run. The key is read from the environment and sent in one header, to the
+configured host only. actors/scorers/judge/openai_protocol.py builds the requests and reads the bodies.
 """
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import hashlib
 import json
 import logging
 import os
-import random
 import tempfile
-import threading
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import httpx2
+import openai
 
 from actors.scorers.judge.judge import Question, Reply
 from actors.scorers.judge.openai_protocol import Received, Unreadable, read_body, request_for
@@ -29,38 +29,34 @@ from engine.config.judge import OpenAIServer
 from engine.errors import ConfigError, RoleError
 from engine.text import printable
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
-
 log = logging.getLogger(__name__)
 
 SENT_HEADERS = frozenset(
     {"host", "accept", "accept-encoding", "connection", "content-type", "content-length"}
-    | {"x-stainless-raw-response"}  # by which the client knows later that it was asked for the body itself
+    | {"x-stainless-raw-response"}  # by which the client recognises later that it was asked for the body itself
 )
-"""All but these and the key's are taken out of requests: the client adds telemetry and OPENAI_* of the environment."""
+"""All but these and the key's are removed from requests: the client adds telemetry and OPENAI_* of the environment."""
 NO_KEY = "not-the-key"
-"""What the client itself is told, so that nothing it logs or raises can hold the key."""
+"""Given to the client in place of the key, so that nothing it logs or raises can hold the key."""
+FILTERED = frozenset({"content_filter", "content_policy_violation", "invalid_prompt"})
+"""Error codes of a server that refuses one prompt for its content."""
+EXCERPT = 200
+"""Characters of the server's own words in a message."""
 
 
 class OpenAIModel:
     """A ServedModel. `counts` says what became of the questions since the start."""
 
-    def __init__(
-        self,
-        server: OpenAIServer,
-        max_new_tokens: int,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        draw: Callable[[], float] = random.random,
-    ):
-        """Cheap. `max_new_tokens` bounds free replies; `sleep` (seconds) and `draw` (in [0, 1)) make the pauses."""
-        self._server, self._max_new_tokens, self._sleep, self._draw = server, max_new_tokens, sleep, draw
+    def __init__(self, server: OpenAIServer, max_new_tokens: int):
+        """Cheap: sends nothing. max_new_tokens: limit on the tokens of a free reply."""
+        self._server, self._max_new_tokens = server, max_new_tokens
         self.spending = Spending(server, f"judge {self.id}")
         self._cache = ReplyCache(server.cache, server.base_url)
         self._key: str | None = None
         self._started = False
         self.counts: Counter[str] = Counter()
+        self._failures: list[RoleError] = []
+        """Of the current call of `reply`: after the first one nothing more is sent."""
         self._lost_in_a_row = 0
 
     @property
@@ -68,7 +64,7 @@ class OpenAIModel:
         return f"openai:{self._server.host}:{self._server.model}"
 
     def start(self) -> None:
-        """Read the key. Raises ConfigError where the named variable is missing; sends nothing yet."""
+        """Read the key; nothing is sent yet. Raises ConfigError where the environment variable is missing."""
         name = self._server.api_key_env
         key = os.environ.get(name, "").strip() if name else None
         if name and not key:
@@ -84,69 +80,76 @@ class OpenAIModel:
         self._key, self._started = None, False
 
     def reply(self, questions: list[Question]) -> list[Reply]:
-        """Ask all; a question that stays without a readable reply is missing and counted.
+        """Ask all questions; one that stays without a readable reply is missing and counted.
 
-        Raises RoleError where asking on makes no sense: the server refuses, a limit is reached, or nothing answers.
+        Raises RoleError where further questions are useless: the server refuses, a limit is reached, or the server
+        is down.
         """
         if not self._started:
             raise RoleError("judge: no server is connected; call start() first, also after sleep()")
         before = Counter(self.counts)
         replies = asyncio.run(self._reply(questions))
         if lost := {name: n for name, n in (self.counts - before).items() if name.startswith("lost/")}:
-            told = ", ".join(f"{n} {name.removeprefix('lost/')}" for name, n in lost.items())
-            log.warning("judge %s: questions without a reply: %s", self.id, told)
+            reasons = ", ".join(f"{n} {name.removeprefix('lost/')}" for name, n in lost.items())
+            log.warning("judge %s: questions without a reply: %s", self.id, reasons)
         return replies
 
     async def _reply(self, questions: list[Question]) -> list[Reply]:
-        """All replies; after a fatal failure nothing more is sent, but what is under way is awaited and kept."""
-        failures: list[RoleError] = []
+        """All replies. After a fatal failure nothing more is sent, but requests under way are awaited and cached."""
+        self._failures = []
         slots = asyncio.Semaphore(self._server.max_concurrency)
 
         async def one(question: Question) -> Reply:
             async with slots:
                 try:
-                    return Reply(()) if failures else await self._ask(client, question, failures)
+                    return Reply(()) if self._failures else await self._ask(client, question)
                 except RoleError as error:
-                    failures.append(error)
+                    self._failures.append(error)
                     return Reply(())
 
         async with self._client() as client:
-            replies = await asyncio.gather(*(one(question) for question in questions))
+            replies = await asyncio.gather(*map(one, questions))
+        failures, self._failures = self._failures, []
         if failures:
             raise failures[0]
         return replies
 
-    def _client(self) -> AsyncOpenAI:
-        import openai
-
-        http = openai.DefaultAsyncHttpxClient(
-            follow_redirects=False,  # the host that was configured gets the prompts and the key, and no other
-            trust_env=not self._server.is_local,  # a proxy is not asked for this machine
-            event_hooks={"request": [self._only_declared_headers]},
+    def _client(self) -> openai.AsyncOpenAI:
+        server = self._server
+        http = TimedClient(
+            follow_redirects=False,  # the configured host alone gets the prompts and the key
+            trust_env=not server.is_local,  # no proxy for this machine
+            event_hooks={"request": [self._before_sending]},
         )
         return openai.AsyncOpenAI(
             api_key=NO_KEY,
-            base_url=self._server.base_url,
-            timeout=self._server.timeout_s,
-            max_retries=0,  # ours are counted and held to the limits
+            base_url=server.base_url,
+            timeout=server.timeout_s,
+            max_retries=server.max_retries,
             http_client=http,
         )
 
-    async def _only_declared_headers(self, request: Any) -> None:
+    async def _before_sending(self, request: httpx2.Request) -> None:
+        """Count a request, be it the first or a retry, and take out all headers that are not declared."""
+        if self._failures:
+            raise self._failures[0]
+        self.spending.count_request()
+        retries = request.extensions["retries"] = int(request.headers["x-stainless-retry-count"])
+        self.counts["retries"] += retries > 0
         for name in [name for name in request.headers if name.lower() not in SENT_HEADERS]:
             del request.headers[name]
         request.headers["User-Agent"] = "kumite"
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
 
-    async def _ask(self, client: AsyncOpenAI, question: Question, failures: list[RoleError]) -> Reply:
+    async def _ask(self, client: openai.AsyncOpenAI, question: Question) -> Reply:
         """The samples of one question, in several requests where the server gives fewer than it is asked for."""
         samples: list[tuple[str | None, bool]] = []
         logps = None
         while len(samples) < question.num_samples:
             request = request_for(question, self._server, self._max_new_tokens, done=len(samples))
             try:
-                received = await self._received(client, request, question, failures)
+                received = self._cached(request, question) or await self._fetch(client, request, question)
             except Lost as lost:
                 self.counts[f"lost/{lost.kind}"] += 1
                 self._note_loss(lost)
@@ -158,64 +161,54 @@ class OpenAIModel:
         self.counts["withheld"] += sum(text is None for text, _ in samples)
         return replace(_present(samples), choice_logps=logps)
 
-    async def _received(
-        self, client: AsyncOpenAI, request: dict[str, Any], question: Question, failures: list[RoleError]
-    ) -> Received:
-        """A readable answer, from the cache or after some tries. Raises Lost, or RoleError for good."""
-        if (body := self._cache.get(request)) is not None:
-            try:
-                received = read_body(body, question, self._server)
-            except Unreadable:
-                log.warning("judge %s: a cached reply cannot be read; it is asked for again", self.id)
-            else:
-                self.counts["cached"] += 1
-                return received
-        lost = Lost("unanswered", "")
-        for attempt in range(self._server.max_retries + 1):
-            if attempt:
-                await self._sleep(pause_before(attempt, lost, self._draw(), f"judge {self.id}"))
-                self.counts["retries"] += 1
-            if failures:  # of another question, meanwhile
-                break
-            try:
-                return await self._try(client, request, question)
-            except Lost as error:
-                lost = error
-                if not lost.try_again:
-                    break
-        raise lost
-
-    async def _try(self, client: AsyncOpenAI, request: dict[str, Any], question: Question) -> Received:
-        """One request. Raises Lost where this one came to nothing, RoleError where every one would."""
-        import openai
-
-        create = client.chat.completions.with_raw_response.create  # imports a lot, once: not the server's time
-        self.spending.count_request()
+    def _cached(self, request: dict[str, Any], question: Question) -> Received | None:
+        body = self._cache.get(request)
+        if body is None:
+            return None
         try:
-            # The client's own timeout is for each piece of the answer; this one is for all of it.
-            async with asyncio.timeout(self._server.timeout_s):
-                answer = await create(**request)
-                body = self._without_key(answer.text)
-        except (TimeoutError, openai.OpenAIError) as error:
-            failure = judge_failure(error, self._server, f"judge {self.id}", self._without_key)
-        else:
+            received = read_body(body, question, self._server)
+        except Unreadable:
+            log.warning("judge %s: a cached reply cannot be read; it is asked for again", self.id)
+            return None
+        self.counts["cached"] += 1
+        return received
+
+    async def _fetch(self, client: openai.AsyncOpenAI, request: dict[str, Any], question: Question) -> Received:
+        """A readable answer of the server, kept in the cache. Raises as `_post`.
+
+        The client does not retry a body of status 200 that cannot be read; it is asked for once more, here.
+        """
+        for last in (not self._server.max_retries, True):
+            body = await self._post(client, request)
             try:
                 received = read_body(body, question, self._server)
+                break
             except Unreadable as error:
-                failure = Lost("unreadable", str(error), try_again=True)
-            else:
-                self._cache.put(request, body)
-                self.spending.count_tokens(received.usage)
-                return received
+                if last:
+                    raise Lost("unreadable", str(error)) from None
+                self.counts["retries"] += 1
+        self._cache.put(request, body)
+        self.spending.count_tokens(received.usage)
+        return received
+
+    async def _post(self, client: openai.AsyncOpenAI, request: dict[str, Any]) -> str:
+        """The body of a successful answer, without the key, should the server repeat it.
+
+        Raises Lost where this request has no answer after all retries, RoleError where no request would have one.
+        """
+        try:
+            answer = await client.chat.completions.with_raw_response.create(**request)
+            return self._without_key(answer.text)
+        except openai.OpenAIError as error:
+            failure = judge_failure(error, self._server, f"judge {self.id}", self._without_key)
         raise failure  # outside the except: a traceback shall not show the request
 
     def _without_key(self, text: str) -> str:
-        """`text` as the server wrote it, but without the key, should it repeat it."""
         return text.replace(self._key, "[key]") if self._key else text
 
     def _note_loss(self, lost: Lost) -> None:
-        """Stop where questions are lost one after the other: a server that is down would take hours to say so."""
-        if not lost.try_again:
+        """Raise RoleError where questions are lost one after the other: trying all of them would take hours."""
+        if lost.kind in ("overlong", "filtered"):
             return
         self._lost_in_a_row += 1
         if self._lost_in_a_row >= (most := max(8, 2 * self._server.max_concurrency)):
@@ -225,82 +218,56 @@ class OpenAIModel:
             )
 
 
+class TimedClient(openai.DefaultAsyncHttpxClient):
+    """An HTTP client whose read timeout holds for the whole answer; httpx's own holds for each piece of it."""
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        try:
+            async with asyncio.timeout(request.extensions["timeout"]["read"]):
+                return await super().send(request, **options)
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout("no complete answer in time", request=request) from error
+
+
 def _present(samples: list[tuple[str | None, bool]]) -> Reply:
-    """Those of the (text, whether it was cut) that the server gave."""
+    """A reply of those (text, whether it was cut) whose text the server gave."""
     given = [(text, cut) for text, cut in samples if text is not None]
     return Reply(tuple(text for text, _ in given), cut=frozenset(i for i, (_, cut) in enumerate(given) if cut))
 
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-LONGEST_RETRY_AFTER_S = 600.0
-"""A server that wants a longer pause ends the run: waiting would look like hanging."""
-TRANSIENT = frozenset({408, 409, 425, 429})
-"""Besides all from 500 on."""
-FILTERED = frozenset({"content_filter", "content_policy_violation", "invalid_prompt"})
-EXCERPT = 200
-"""Characters of the server's own words in a message."""
-
-
 class Lost(Exception):
-    """A request without a usable answer."""
+    """A request without a usable answer; `kind` is what it is counted under."""
 
-    def __init__(self, kind: str, why: str, *, try_again: bool = False, retry_after_s: float | None = None):
+    def __init__(self, kind: str, why: str):
         super().__init__(why)
-        self.kind, self.try_again, self.retry_after_s = kind, try_again, retry_after_s
+        self.kind = kind
 
 
-def judge_failure(error: Exception, server: OpenAIServer, name: str, clean: Callable[[str], str]) -> Lost | RoleError:
-    """What `error` of the openai client means; `clean` takes the key out of the server's words."""
-    import openai
-
-    if isinstance(error, TimeoutError | openai.APITimeoutError):
-        return Lost("timeout", f"no complete answer within timeout_s = {server.timeout_s:g}", try_again=True)
+def judge_failure(
+    error: openai.OpenAIError, server: OpenAIServer, name: str, clean: Callable[[str], str]
+) -> Lost | RoleError:
+    """What `error`, which the client raises after its retries, means for a run. clean: removes the key from a text."""
+    if isinstance(error, openai.APITimeoutError):
+        return Lost("timeout", f"no complete answer within timeout_s = {server.timeout_s:g}")
     if not isinstance(error, openai.APIStatusError):
-        return Lost("connection", f"{type(error.__cause__ or error).__name__}", try_again=True)
-    status, code, words = error.status_code, _field(error.body, "code"), _words(error, clean)
+        return Lost("connection", type(error.__cause__ or error).__name__)
+    status, code, words = error.status_code, error.code, _words(error, clean)
     if code == "context_length_exceeded" or (status in (400, 413, 422) and "maximum context length" in words.lower()):
         return Lost("overlong", words)
     if status == 400 and code in FILTERED:
         return Lost("filtered", words)
-    if (status in TRANSIENT or status >= 500) and code != "insufficient_quota":
-        after = retry_after_s(error.response.headers)
-        return Lost(f"status {status}", f"status {status}: {words}", try_again=True, retry_after_s=after)
+    if (status in (408, 409, 429) or status >= 500) and code != "insufficient_quota":
+        pause = error.response.headers.get("retry-after", "")
+        if pause and error.request.extensions["retries"] < server.max_retries:
+            return RoleError(
+                f"{name}: the server asks for a longer pause than two minutes (status {status}, Retry-After: "
+                f"{printable(pause[:EXCERPT], newlines='show')}); run the same command again later. It says: {words}"
+            )
+        return Lost(f"status {status}", f"status {status}: {words}")
     return RoleError(
         f"{name}: {server.base_url} refuses model {server.model} with status {status}{_advice(status, server)}. "
         f"It says: {words}"
     )
-
-
-def pause_before(attempt: int, lost: Lost, draw: float, name: str) -> float:
-    """Seconds to wait before try `attempt` (1 is the first retry); `draw` in [0, 1) spreads those who wait.
-
-    Doubles from try to try, and is never shorter than the server's Retry-After. Raises RoleError where that is
-    longer than LONGEST_RETRY_AFTER_S.
-    """
-    pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * (0.5 + 0.5 * draw)
-    if lost.retry_after_s is None:
-        return pause
-    if lost.retry_after_s > LONGEST_RETRY_AFTER_S:
-        raise RoleError(
-            f"{name}: the server asks to wait for {lost.retry_after_s:,.0f} s, more than {LONGEST_RETRY_AFTER_S:g}; "
-            f"run the same command again later. {lost}"
-        )
-    return lost.retry_after_s + pause
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server wants a client to wait, from its headers; None where it does not say, or nonsense."""
-    for header, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(header, "")) * unit
-        except ValueError:
-            continue
-        if seconds >= 0:  # NaN is not
-            return seconds
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def _advice(status: int, server: OpenAIServer) -> str:
@@ -316,19 +283,11 @@ def _advice(status: int, server: OpenAIServer) -> str:
     return ""
 
 
-def _words(error: Any, clean: Callable[[str], str]) -> str:
-    """The server's own words in one harmless line, shortened."""
-    said = _field(error.body, "message") or error.response.text or "nothing"
-    line = printable(" ".join(clean(str(said)).split()), newlines="show")
+def _words(error: openai.APIStatusError, clean: Callable[[str], str]) -> str:
+    """The server's own words in one harmless line of at most EXCERPT characters."""
+    message = error.body.get("message") if isinstance(error.body, dict) else None
+    line = printable(" ".join(clean(str(message or error.response.text or "nothing")).split()), newlines="show")
     return line if len(line) <= EXCERPT else line[: EXCERPT - 3] + "..."
-
-
-def _field(body: Any, name: str) -> Any:
-    """A field of an error's body, which servers put at the top or under "error"."""
-    for part in (body, body.get("error") if isinstance(body, dict) else None):
-        if isinstance(part, dict) and part.get(name):
-            return part[name]
-    return None
 
 
 class Spending:
@@ -340,7 +299,6 @@ class Spending:
 
     def __init__(self, server: OpenAIServer, name: str):
         self._server, self._name = server, name
-        self._lock = threading.Lock()
         self.requests = self.input_tokens = self.output_tokens = 0
 
     @property
@@ -353,13 +311,12 @@ class Spending:
 
     def count_request(self) -> None:
         """Count one more request before it is sent. Raises RoleError where a limit forbids it."""
-        with self._lock:
-            if reached := self._reached():
-                raise RoleError(
-                    f"{self._name}: {reached} is reached. Spent since the start: {self}. Nothing is lost: what was "
-                    f"committed stays, {self._kept()}; raise the limit and run the same command again"
-                )
-            self.requests += 1
+        if reached := self._reached():
+            raise RoleError(
+                f"{self._name}: {reached} is reached. Spent since the start: {self}. Nothing is lost: what was "
+                f"committed stays, {self._kept()}; raise the limit and run the same command again"
+            )
+        self.requests += 1
 
     def count_tokens(self, usage: tuple[int, int] | None) -> None:
         """Count what the server reports for a reply. Raises RoleError where a limit needs it and it is not there."""
@@ -369,9 +326,8 @@ class Spending:
                 f"{self._name}: the server reports no token usage, so max_tokens_total and max_cost_usd cannot be "
                 f"held; use max_requests. Spent since the start: {self}"
             )
-        with self._lock:
-            self.input_tokens += usage[0] if usage else 0
-            self.output_tokens += usage[1] if usage else 0
+        self.input_tokens += usage[0] if usage else 0
+        self.output_tokens += usage[1] if usage else 0
 
     def _reached(self) -> str | None:
         server, cost = self._server, self.cost_usd

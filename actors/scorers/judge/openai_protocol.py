@@ -1,7 +1,6 @@
-"""What is sent to an OpenAI-compatible server for a Question, and how the body of its answer is read.
+"""The request to an OpenAI-compatible server for a Question, and the reading of its answer's body.
 
-Pure functions. A server is not trusted: whatever it sends is read, or is an Unreadable, never a guess. Knows nothing
-of connections, retries or limits.
+Pure functions. A server is not trusted: a body is either read exactly or raises Unreadable, nothing is guessed.
 """
 
 from __future__ import annotations
@@ -16,34 +15,34 @@ from actors.scorers.judge.judge import Question
 from engine.config.judge import OpenAIServer
 
 TOP_LOGPROBS = 20
-"""Alternatives asked for; the most that OpenAI gives, and vLLM by default."""
+"""Alternatives requested per token; the maximum of OpenAI, and of vLLM by default."""
 CHOICE_ROOM = {"top_logprobs": 1, "guided": 16, "json_schema": 32}
-"""Tokens for a reply that is a choice: the choice's first one, all of it, or all of it within JSON."""
+"""Limit on the tokens of a choice, by choice_mode: its first token, the whole choice, or the choice within JSON."""
 
 Alternatives = list[tuple[str, float]]
-"""Tokens that might stand at one position, with their log-probabilities in nats."""
+"""Possible tokens at one position, with their log-probabilities in nats."""
 
 
 class Unreadable(ValueError):
-    """A body that is not what the protocol says. The message tells why, without quoting it."""
+    """A body that does not follow the protocol. The message says why, without quoting it."""
 
 
 @dataclass(frozen=True)
 class Received:
-    """What one answer of the server holds."""
+    """The content of one answer of the server."""
 
     texts: tuple[str | None, ...]
-    """One per sample; None where the server withheld it, or gave none of the choices."""
+    """One per sample; None where the server withheld it, or where it is none of the choices."""
     cut: tuple[bool, ...]
-    """One per sample: whether free text ran into the limit on its tokens."""
+    """One per sample: whether free text reached the limit on its tokens."""
     choice_logps: dict[str, float] | None
-    """Nats, normalised over the choices; None where the server did not tell."""
+    """Nats, normalised over the choices; None where the server gave no log-probabilities."""
     usage: tuple[int, int] | None
-    """Tokens of the prompt and of the replies, as the server counts them; None where it does not."""
+    """Tokens of the prompt and of the replies, as counted by the server; None where it reports none."""
 
 
 def request_for(question: Question, server: OpenAIServer, max_new_tokens: int, done: int = 0) -> dict[str, Any]:
-    """Arguments of the client's chat.completions.create for the samples after the first `done`."""
+    """Arguments of the openai client's chat.completions.create for the samples after the first `done`."""
     request: dict[str, Any] = {
         "model": server.model,
         "messages": [dict(message) for message in question.messages],
@@ -102,7 +101,7 @@ def _usage(usage: Any) -> tuple[int, int] | None:
 
 
 def _chosen(content: str, choices: Sequence[str], mode: str) -> str | None:
-    """The choice that a reply is, where it is one."""
+    """The choice that a reply spells; None where it spells none."""
     if mode == "json_schema":
         try:
             content = json.loads(content)["choice"]
@@ -112,7 +111,7 @@ def _chosen(content: str, choices: Sequence[str], mode: str) -> str | None:
 
 
 def _spelt(text: str, choices: Sequence[str]) -> str:
-    """`text` without what does not tell the choices apart: space around it, and case unless they differ in it."""
+    """`text` without space around it, and in lower case unless case alone distinguishes the choices."""
     folded = {choice.strip().casefold() for choice in choices}
     return text.strip().casefold() if len(folded) == len(choices) else text.strip()
 
@@ -122,10 +121,10 @@ def _spellings(choices: Sequence[str]) -> dict[str, str]:
 
 
 def choice_logps(choices: Sequence[str], alternatives: Alternatives) -> dict[str, float] | None:
-    """Log-probabilities, in nats, of `choices` among the tokens listed, normalised; None if none of them is listed.
+    """Log-probabilities, in nats, of `choices` by the listed tokens, normalised; None if none of them is listed.
 
-    Variants of a choice in case and space are summed. A choice that is not listed is less probable than all that
-    are, and than what they leave of 1: it gets the smaller of the two bounds, never a certain 0.
+    Variants of a choice in case and space are summed. A choice that is not listed is at most as probable as the least
+    listed token, and as what the listed tokens leave to 1: it gets the smaller of the two bounds, never exactly 0.
     """
     spellings = _spellings(choices)
     mass = dict.fromkeys(choices, 0.0)
@@ -142,7 +141,7 @@ def choice_logps(choices: Sequence[str], alternatives: Alternatives) -> dict[str
 
 
 def _alternatives(sample: dict[str, Any], content: str, mode: str) -> Alternatives:
-    """The tokens that might stand where the choice begins; empty where the server does not tell, or tells nonsense."""
+    """The possible tokens where the choice begins; empty where the server gives none, or invalid ones."""
     try:
         positions = [(item["token"], _listed(item)) for item in sample["logprobs"]["content"]]
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -153,7 +152,7 @@ def _alternatives(sample: dict[str, Any], content: str, mode: str) -> Alternativ
 
 
 def _listed(item: dict[str, Any]) -> Alternatives:
-    """The likeliest tokens of one position and the one that stands there, which need not be among them."""
+    """The likeliest tokens of one position and the actual one, which need not be among them."""
     listed = [(top["token"], float(top["logprob"])) for top in item["top_logprobs"]]
     if item["token"] not in (token for token, _ in listed):
         listed.append((item["token"], float(item["logprob"])))

@@ -1,8 +1,7 @@
-"""The prompt of an LLM judge: a text file that people edit, filled in so that an answer stays an answer.
+"""The prompt of an LLM judge: a text file that people edit, filled in so that an answer cannot pose as the prompt.
 
-Each text from outside stands between two lines that bear a mark. The mark is drawn per prompt from a hash that
-includes the run's seed, so the policy cannot know it, and no text within contains it. Knows nothing of models,
-tables or verdicts.
+Each text from outside stands between two lines that contain a mark. The mark is derived per prompt from a hash that
+includes the run's seed, so the policy cannot know it, and none of the enclosed texts contains it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from engine.data.chats import Message
 from engine.errors import ConfigError
 
 PLACEHOLDERS = {"pairwise": ("instruction", "answer_a", "answer_b"), "pointwise": ("instruction", "answer")}
-"""What the user part of a prompt must name, by mode; each is filled with a text between marked lines."""
+"""Placeholders that the user part must contain, by mode; each is replaced by a text between marked lines."""
 TITLES = {"instruction": "instruction", "answer": "answer", "answer_a": "answer A", "answer_b": "answer B"}
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -45,15 +44,15 @@ class JudgePrompt:
     def fill(self, mark: str, texts: Mapping[str, str]) -> tuple[Message, ...]:
         """The chat that asks about `texts` (by placeholder), each between two lines with `mark`.
 
-        Filled in one pass, so a placeholder spelt in an answer stays as it is.
+        All are filled in one pass, so a placeholder that an answer spells stays as it is.
         """
-        user = _PLACEHOLDER.sub(lambda found: _enclosed(TITLES[found[1]], texts[found[1]], mark), self.user)
+        user = _PLACEHOLDER.sub(lambda match: _enclosed(TITLES[match[1]], texts[match[1]], mark), self.user)
         system = ({"role": "system", "content": self.system},) if self.system else ()
         return (*system, {"role": "user", "content": user})
 
 
 def read_judge_prompt(config: JudgeConfig, key: str = "scorer.prompt") -> JudgePrompt:
-    """Read the prompt file of a judge. Raises ConfigError with everything that is wrong with it, by placeholder."""
+    """Read the prompt file of a judge. Raises ConfigError naming everything that is wrong with it."""
     path = Path(config.prompt)
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
@@ -62,25 +61,25 @@ def read_judge_prompt(config: JudgeConfig, key: str = "scorer.prompt") -> JudgeP
     parts = _parts(text)
     if parts is None:
         raise ConfigError([f"{key}: {path} begins neither with a line [user] nor with [system], then [user]"])
-    if problems := [*_wrong_in_system(parts[0]), *_wrong_in_user(parts[1], config.mode)]:
+    if problems := [*_system_problems(parts[0]), *_user_problems(parts[1], config.mode)]:
         raise ConfigError([f"{key}: {path} {problem}" for problem in problems])
     return JudgePrompt(path.stem, *parts)
 
 
-def _wrong_in_system(system: str) -> Iterator[str]:
+def _system_problems(system: str) -> Iterator[str]:
     for name in dict.fromkeys(name for name in _PLACEHOLDER.findall(system) if name in TITLES):
-        yield f"has {{{name}}} in its system part, where a text would speak with authority"
+        yield f"has {{{name}}} in its system part, where an outside text would read as instructions; move it to [user]"
 
 
-def _wrong_in_user(user: str, mode: str) -> Iterator[str]:
-    wanted, found = PLACEHOLDERS[mode], _PLACEHOLDER.findall(user)
-    for name in wanted:
-        if name not in found:
+def _user_problems(user: str, mode: str) -> Iterator[str]:
+    expected, names = PLACEHOLDERS[mode], _PLACEHOLDER.findall(user)
+    for name in expected:
+        if name not in names:
             yield f"has no {{{name}}} in its user part, which mode = {mode} needs"
-    for name in dict.fromkeys(name for name in found if name not in wanted):
-        near = difflib.get_close_matches(name, wanted, n=1)
+    for name in dict.fromkeys(name for name in names if name not in expected):
+        near = difflib.get_close_matches(name, expected, n=1)
         hint = f"; did you mean {{{near[0]}}}?" if near else ""
-        yield f"has {{{name}}}, and mode = {mode} fills in {', '.join(f'{{{w}}}' for w in wanted)}{hint}"
+        yield f"has {{{name}}}, and mode = {mode} fills in {', '.join(f'{{{other}}}' for other in expected)}{hint}"
 
 
 def draw_mark(seed: int, prompt_id: str, texts: list[str]) -> str:
@@ -91,11 +90,11 @@ def draw_mark(seed: int, prompt_id: str, texts: list[str]) -> str:
 
 
 def _parts(text: str) -> tuple[str, str] | None:
-    """(system, user) of a file, where a text without headings is the user's; None if headings stand astray."""
+    """(system, user) of a file; a text without headings is the user part. None where the headings are misplaced."""
     if not _HEADING.search(text):
         return "", text
-    found = _LAYOUT.fullmatch(text)
-    return ((found["system"] or "").strip(), found["user"].strip()) if found else None
+    match = _LAYOUT.fullmatch(text)
+    return ((match["system"] or "").strip(), match["user"].strip()) if match else None
 
 
 def _enclosed(title: str, text: str, mark: str) -> str:

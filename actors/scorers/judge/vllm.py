@@ -1,6 +1,6 @@
 """A language model in vLLM as a judge: the policy's own engine, or another model with an engine of its own.
 
-Renders each chat with the model's template, control tokens defused. Knows nothing of answers or verdicts.
+Each chat is rendered with the model's template; control tokens in its texts are defused.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.chat import Chat
+from actors.hub import local_folder
 from actors.scorers.judge.judge import Question, Reply
-from actors.vllm_engine import Answer, SampleRequest, VLLMEngine, check_engine_args
+from actors.vllm_engine import Sample, SampleRequest, VLLMEngine, check_engine_args
 from engine.config.judge import JudgeConfig, VLLMServer
 from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ModelError, RoleError
@@ -28,16 +28,16 @@ OVERLONG = Reply((), overlong=True)
 
 
 class VLLMReplies:
-    """Replies of the model in `engine`, which reads chats by `chat`. A JudgeModel."""
+    """A JudgeModel: replies of the model in `engine` to chats rendered by `chat`."""
 
     def __init__(self, model_id: str, engine: VLLMEngine, chat: Chat, config: JudgeConfig, trial: Question):
-        """Raises ModelError where the model cannot be asked questions like `trial`."""
+        """Try out `trial`, a harmless question. Raises ModelError where the model cannot be asked such questions."""
         self.id, self._engine, self._chat = model_id, engine, chat
         self._room, self._reply_tokens = config.max_prompt_tokens, config.reply_tokens
         self._choice_ids = self._try(trial)
 
     def reply(self, questions: list[Question]) -> list[Reply]:
-        """A question whose chat the template refuses, or that has no room, gets no reply and stops no other."""
+        """One Reply per Question; a chat that the template refuses, or that is too long, gets an empty one."""
         replies: list[Reply | None] = []
         asked: list[tuple[Question, list[int]]] = []
         for question in questions:
@@ -46,8 +46,8 @@ class VLLMReplies:
             replies.append(None if usable else OVERLONG if token_ids is not None else NOT_ASKED)
             if usable and token_ids is not None:
                 asked.append((question, token_ids))
-        found = iter(self._ask(asked))
-        return [next(found) if reply is None else reply for reply in replies]
+        answered = iter(self._ask(asked))
+        return [next(answered) if reply is None else reply for reply in replies]
 
     def _ask(self, asked: list[tuple[Question, list[int]]]) -> list[Reply]:
         """Replies to questions of one kind: all with choices, or all without."""
@@ -55,18 +55,18 @@ class VLLMReplies:
             logps = self._engine.choose([ids for _, ids in asked], self._choice_ids)
             return [_chosen(question.choices, row) for (question, _), row in zip(asked, logps, strict=True)]
         requests = [SampleRequest(ids, q.num_samples, q.seed, q.temperature, self._reply_tokens) for q, ids in asked]
-        return [_written(answers) for answers in self._engine.sample(requests)]
+        return [_written(samples) for samples in self._engine.sample(requests)]
 
     def _token_ids(self, question: Question) -> list[int] | None:
         try:
             return self._chat.render(list(question.messages))[1]
-        except ModelError:  # a text that upsets the template costs its own verdict, not the run
+        except ModelError:  # a text that the template refuses costs its own verdict, not the run
             return None
 
     def _try(self, trial: Question) -> list[int]:
-        """Render a harmless question; return the first token of each choice, which tell the choices apart.
+        """Render a harmless question; return the first token of each choice, which differ from each other.
 
-        The ends of all questions of one prompt file are the same, so the tokens are too.
+        All questions of one prompt file end the same, so these tokens hold for all of them.
         """
         text, token_ids = self._chat.render(list(trial.messages))
         for message in trial.messages:
@@ -86,13 +86,13 @@ class VLLMReplies:
         return firsts
 
 
-def _written(answers: Sequence[Answer]) -> Reply:
-    cut = frozenset(i for i, answer in enumerate(answers) if answer.finish_reason == "length")
-    return Reply(tuple(answer.text for answer in answers), cut=cut)
+def _written(samples: Sequence[Sample]) -> Reply:
+    cut = frozenset(i for i, sample in enumerate(samples) if sample.finish_reason == "length")
+    return Reply(tuple(sample.text for sample in samples), cut=cut)
 
 
 def _chosen(choices: Sequence[str], logps: Sequence[float]) -> Reply:
-    """The likelier choice, and all log-probabilities divided among the choices; raw ones sum to less than 1."""
+    """The likelier choice, and the log-probabilities normalised over the choices; raw ones sum to less than 1."""
     highest = max(logps)
     if not math.isfinite(highest):
         return NOT_ASKED
@@ -101,10 +101,10 @@ def _chosen(choices: Sequence[str], logps: Sequence[float]) -> Reply:
 
 
 class VLLMModel:
-    """A judge's own model. A ServedModel."""
+    """A ServedModel: a judge's own model."""
 
     def __init__(self, server: VLLMServer, judge: Judge):
-        """Cheap; `start` loads. Raises ConfigError for engine_args that other keys decide."""
+        """Cheap; `start` loads. Raises ConfigError for engine_args that other keys set."""
         self._server, self._judge = server, judge
         self._config = GeneratorConfig(
             cpus=judge.config.cpus,
@@ -127,8 +127,16 @@ class VLLMModel:
         """Start vLLM, or wake it with the same weights."""
         if self._replies is not None:
             return
-        self._folder = self._folder or str(_local(self._server))
         server, config = self._server, self._judge.config
+        if not self._folder:
+            self._folder = str(
+                local_folder(
+                    server.path,
+                    key=f"{SECTION}.path",
+                    revision=server.revision,
+                    trust_remote_code=server.trust_remote_code,
+                )
+            )
         model = ModelConfig(
             path=self._folder, **server.model_dump(include={"dtype", "chat_template", "trust_remote_code"})
         )
@@ -145,7 +153,7 @@ class VLLMModel:
         try:
             return replies.reply(questions)
         except Exception as error:
-            self._close()  # requests left in a failed engine would come back among the next shard's
+            self._close()  # a failed engine would return leftover requests with the next shard's
             raise RoleError(f"judge: vLLM failed on {len(questions)} questions: {error}") from error
 
     def sleep(self) -> None:
@@ -162,7 +170,7 @@ class VLLMModel:
             engine.close()
 
     def _identity(self, chat: Chat) -> str:
-        """The model by its weights, its way of reading chats, and its number format."""
+        """Names the model by its weights, its tokenizer and chat template, and its number format."""
         text = "\x1f".join((weights_digest(self._folder), chat.digest, self._server.dtype))
         return f"vllm:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -170,20 +178,3 @@ class VLLMModel:
         if self._replies is None:
             raise RoleError("judge: no model is loaded; call start() first, also after sleep()")
         return self._replies
-
-
-def _local(server: VLLMServer) -> Path:
-    """The model's folder, fetched from the hub if it is not on this machine."""
-    if Path(server.path).is_dir():
-        return Path(server.path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"] + ["*.py"] * server.trust_remote_code
-    try:
-        return Path(snapshot_download(server.path, revision=server.revision, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"{SECTION}.path = {server.path}: neither a folder here nor to be had from the hub "
-            f"({type(error).__name__}: {error})"
-        ) from error

@@ -1,7 +1,7 @@
 """Load PairRM checkpoints in the layouts of llm-blender/PairRM and llm-blender/PairRM-hf.
 
-Reads safetensors only, and refuses what does not fit rather than scoring with it. Knows files and the
-hub; nothing of scoring. `PairRM.save` writes what this reads.
+Reads safetensors only. A checkpoint that does not fit is refused, never scored with. `PairRM.save` writes what this
+module reads.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from actors.hub import local_folder
 from actors.scorers.pairrm.inputs import PairInputs, Room, add_markers
 from actors.scorers.pairrm.model import WEIGHTS, PairRM
 from engine.errors import ModelError
@@ -19,6 +20,7 @@ from engine.errors import ModelError
 if TYPE_CHECKING:
     from transformers import DebertaV2Config, PreTrainedTokenizerBase
 
+CONFIG_FILES = ("*.json", "spm.model")
 TOKENIZER_FILES = ("tokenizer.json", "spm.model", "tokenizer_config.json")
 CONVERT = (
     'convert it once, where you trust the file: python -c "import torch, safetensors.torch as s; '
@@ -37,10 +39,10 @@ def load_pairrm(
 
     Layouts: (a) llm-blender/PairRM, whose config.json has only the ranker's settings, so that tokenizer and
     backbone config come from `base_path` or its `model_name`; (b) the same merged with the backbone's
-    config and tokenizer; (c) llm-blender/PairRM-hf. Room for texts: the checkpoint's own where null. Raises
+    config and tokenizer; (c) llm-blender/PairRM-hf. Limits on tokens that are None are the checkpoint's own. Raises
     ModelError naming files, keys or tensors that are missing or do not fit.
     """
-    folder = _local_folder(path, weights=True)
+    folder = _checkpoint_folder(path)
     config = _read_json(folder / "config.json")
     if "cand1_prefix_id" not in config and config.get("ranker_type") != "pairranker":
         raise ModelError(f"{folder / 'config.json'} is no PairRM: neither cand1_prefix_id nor ranker_type 'pairranker'")
@@ -67,42 +69,35 @@ def load_pairrm(
 
 def weights_file(path: str | Path) -> Path:
     """The checkpoint's weights, downloaded where `path` is a hub id."""
-    return _local_folder(path, weights=True) / WEIGHTS
+    return _checkpoint_folder(path) / WEIGHTS
 
 
-def _local_folder(path: str | Path, weights: bool) -> Path:
-    """`path` itself, or the hub's snapshot of it: small files, and weights in safetensors if wanted."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        folder = _download(str(path), ["*.json", "spm.model", *([WEIGHTS] if weights else [])])
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json; expected a checkpoint in a layout of llm-blender/PairRM")
-    if weights and not (folder / WEIGHTS).is_file():
-        found = (
-            "only pytorch_model.bin, a pickle that could run code" if (folder / "pytorch_model.bin").is_file() else ""
-        )
-        raise ModelError(f"{folder} holds no {WEIGHTS}{found and ', ' + found}; {CONVERT}")
+def _checkpoint_folder(path: str | Path) -> Path:
+    folder = local_folder(path, key="scorer.path", files=(*CONFIG_FILES, WEIGHTS))
+    _check_has_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "pytorch_model.bin").is_file()
+        only = ", only pytorch_model.bin, a pickle that could run code" if pickled else ""
+        raise ModelError(f"{folder} holds no {WEIGHTS}{only}; {CONVERT}")
     return folder
 
 
-def _download(path: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(f"{path!r} is no folder here and cannot be read from the hub: {error}") from error
-
-
 def _base_folder(folder: Path, config: dict, base_path: str | None) -> Path:
+    """Tokenizer and config of the backbone, for a checkpoint without them."""
     base = base_path or config.get("model_name")
     if not base:
         raise ModelError(f"{folder} lacks tokenizer or backbone config and names no base; set scorer.base_path")
     try:
-        return _local_folder(base, weights=False)
+        base_folder = local_folder(base, key="scorer.base_path", files=CONFIG_FILES)
+        _check_has_config(base_folder)
     except ModelError as error:
-        raise ModelError(f"{folder} needs the tokenizer and config of {base!r} (scorer.base_path): {error}") from error
+        raise ModelError(f"{folder} needs the tokenizer and config of {base!r}: {error}") from error
+    return base_folder
+
+
+def _check_has_config(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no config.json; expected a checkpoint in a layout of llm-blender/PairRM")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

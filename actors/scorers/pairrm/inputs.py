@@ -3,8 +3,7 @@
     [CLS]<|source|> prompt [SEP] [CLS]<|candidate1|> answer [SEP] [CLS]<|candidate2|> answer [SEP]
 
 as in PairRM (arXiv 2306.02561) and llm_blender's `tokenize_pair`. Room that the prompt leaves unused is
-shared by the two answers, per prompt, so what shares a batch never changes what is read. Knows
-nothing of weights, devices or Arrow tables.
+shared by the two answers of the same prompt, so the other prompts of a batch never change what is read.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Parts:
     """[K] which entry of `answers` each answer is."""
     source_cut: bool
     answer_cut: list[bool]
-    """[distinct answers] whether the answer's end is out of sight."""
+    """[distinct answers] whether the answer's end is cut."""
 
     def orders(self) -> list[tuple[int, int]]:
         """Every (left, right) of different entries of `answers`, both orders."""
@@ -91,10 +90,10 @@ class PaddedBatch:
 
 
 class PairInputs:
-    """Turns texts into token ids with a tokenizer that knows the markers (see `add_markers`)."""
+    """Turns texts into token ids with a tokenizer that has the markers (see `add_markers`)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, room: Room | None = None):
-        """Raise ModelError where the tokenizer lacks something, ConfigError where `room` holds no text."""
+        """Raise ModelError where the tokenizer lacks a special token, ConfigError where `room` is too small."""
         self.tokenizer = tokenizer
         self.room = room or Room()
         self._marker_ids = {marker: _marker_id(tokenizer, marker) for marker in MARKERS}
@@ -106,7 +105,7 @@ class PairInputs:
 
     @property
     def special_ids(self) -> dict[str, int]:
-        """Ids under the names that PairRM-hf's config.json gives them."""
+        """Token ids by the names in PairRM-hf's config.json."""
         return {
             "sep_token_id": self._sep_id,
             "source_prefix_id": self._marker_ids[SOURCE],
@@ -213,7 +212,7 @@ class PairInputs:
 
 
 def add_markers(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add PairRM's four tokens to `tokenizer`, in place; those that it has keep their ids."""
+    """Add PairRM's four tokens to `tokenizer`, in place; markers that it already has keep their ids."""
     tokenizer.add_tokens(list(MARKERS))
 
 

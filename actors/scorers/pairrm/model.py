@@ -1,6 +1,6 @@
 """PairRM (arXiv 2306.02561): a DeBERTa-v3 that reads a prompt with two answers and says which is better.
 
-Our own batched module for the checkpoints of llm-blender/PairRM and llm-blender/PairRM-hf, which
+A batched module for the checkpoints of llm-blender/PairRM and llm-blender/PairRM-hf, which
 actors/scorers/pairrm/checkpoint.py loads.
 
 On CPUs the encoder runs without padding and without gathers, exact up to rounding. transformers' implementation
@@ -16,17 +16,16 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
+from actors.scorers.base import PairScores
 from actors.scorers.pairrm.inputs import Candidates, Comparison, PaddedBatch, PairInputs, Parts, Room
 from engine.errors import ModelError, RoleError
 
@@ -82,7 +81,7 @@ class PairRM(nn.Module):
         return (scores[0] - scores[1]).mean(dim=-1)
 
     def _packs(self) -> bool:
-        """On a GPU many small products lose; in training dropout and gradients need transformers' own modules."""
+        """Whether to pack. On a GPU many small products are slower; training needs transformers' own modules."""
         inference = not self.training and not torch.is_grad_enabled()
         return inference and self.device.type == "cpu" and supports(self.pretrained_model.config)
 
@@ -130,21 +129,13 @@ class PairRM(nn.Module):
         }
 
 
-@dataclass(frozen=True)
-class PairScores:
-    """Verdicts on one prompt's K answers."""
-
-    logits: NDArray[np.float64]
-    """[K, K], entry (i, j) > 0: answer i, shown first, beats answer j; 0 between equal answers."""
-    num_truncated: int
-    """Comparisons made (equal answers once) in which a text was cut."""
-
-
 def score_candidates(model: PairRM, prompts: Sequence[Candidates], batch_tokens: int) -> list[PairScores]:
-    """Compare the answers of each prompt in both orders; `batch_tokens` bounds a forward pass, padding included.
+    """Compare the answers of each prompt in both orders.
 
-    Comparisons of all prompts share batches of like length. Out of memory halves the budget and goes on; when
-    a single comparison does not fit, or a logit is not finite, RoleError names the prompts.
+    Equal answers of a prompt are compared once and have logit 0 between each other. batch_tokens: upper bound on the
+    tokens of a forward pass, padding included; comparisons of all prompts with similar lengths share a pass. Out of
+    memory halves the bound and continues. Raises RoleError naming the prompts where a single comparison does not fit
+    into memory or a logit is not finite.
     """
     parts = model.inputs.encode(prompts)
     comparisons = [Comparison(number, *order) for number, part in enumerate(parts) for order in part.orders()]
@@ -176,17 +167,19 @@ def _forward_all(
         values = _forward(model, parts, batch)
         if values is None:
             if size == 1:
-                raise RoleError(f"PairRM ran out of memory on one comparison of {longest} tokens {_of(prompts, batch)}")
+                raise RoleError(
+                    f"PairRM ran out of memory on one comparison of {longest} tokens {_prompt_ids(prompts, batch)}"
+                )
             batch_tokens = size * longest // 2
-            log.warning("PairRM ran out of memory; going on with batch_tokens = %d", batch_tokens)
+            log.warning("PairRM ran out of memory; continuing with batch_tokens = %d", batch_tokens)
             continue
         if not np.isfinite(values).all():
-            raise RoleError(f"PairRM gave logits that are not finite {_of(prompts, batch)}; try dtype float32")
+            raise RoleError(f"PairRM gave logits that are not finite {_prompt_ids(prompts, batch)}; try dtype float32")
         yield batch, values
         del waiting[-size:]
 
 
-def _of(prompts: Sequence[Candidates], batch: Sequence[Comparison]) -> str:
+def _prompt_ids(prompts: Sequence[Candidates], batch: Sequence[Comparison]) -> str:
     return f"(prompt_ids {sorted({prompts[c.prompt].prompt_id for c in batch})})"
 
 
@@ -217,7 +210,7 @@ def _check_positions(config: DebertaV2Config, inputs: PairInputs) -> None:
 
 
 def supports(config: DebertaV2Config) -> bool:
-    """Whether `encode_packed` knows this shape of DeBERTa: that of DeBERTa-v3."""
+    """Whether `encode_packed` can compute this kind of DeBERTa: that of DeBERTa-v3."""
     kinds = set(config.pos_att_type or [])
     return (
         config.relative_attention

@@ -1,6 +1,6 @@
-"""Make and train small PairRM models, for worlds whose preferences no public checkpoint knows.
+"""Make and train small PairRM models, where no public checkpoint has learned the preferences.
 
-Knows pairs of answers with the probability that the left one wins; nothing of tables or of the config.
+Trains on pairs of answers, each with the probability that the left one wins.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DEBERTA_V3: dict[str, Any] = {
     "type_vocab_size": 0,
     "layer_norm_eps": 1e-7,
 }
-"""What tells DeBERTa-v3's config from the defaults, apart from sizes."""
+"""Values of DeBERTa-v3's config that differ from the defaults, without the sizes."""
 
 
 class Pair(NamedTuple):

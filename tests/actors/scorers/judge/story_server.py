@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on this machine that answers as a story says, and remembers what it was sent."""
+"""An OpenAI-compatible server on this machine that answers by a script and records what it was sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Say:
     hang: bool = False
     """Say nothing until the test is over."""
     drip: bool = False
-    """Send a byte now and then, for ever: every read succeeds, the answer never ends."""
+    """Send a byte now and then, without end: every read succeeds, the answer is never complete."""
 
 
 Story = Callable[[dict[str, Any]], Say]
@@ -46,7 +46,7 @@ def completion(*texts: str | None, logprobs: list | None = None, usage: tuple[in
 
 
 class StoryServer:
-    """Tells `story` to whoever asks; `requests` holds (headers, body) of all that was sent."""
+    """Answers every request by `story`; `requests` holds (headers, body) of everything that was sent."""
 
     def __init__(self, story: Story):
         self.story = story

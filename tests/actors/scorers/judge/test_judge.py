@@ -22,7 +22,7 @@ from actors.scorers.judge.prompt_file import draw_mark, read_judge_prompt
 from actors.scorers.judge.scorer import JudgeScorer
 from actors.scorers.judge.vllm import VLLMModel, VLLMReplies, _chosen, _written
 from actors.tiny_policy import make_tiny_policy
-from actors.vllm_engine import Answer
+from actors.vllm_engine import Sample
 from engine.algorithms.preference import pairwise_win_probabilities
 from engine.config.judge import JudgeConfig
 from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
@@ -36,7 +36,7 @@ SHIPPED = Path(__file__).parents[4] / "recipes" / "judges"
 
 
 class Reader:
-    """A judge's model that finds the marked texts as a person would, checks them, and says what it is told to.
+    """A judge's model that finds the marked texts as a person would, checks them, and replies as `decide` says.
 
     `decide` gets the texts of a question, and returns log-odds for a comparison or a reply for a single answer.
     """
@@ -334,7 +334,7 @@ def problems(folder: Path, text: str, mode: str = "pairwise") -> list[str]:
 def test_everything_that_is_wrong_with_a_prompt_is_named_at_once(tmp_path: Path) -> None:
     text = "[system]\nJudge {answer_a}.\n[user]\n{instruction} {answer_a} {anser_b}"
     assert problems(tmp_path, text) == [
-        "has {answer_a} in its system part, where a text would speak with authority",
+        "has {answer_a} in its system part, where an outside text would read as instructions; move it to [user]",
         "has no {answer_b} in its user part, which mode = pairwise needs",
         "has {anser_b}, and mode = pairwise fills in {instruction}, {answer_a}, {answer_b}; did you mean {answer_b}?",
     ]
@@ -386,7 +386,7 @@ def test_log_probabilities_are_divided_among_the_choices() -> None:
 
 def test_a_reply_of_vllm_knows_which_of_its_texts_were_cut() -> None:
     reasons = ("stop", "length", "stop", "length")
-    reply = _written([Answer(f"text {i}", [1], -1.0, reason) for i, reason in enumerate(reasons)])
+    reply = _written([Sample(f"text {i}", [1], -1.0, reason) for i, reason in enumerate(reasons)])
     assert reply.texts == ("text 0", "text 1", "text 2", "text 3")
     assert reply.cut == {1, 3}
 
@@ -407,7 +407,16 @@ def test_a_judge_that_was_not_started_says_so() -> None:
     idle = JudgeScorer(judge)
     idle.sleep()
     with pytest.raises(RoleError, match="no model is loaded; call start"):
-        idle._verdicts([])
+        idle._compare([])
+
+
+def test_a_remote_server_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    config = JudgeConfig(server=server, prompt=str(SHIPPED / "pairwise.txt"))
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.delitem(sys.modules, "actors.scorers.judge.openai_client", raising=False)
+    with pytest.raises(ConfigError, match=r"server\.kind = openai: .*install the extra `judge`"):
+        JudgeScorer(Judge(config, read_judge_prompt(config), 0)).start()
 
 
 def test_building_a_judge_loads_neither_torch_nor_vllm() -> None:
@@ -493,7 +502,7 @@ def completions(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 @dataclass
-class World:
+class SelfJudge:
     policy: Path
     other: Path
     prompts: Path
@@ -504,60 +513,60 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(policy: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def self_judge(policy: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SelfJudge]:
     """A policy that judges itself; one engine for the whole module."""
     other = make_tiny_policy(tmp_path_factory.mktemp("other") / "second", seed=1, max_positions=2048)
     model = ModelConfig(path=str(policy), dtype="float32")
     sampling = SamplingConfig(max_prompt_tokens=40, max_new_tokens=24, temperature=0.7, top_p=0.5)
     judge = real_judge(prompts, {"kind": "policy"})
     generator = Generator(GeneratorConfig(kv_cache_gib=0.25), model, sampling, RUN_SEED, judge)
-    yield World(policy, other, prompts, generator)
+    yield SelfJudge(policy, other, prompts, generator)
     generator.close()
 
 
 @pytest.mark.real
-def test_the_policy_judges_with_the_weights_that_it_serves(world: World) -> None:
-    judge = real_judge(world.prompts, {"kind": "policy"})
-    for folder in (world.policy, world.other):
-        world.load(folder)
-        scored = world.generator.score(completions(ROWS))
+def test_the_policy_judges_with_the_weights_that_it_serves(self_judge: SelfJudge) -> None:
+    judge = real_judge(self_judge.prompts, {"kind": "policy"})
+    for folder in (self_judge.policy, self_judge.other):
+        self_judge.load(folder)
+        scored = self_judge.generator.score(completions(ROWS))
         logits = np.array(scored["pair_logits"].to_pylist()[0])
         expected = expected_logits(folder, judge, ROWS[0])
         assert {pair: logits[pair] for pair in expected} == pytest.approx(expected, abs=1e-4)
         assert logits[0, 2] == logits[2, 0] == 0
-        assert set(scored["scorer"].to_pylist()) == {world.generator.identify()} == {judge.id("policy")}
+        assert set(scored["scorer"].to_pylist()) == {self_judge.generator.identify()} == {judge.id("policy")}
         assert {said["text"] for said in scored["verdicts"].to_pylist()[0]} <= {"A", "B"}
 
 
 @pytest.mark.real
-def test_a_text_without_room_is_counted_and_stops_no_other(world: World) -> None:
-    world.load(world.policy)
-    scored = world.generator.score(completions(ROWS))
+def test_a_text_without_room_is_counted_and_stops_no_other(self_judge: SelfJudge) -> None:
+    self_judge.load(self_judge.policy)
+    scored = self_judge.generator.score(completions(ROWS))
     assert scored["num_truncated"].to_pylist() == [0, 2]
     assert np.isnan(scored["pair_logits"].to_pylist()[1][0][1])
 
 
 @pytest.mark.real
-def test_a_generator_without_a_judge_or_asleep_says_so(world: World) -> None:
+def test_a_generator_without_a_judge_or_asleep_says_so(self_judge: SelfJudge) -> None:
     idle = Generator(GeneratorConfig(), ModelConfig(path="x"), SamplingConfig(), 0)
     with pytest.raises(RoleError, match="no weights are loaded"):
         idle.score(completions(ROWS))
-    world.load(world.policy)
-    judge, world.generator._judge = world.generator._judge, None
+    self_judge.load(self_judge.policy)
+    judge, self_judge.generator._judge = self_judge.generator._judge, None
     try:
         with pytest.raises(RoleError, match="it was given no judge"):
-            world.generator.identify()
+            self_judge.generator.identify()
     finally:
-        world.generator._judge = judge
+        self_judge.generator._judge = judge
 
 
 @pytest.mark.real
-def test_a_template_or_prompt_that_cannot_carry_the_question_is_refused(world: World, tmp_path: Path) -> None:
-    world.load(world.policy)
-    engine, judge = world.generator._ready(), real_judge(world.prompts, {"kind": "policy"})
+def test_a_template_or_prompt_that_cannot_carry_the_question_is_refused(self_judge: SelfJudge, tmp_path: Path) -> None:
+    self_judge.load(self_judge.policy)
+    engine, judge = self_judge.generator._ready(), real_judge(self_judge.prompts, {"kind": "policy"})
 
     def replies(judge: Judge, template: str | None = None) -> VLLMReplies:
-        chat = Chat(ModelConfig(path=str(world.policy), chat_template=template))
+        chat = Chat(ModelConfig(path=str(self_judge.policy), chat_template=template))
         return VLLMReplies("policy", engine, chat, judge.config, judge.trial())
 
     with pytest.raises(ModelError, match="leaves out the system part of the judge's prompt"):
@@ -567,20 +576,20 @@ def test_a_template_or_prompt_that_cannot_carry_the_question_is_refused(world: W
 
 
 @pytest.mark.real
-def test_sampled_judgements_are_the_same_in_another_process_and_batch(world: World) -> None:
+def test_sampled_judgements_are_the_same_in_another_process_and_batch(self_judge: SelfJudge) -> None:
     """A pool of its own with the same weights, asked one prompt at a time, against the policy's engine."""
     settings = {"num_judgements": 3, "max_new_tokens": 24, "temperature": 1.0}
-    world.load(world.policy)
-    judge = real_judge(world.prompts, {"kind": "policy"}, "pointwise", **settings)
-    chat = Chat(ModelConfig(path=str(world.policy)))
-    replies = VLLMReplies("policy", world.generator._ready(), chat, judge.config, judge.trial())
+    self_judge.load(self_judge.policy)
+    judge = real_judge(self_judge.prompts, {"kind": "policy"}, "pointwise", **settings)
+    chat = Chat(ModelConfig(path=str(self_judge.policy)))
+    replies = VLLMReplies("policy", self_judge.generator._ready(), chat, judge.config, judge.trial())
     here = [[reply["text"] for reply in verdict.replies] for verdict in judge.judge(replies, ROWS)]
     assert len(set(here[0])) == 9, "three answers, three judgements each, no two from the same noise"
-    server = vllm_server(world.policy)
+    server = vllm_server(self_judge.policy)
     code = (
         "import json, sys; from actors.scorers.judge.scorer import JudgeScorer;"
         "from tests.actors.scorers.judge.test_judge import *;"
-        f"judge = real_judge(Path({str(world.prompts)!r}), {server!r}, 'pointwise', **{settings!r});"
+        f"judge = real_judge(Path({str(self_judge.prompts)!r}), {server!r}, 'pointwise', **{settings!r});"
         "scorer = JudgeScorer(judge); name = scorer.identify();"
         "first = [scorer.score(completions([one])).to_pylist()[0] for one in reversed(ROWS)];"
         "scorer.sleep(); assert scorer.identify() == name;"

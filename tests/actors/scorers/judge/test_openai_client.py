@@ -1,4 +1,4 @@
-"""A judge's model behind a remote server: what it makes of good ones, bad ones and liars, and who learns the key."""
+"""A judge's model behind a remote server: good servers, failing ones and lying ones, limits, cache, and the key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from actors.scorers.judge.judge import Question, Reply
-from actors.scorers.judge.openai_client import Lost, OpenAIModel, pause_before, retry_after_s
+from actors.scorers.judge.openai_client import OpenAIModel
 from actors.scorers.judge.openai_protocol import choice_logps
 from engine.config.judge import OpenAIServer
 from engine.errors import ConfigError, RoleError
@@ -44,23 +44,27 @@ def key(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
 
-class Pauses(list):
-    """Takes note of pauses instead of making them."""
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch) -> list[float]:
+    """Seconds that the openai client would have waited before each retry, instead of waiting."""
+    seconds: list[float] = []
 
-    async def __call__(self, seconds: float) -> None:
-        self.append(seconds)
+    async def sleep(delay: float) -> None:
+        seconds.append(delay)
+
+    monkeypatch.setattr("anyio.sleep", sleep)
+    return seconds
 
 
-def model(server: StoryServer, pauses: Pauses | None = None, **keys) -> OpenAIModel:
+def model(server: StoryServer, **keys) -> OpenAIModel:
     keys = {"max_retries": 2, "timeout_s": 30.0, "api_key_env": "JUDGE_KEY"} | keys
-    config = OpenAIServer(base_url=server.url, model="judge-1", **keys)
-    made = OpenAIModel(config, 64, sleep=Pauses() if pauses is None else pauses, draw=lambda: 0.0)
+    made = OpenAIModel(OpenAIServer(base_url=server.url, model="judge-1", **keys), 64)
     made.start()
     return made
 
 
 def in_turn(*says: Say) -> Story:
-    """Each answer once, the last one for ever."""
+    """Each answer once, then the last one again and again."""
     left = list(says)
     return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
@@ -159,8 +163,8 @@ def test_a_choice_is_read_from_the_likeliest_first_tokens(serve):
     total = math.exp(-0.5) + math.exp(-1.5)
     assert reply.texts == ("A",)
     assert reply.choice_logps == pytest.approx({"A": -0.5 - math.log(total), "B": -1.5 - math.log(total)})
-    wanted = {"max_completion_tokens": 1, "logprobs": True, "top_logprobs": 20, "temperature": 0.0}
-    assert server.bodies[0].items() >= wanted.items()
+    expected = {"max_completion_tokens": 1, "logprobs": True, "top_logprobs": 20, "temperature": 0.0}
+    assert server.bodies[0].items() >= expected.items()
 
 
 def test_variants_in_case_and_space_are_one_choice():
@@ -236,41 +240,43 @@ def test_without_usable_logprobs_of_the_choices_their_probabilities_are_unknown_
 # Servers that fail
 
 
-def test_a_busy_server_is_given_the_time_it_asks_for(serve):
-    pauses = Pauses()
+def test_a_busy_server_is_given_the_time_it_asks_for(serve, pauses):
     server = serve(in_turn(Say("busy", 429, {"Retry-After": "7"}), Say("busy", 503), GOOD))
-    made = model(server, pauses)
+    made = model(server)
     assert made.reply([FREE])[0].texts == ("fine",)
-    assert pauses == [7.25, 0.5]
+    assert pauses == [7.0, pytest.approx(1.0, rel=0.25)]
     assert made.counts["retries"] == 2
 
 
-def test_pauses_double_up_to_a_minute_and_are_spread():
-    lost = Lost("timeout", "")
-    assert [pause_before(i, lost, 0.0, "j") for i in (1, 2, 3, 20)] == [0.25, 0.5, 1.0, 30.0]
-    assert pause_before(20, lost, 1.0, "j") == 60.0
+def test_pauses_double_up_to_eight_seconds_and_are_spread(serve, pauses):
+    made = model(serve(in_turn(Say("busy", 503))), max_retries=6)
+    assert made.reply([FREE]) == [Reply(())]
+    assert pauses == [pytest.approx(longest * 0.875, rel=1 / 7) for longest in (0.5, 1.0, 2.0, 4.0, 8.0, 8.0)]
+    assert made.spending.requests == 7
 
 
-def test_a_wish_for_an_hours_pause_ends_the_run_instead_of_looking_like_a_hang(serve):
-    server = serve(in_turn(Say("busy", 429, {"Retry-After": "3600"})))
-    with pytest.raises(RoleError, match=r"asks to wait for 3,600 s.*again later"):
+@pytest.mark.parametrize("wish", ["3600", "Fri, 31 Dec 2199 23:59:59 GMT"])
+def test_a_wish_for_an_hours_pause_ends_the_run_instead_of_looking_like_a_hang(serve, pauses, wish):
+    server = serve(in_turn(Say("busy", 503), Say("busy", 429, {"Retry-After": wish})))
+    with pytest.raises(RoleError, match=rf"longer pause than two minutes .*Retry-After: {wish}.*again later"):
         model(server).reply([FREE])
+    assert len(server.requests) == 2
+    assert len(pauses) == 1
 
 
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"retry-after": "2"}, 2.0),
-        ({"retry-after-ms": "500", "retry-after": "2"}, 0.5),
-        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
-        ({"retry-after": "soon"}, None),
-        ({"retry-after": "-1"}, None),
-        ({"retry-after": "nan"}, None),
-        ({}, None),
-    ],
-)
-def test_retry_after_is_read_in_each_of_its_forms(headers, seconds):
-    assert retry_after_s(headers) == seconds
+@pytest.mark.parametrize("nonsense", ["soon", "-1", "nan", ""])
+def test_a_wish_that_makes_no_sense_leaves_the_pause_as_it_is(serve, pauses, nonsense):
+    server = serve(in_turn(Say("busy", 429, {"Retry-After": nonsense}), GOOD))
+    assert model(server).reply([FREE])[0].texts == ("fine",)
+    assert pauses == [pytest.approx(0.5, rel=0.25)]
+
+
+def test_an_unreadable_body_is_asked_for_once_more_but_not_where_retries_are_off(serve):
+    server = serve(in_turn(FAILING["sends other JSON"][0]))
+    for max_retries, requests in ((5, 2), (0, 1)):
+        made = model(server, max_retries=max_retries)
+        assert made.reply([FREE]) == [Reply(())]
+        assert (made.spending.requests, made.counts["retries"]) == (requests, requests - 1)
 
 
 FAILING = {
@@ -310,7 +316,7 @@ def test_json_is_read_whatever_the_content_type_says(serve):
     assert model(server).reply([FREE]) == [Reply(("fine",))]
 
 
-def test_nobody_at_the_address_is_missing_too(serve):
+def test_a_refused_connection_loses_the_reply(serve):
     server = serve(in_turn(GOOD))
     made = model(server)
     server._http.server_close()
@@ -347,7 +353,8 @@ def test_a_refusal_ends_the_run_at_once_and_names_server_and_model(serve, name):
         model(server, max_concurrency=1).reply(distinct(10))
     assert server.url in str(caught.value)
     assert "judge-1" in str(caught.value)
-    assert len(server.requests) == 1
+    # The client cannot tell a used-up quota from a busy server until its retries are used up.
+    assert len(server.requests) == (3 if name == "no money" else 1)
     assert elsewhere.requests == []
 
 
@@ -471,7 +478,7 @@ def test_a_cache_folder_that_cannot_be_written_says_so(serve, tmp_path):
 # The key
 
 
-def test_a_named_key_that_is_not_there_is_told_by_its_name(serve, monkeypatch):
+def test_a_missing_key_variable_is_named(serve, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(ConfigError, match="api_key_env = JUDGE_KEY: no such variable"):
         model(serve(in_turn(GOOD)))
@@ -484,7 +491,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(serve, monkey
     assert KEY not in str(caught.value)
 
 
-def test_the_key_is_forgotten_while_the_judge_rests(serve):
+def test_the_key_is_forgotten_while_the_judge_sleeps(serve):
     made = model(serve(in_turn(GOOD)))
     made.sleep()
     assert KEY not in str(vars(made))
@@ -507,24 +514,24 @@ def test_the_key_is_nowhere_but_in_the_header_even_if_the_server_repeats_it(serv
     texts = made.reply([FREE])[0].texts
     with pytest.raises(RoleError) as caught:
         made.reply(distinct(1))
-    told = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=False).format())
+    message = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=False).format())
     kept = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
     assert texts == ("your key is [key]",)
     assert all(headers["Authorization"] == f"Bearer {KEY}" for headers, _ in server.requests)
     assert len(caplog.records) > 5
-    for place in (told, repr(made), str(made.counts), str(made.spending), caplog.text, kept, made.id):
+    for place in (message, repr(made), str(made.counts), str(made.spending), caplog.text, kept, made.id):
         assert KEY not in place
     assert KEY not in "".join(repr(record.__dict__) for record in caplog.records)
 
 
-def test_a_refusal_quotes_little_of_what_the_server_says(serve):
+def test_a_refusal_quotes_a_short_excerpt_of_the_servers_words(serve):
     server = serve(in_turn(Say({"error": {"message": "your prompt was: " + "word " * 1000}}, 400)))
     with pytest.raises(RoleError) as caught:
         model(server).reply([FREE])
     assert len(str(caught.value)) < 600
 
 
-def test_a_refusal_cannot_speak_to_the_terminal(serve):
+def test_a_refusal_holds_no_terminal_escape_sequences(serve):
     server = serve(in_turn(Say({"error": {"message": "\x1b]0;mine\x07\x1b[2Jno"}}, 400)))
     with pytest.raises(RoleError) as caught:
         model(server).reply([FREE])

@@ -1,4 +1,4 @@
-"""A judge's model behind vLLM's own OpenAI-compatible server on this machine; the yardstick is transformers.
+"""A judge's model behind vLLM's own OpenAI-compatible server on this machine; the reference is transformers.
 
 One server serves the whole module.
 """
@@ -50,7 +50,7 @@ def free_port() -> int:
 
 
 def wait_until_ready(process: subprocess.Popen, url: str, log_file: Path) -> None:
-    """Ask until the server answers; a server that ended, or that is not there in fifteen minutes, fails the test."""
+    """Poll until the server answers; fail the test if it ended or does not answer within fifteen minutes."""
     deadline = time.monotonic() + 900
     while True:
         assert process.poll() is None, f"vLLM ended:\n{log_file.read_text()[-4000:]}"
@@ -59,7 +59,7 @@ def wait_until_ready(process: subprocess.Popen, url: str, log_file: Path) -> Non
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return
         except OSError:
-            time.sleep(0.5)  # between two looks, not for a state to come about
+            time.sleep(0.5)  # pause of a polling loop with a deadline
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def policy(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def vllm_url(policy, tmp_path_factory) -> Iterator[str]:
-    """vLLM's own server on this machine, which wants a key."""
+    """vLLM's own server on this machine, which requires a key."""
     port, log_file = free_port(), tmp_path_factory.mktemp("server") / "log"
     environment = os.environ | {
         "VLLM_API_KEY": KEY,
@@ -108,7 +108,7 @@ def letters_by_transformers(policy: Path, questions: list[Question]) -> list[dic
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer, found = AutoTokenizer.from_pretrained(policy), []
+    tokenizer, logps_of_letters = AutoTokenizer.from_pretrained(policy), []
     network = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "AB"]
     for question in questions:
@@ -116,17 +116,17 @@ def letters_by_transformers(policy: Path, questions: list[Question]) -> list[dic
         ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
         with torch.no_grad():
             logps = network(ids).logits[0, -1, letters].log_softmax(-1)
-        found.append(dict(zip("AB", logps.tolist(), strict=True)))
-    return found
+        logps_of_letters.append(dict(zip("AB", logps.tolist(), strict=True)))
+    return logps_of_letters
 
 
 def test_vllms_own_server_gives_the_probabilities_that_transformers_computes(vllm_url, policy, tmp_path):
     questions = [question(f"question {i}", choices=("A", "B")) for i in range(4)]
     made = real_model(vllm_url, choice_mode="guided", cache=str(tmp_path))
     replies = made.reply(questions)
-    for reply, wanted in zip(replies, letters_by_transformers(policy, questions), strict=True):
-        assert reply.choice_logps == pytest.approx(wanted, abs=1e-3)
-        assert reply.texts == (max(wanted, key=wanted.__getitem__),)
+    for reply, expected in zip(replies, letters_by_transformers(policy, questions), strict=True):
+        assert reply.choice_logps == pytest.approx(expected, abs=1e-3)
+        assert reply.texts == (max(expected, key=expected.__getitem__),)
     assert made.spending.requests == 4
     assert made.spending.input_tokens > 40
     again = real_model(vllm_url, choice_mode="guided", cache=str(tmp_path))
