@@ -43,7 +43,8 @@ def test_importing_it_brings_nothing_heavy(module):
 
 def test_loading_and_describing_a_config_brings_nothing_heavy():
     code = """
-from engine.config.load import config_digest, describe, dump, load
+from engine.config.explain import describe
+from engine.config.load import config_digest, dump, load
 config = load("recipes/configs/sppo_llama3_8b.yaml", ["learner.optimizer.lr=1e-6"])
 dump(config), config_digest(config), describe()
 """

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from engine.config.load import diff, dump, load
 from engine.config.run import RunConfig
@@ -53,7 +53,7 @@ def test_in_the_paper_recipe_every_sampled_token_is_scored_and_trained_on():
 def test_on_one_node_of_eight_gpus_each_role_of_the_paper_recipe_fits_alone():
     config = paper()
     roles = (config.generator, config.scorer)
-    assert config.cluster.placement == "turns"
+    assert config.cluster.placement == "colocated"
     assert all(role.num_replicas * role.gpus <= 8 for role in roles)
     assert config.learner.num_ranks * config.learner.gpus <= 8
 
@@ -93,5 +93,5 @@ def test_every_value_of_the_published_recipe_says_where_it_comes_from():
 
 def test_the_deployment_files_are_yaml_without_secrets():
     for path in (ROOT / "cluster" / "deploy").glob("*.yaml"):
-        assert yaml.safe_load(path.read_text())
+        assert YAML(typ="safe").load(path)
         assert not re.search(r"hf_[A-Za-z0-9]{20}|BEGIN [A-Z ]*PRIVATE KEY", path.read_text())

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from rich.console import Console
 
 import engine
-from engine.config.load import config_digest, diff, dump
+from engine.config.load import config_digest, diff, dump, load
 from engine.config.run import RunConfig
 from engine.data.formats import Given
 from engine.data.ingest import ingest_iterations, shards
@@ -73,7 +72,9 @@ class Job:
 
     def play(self) -> None:
         """Do what is missing of the run; nothing if it is finished."""
-        if self.store.recorded("finished") and not any(True for _ in self.store.open_iterations(self._config.iterations)):
+        if self.store.recorded("finished") and not any(
+            True for _ in self.store.open_iterations(self._config.iterations)
+        ):
             self.note(f"{self.folder} is finished already; nothing is left to compute")
             return
         self.note(f"run folder {self.folder.resolve()}")
@@ -137,7 +138,7 @@ class Job:
             self.store.disk.write(self.folder / "run.json", json.dumps(_provenance(), indent=2).encode())
             self.store.disk.write(path, dump(self._config).encode())
             return
-        before = RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        before = load(path)
         if config_digest(before) != config_digest(self._config):
             changes = diff(before.model_dump(), self._config.model_dump())
             raise StoreError(

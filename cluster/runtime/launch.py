@@ -35,7 +35,7 @@ Pin = Callable[[str, str], None]
 @contextmanager
 def launched(config: RunConfig, probe: ProbeBatch, note: Note, pin: Pin) -> Iterator[ClusterRoles]:
     """Connect, reserve, build the pools (replicas start with their first call), and end it all afterwards."""
-    turns = config.cluster.placement == "turns"
+    turns = config.cluster.placement == "colocated"
     if config.cluster.backend == "local":
         pools = _pools(config, _local_spawn, note)
         roles = ClusterRoles(pools, turns=turns, probe=probe, note=note, pin=pin, judges=config.policy_judges)

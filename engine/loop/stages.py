@@ -56,7 +56,7 @@ def training_stages(config: RunConfig, version: Versions, iteration: int) -> lis
     for name in algorithm.stages(iteration):
         stages.append(MAKERS[name](config, version, iteration, source))
         source = name
-        if name == "scored" and config.canary:  # beside it, while the same weights judge
+        if name == "scored" and config.null_model:  # beside it, while the same weights judge
             stages.append(_canary(config, version(iteration)))
     reference = version(0 if algorithm.reference == "start" else iteration)
     stages.append(_referenced(algorithm, reference, source))
@@ -200,7 +200,7 @@ def _canary(config: RunConfig, policy: Policy) -> Stage:
 
     def submit(pool: Pool, completions: pa.Table, shard: int) -> Future[Answered]:
         some = completions.take(list(range(min(CANARY_PROMPTS, completions.num_rows))))
-        return pool.submit("score", _with_canary(some, config.canary or ""))
+        return pool.submit("score", _with_canary(some, config.null_model or ""))
 
     def finish(completions: pa.Table, answer: Answered) -> pa.Table:
         logits = [np.array(matrix) for matrix in answer.value["pair_logits"].to_pylist()]
