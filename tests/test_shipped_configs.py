@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from engine.config.load import diff, dump, load
+from engine.config.load import config_digest, diff, dump, load
 from engine.config.run import RunConfig
 from engine.config.scorer import PairRMConfig
 
@@ -23,6 +23,19 @@ def test_a_shipped_config_loads_and_survives_being_written_and_read(name, tmp_pa
     config = load(CONFIGS / name)
     (tmp_path / "copy.yaml").write_text(dump(config))
     assert load(tmp_path / "copy.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("demo.yaml", "ae5c3c7870b069aaac4206a5283fe1e69f0c63f3a5083a3662fb120d676626fb"),
+        ("smoke_spin.yaml", "65a3bad41d79ff6547a54c6a6b608148841f74fdc578a15a16cb67d1240d630e"),
+        ("sppo_llama3_8b.yaml", "4e74f906dbb5570b5739e00f387a52f05b42528371ab728bf421faf92df78277"),
+    ],
+)
+def test_a_run_that_was_begun_with_a_shipped_config_can_be_resumed(name, digest):
+    """Another digest means: a key, a default or a value that determines results was changed."""
+    assert config_digest(load(CONFIGS / name)) == digest
 
 
 def test_the_published_recipes_are_among_them():

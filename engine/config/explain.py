@@ -23,6 +23,9 @@ Path = tuple[str | int, ...]
 TAGS = ("kind", "name")
 """Keys that choose between the variants of a section (scorer.kind, algorithm.name)."""
 
+RECIPE = "the recipe"
+"""The place of a value that a recipe sets by itself."""
+
 MOST_USED = (
     "model.path",
     "prompts.source",
@@ -295,7 +298,9 @@ def messages(refused: dict[Path, Any], errors: list[Any], data: Any, place: Call
     """
     details = {path: {"type": "refused", "input": value} for path, value in refused.items()}
     for error in errors:
-        details.setdefault(_path(error, data), error)
+        path = _path(error, data)
+        if not any(other[: len(path)] == path for other in refused):  # keys are compared once each of them is right
+            details.setdefault(path, error)
     return [
         _message(path, error, data, place)
         for path, error in details.items()
@@ -315,32 +320,31 @@ def _path(error: Any, data: Any) -> Path:
 def _message(path: Path, error: Any, data: Any, place: Callable[[Path], str]) -> str:
     """What is wrong with the key at `path`, in words."""
     name, node = ".".join(map(str, path)), node_at(path, data)
-    tag = tag_of(node)
     if error["type"] == "extra_forbidden":
         hint = advice(path)
         return f"{name}: unknown key{'; ' + hint if hint else ''} ({place(path)})"
-    if error["type"] == "missing":
-        return f"{name}: missing; expected {in_words(node)} ({place(path)})"
     if error["type"] == "value_error":
         text = str(error["ctx"]["error"])
-        return f"{name}: {text} ({place(path)})" if name else f"{text} ({place(_first_key(text, data))})"
-    if tag and isinstance(error["input"], dict):
+        return f"{name}: {text} ({place(path)})" if name else f"{text} ({_place_of_first_key(text, data, place)})"
+    value: Any = error["input"]
+    is_missing = error["type"] == "missing"
+    if (tag := tag_of(node)) and isinstance(value, dict) and not is_missing:  # the section's variant is wrong
         path, name, node = (*path, tag), f"{name}.{tag}", {"enum": choices(node)}
-        if tag not in error["input"]:
-            return f"{name}: missing; expected {in_words(node)} ({place(path)})"
-    value = error["input"][tag] if path[-1:] == (tag,) else error["input"]
+        is_missing, value = tag not in value, value.get(tag)
+    if is_missing:
+        return f"{name}: missing; expected {in_words(node)} ({place(path)})"
     return f"{name} = {shown(value)}: expected {in_words(node)}{_hint(value, node)} ({place(path)})"
 
 
-def _first_key(text: str, data: Any) -> Path:
-    """The first key of the configuration that a message names; () if it names none."""
+def _place_of_first_key(text: str, data: Any, place: Callable[[Path], str]) -> str:
+    """Where the first key that a message names was written, unless by the recipe."""
     for word in re.findall(r"\w+(?:\.\w+)+", text):
-        value = data
-        for key in word.split("."):
+        path, value = tuple(word.split(".")), data
+        for key in path:
             value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
-            return tuple(word.split("."))
-    return ()
+        if value is not None and place(path) != RECIPE:
+            return place(path)
+    return place(())
 
 
 def _hint(value: Any, node: Node) -> str:

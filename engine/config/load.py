@@ -102,7 +102,7 @@ def load(
     """
     problems: list[str] = []
     changes = _parse_overrides(overrides, problems)
-    layer = Layer.of(base or {}, "the recipe" if base else COMMAND_LINE)
+    layer = Layer.of(base or {}, explain.RECIPE if base else COMMAND_LINE)
     if path is not None:
         try:
             layer = _merge(layer, _read(File(path), ()))
@@ -243,7 +243,7 @@ def _override(layer: Layer, keys: Sequence[str], value: Layer) -> Layer:
         if holder is None and key.isdecimal() and path not in explain.sections(nullable=True):
             raise LookupError("there is no list yet to change one element of; give the whole list: key=[a,b]")
         if holder is None:
-            parents[path] = Entry({}, COMMAND_LINE)
+            parents[path] = Entry({}, layer[path].where if path in layer else COMMAND_LINE)
         elif not isinstance(holder, dict):
             raise LookupError(f"{shown(holder)} has no keys below it")
         path = (*path, key)
@@ -319,36 +319,34 @@ class _Reader:
         """Add the entries of `node`, which stands at `path` and was written at `place`."""
         if len(path) > MAX_DEPTH or len(self.layer) >= MAX_VALUES:
             message = f"more than {MAX_VALUES} values, or aliases that contain themselves"
-            raise ConfigError([f"{self._at(node)}: {message}"])
+            raise ConfigError([f"{self._place(node)}: {message}"])
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
         if isinstance(node, MappingNode) and kind == "map":
             self.layer[path] = Entry({}, place)
-            for key, line, child in self._items(node):
-                self.read(child, (*path, key), line)
+            self._read_keys(node, path)
         elif isinstance(node, SequenceNode) and kind == "seq":
             self.layer[path] = Entry([], place)
             for index, child in enumerate(node.value):
-                self.read(child, (*path, index), self._at(child))
+                self.read(child, (*path, index), self._place(child))
         elif isinstance(node, ScalarNode) and kind in _SCALARS:
             self.layer[path] = Entry(self._scalar(node, kind), place)
         else:
-            self.problems.append(f"{self._at(node)}: the tag {node.tag!r} is not allowed; only plain values are")
+            self.problems.append(f"{self._place(node)}: the tag {node.tag!r} is not allowed; only plain values are")
 
-    def _at(self, node: Node) -> str:
-        return f"{self._where}:{node.start_mark.line + 1}" if self._numbered else self._where
-
-    def _items(self, node: MappingNode) -> Iterator[tuple[str, str, Node]]:
-        """Keys with their places and values; a repeated key only once."""
+    def _read_keys(self, node: MappingNode, path: Path) -> None:
         places: dict[str, str] = {}
         for key, child in node.value:
-            place = self._at(key)
+            place, name = self._place(key), key.value
             if not isinstance(key, ScalarNode):
                 self.problems.append(f"{place}: a key must be text")
-            elif key.value in places:
-                self.problems.append(f"{place}: the key {key.value!r} is here twice; first at {places[key.value]}")
+            elif name in places:
+                self.problems.append(f"{place}: the key {name!r} is here twice; first at {places[name]}")
             else:
-                places[key.value] = place
-                yield key.value, place, child
+                places[name] = place
+                self.read(child, (*path, name), place)
+
+    def _place(self, node: Node) -> str:
+        return f"{self._where}:{node.start_mark.line + 1}" if self._numbered else self._where
 
     def _scalar(self, node: ScalarNode, kind: str) -> Any:
         # ruamel.yaml goes beyond YAML 1.2's core schema in dates, `=`, `<<`, 1_000 and 0b1: these are text.
@@ -357,7 +355,7 @@ class _Reader:
         try:
             return self.yaml.constructor.construct_object(node)
         except (ValueError, KeyError, IndexError):
-            self.problems.append(f"{self._at(node)}: {node.value[:40]!r} is not a value of type {kind}")
+            self.problems.append(f"{self._place(node)}: {node.value[:40]!r} is not a value of type {kind}")
             return None
 
 
