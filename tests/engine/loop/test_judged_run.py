@@ -103,7 +103,7 @@ def test_self_rewarding_asks_the_policy_before_and_compares_with_the_start(tmp_p
 def test_the_policy_before_is_asked_only_where_it_rates_answers(tmp_path: Path, scorer: dict[str, Any]) -> None:
     """Anybody else would give the same scores again, and the consistency would always be 1."""
     mended = {"name": "self_rewarding", "consistency": "per_prompt", "soft_labels": True}
-    with pytest.raises(ValidationError, match="expected scorer.kind = judge, scorer.mode = pointwise"):
+    with pytest.raises(ValidationError, match=r"expected scorer\.kind = judge, scorer\.mode = pointwise"):
         fake_config(tmp_path, scorer=scorer, algorithm=mended)
 
 
