@@ -19,7 +19,7 @@ CONFIG = "recipes/configs/demo.yaml"
 def demo(overrides: list[str]) -> int:
     """Build the world unless it is there, then run or resume; return the exit code."""
     recipe = ({"algorithm": {"name": "sppo"}}, __doc__, ["--config", CONFIG, *overrides])
-    if {"-h", "--help", "--dry-run"} & set(overrides):
+    if {"-h", "--help", "--help-all", "--dry-run"} & set(overrides):
         return main(*recipe)
     from recipes.experiments.tearoom.build import Settings, build
 

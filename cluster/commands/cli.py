@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kumite", description="Look at run folders.")
+    parser = argparse.ArgumentParser(prog="kumite", description="Look at run folders, write whole models out of them.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("status", "where a run stands"),

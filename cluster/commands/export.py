@@ -10,8 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
+from engine.config.load import load
 from engine.config.run import RunConfig
 from engine.errors import StoreError
 from engine.store import inspection
@@ -47,7 +46,7 @@ def read_versions(run: Path) -> dict[int, Record]:
 
 def read_config(run: Path) -> RunConfig:
     """The config that a run folder was begun with."""
-    return RunConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    return load(run / "config.yaml")
 
 
 def _write_merged(config: RunConfig, base: Path, adapter: Path, output: Path) -> None:

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from rich.console import Console
 
 import engine
 from actors.factories import Chat, Engines
-from engine.config.load import config_digest, diff, dump
+from engine.config.load import config_digest, diff, dump, load
 from engine.config.run import RunConfig
 from engine.data.formats import RequiredAnswers
 from engine.data.ingest import ingest_iterations, shards
@@ -139,7 +138,7 @@ class Job:
             self.store.disk.write(self.folder / "run.json", json.dumps(_provenance(), indent=2).encode())
             self.store.disk.write(path, dump(self._config).encode())
             return
-        before = RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        before = load(path)
         if config_digest(before) != config_digest(self._config):
             changes = diff(before.model_dump(), self._config.model_dump())
             raise StoreError(

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from actors.factories import Engines
 from cluster.plan.plan import make_plan
-from engine.config.load import describe, load
+from engine.config import explain
+from engine.config.load import load
 from engine.config.run import RunConfig
 from engine.errors import KumiteError
 from engine.text import printable
@@ -34,7 +35,10 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
     interrupted or terminated, to be resumed by the same command.
     """
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    arguments, overrides = _parser(description).parse_known_args(argv)
+    arguments, overrides = _parser(base, description).parse_known_args(argv)
+    if arguments.help_all:
+        print(explain.describe(), end="")
+        return 0
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # rules by dotted path are looked up from where the command is given
     try:
@@ -80,14 +84,16 @@ def _terminated(number: int, frame: object) -> None:
     raise KeyboardInterrupt(128 + number)
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def _parser(base: dict[str, Any], description: str) -> argparse.ArgumentParser:
+    keys = explain.describe_most_used(base.get("algorithm", {}).get("name"))
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="keys (key=value, later wins):\n" + describe(),
+        epilog=f"the most used keys (key=value, later wins), defaults, meanings:\n{keys}--help-all lists every key.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [--config FILE] [--dry-run] [key.path=value ...]",
+        usage="%(prog)s [--config FILE] [--dry-run] [--help-all] [key.path=value ...]",
         allow_abbrev=False,
     )
+    parser.add_argument("--help-all", action="store_true", help="list every key with its range, default and meaning")
     parser.add_argument("--config", type=Path, help="YAML file; may inherit from others with `defaults:`")
     parser.add_argument("--dry-run", action="store_true", help="check everything, show the plan, start nothing")
     return parser

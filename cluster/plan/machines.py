@@ -74,7 +74,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-ADVICE = "\nLower num_replicas, cpus or gpus, add nodes, or let roles take turns: cluster.placement=turns"
+ADVICE = "\nLower num_replicas, cpus or gpus, add nodes, or let roles share them: cluster.placement=colocated"
 """The ways out."""
 
 

@@ -69,7 +69,7 @@ def _judges(config: RunConfig) -> dict[RoleName, JudgeConfig]:
 
 def _place(plan: Plan, config: RunConfig, there: Machines) -> None:
     """Who runs where, and whether that many CPUs and GPUs exist."""
-    turns, resources = config.cluster.placement == "turns", there.resources()
+    turns, resources = config.cluster.placement == "colocated", there.resources()
     has = f": {resources['CPU']:g} CPUs, {resources['GPU']:g} GPUs" if resources else ""
     together = "in turns on shared resources" if turns else "side by side"
     if config.cluster.backend == "local":
@@ -223,7 +223,7 @@ def _host_memory(plan: Plan, config: RunConfig, there: Machines, parameters: flo
     parts = host_bytes(config, there, parameters)
     if not parts:
         return
-    alone = config.cluster.placement == "turns"
+    alone = config.cluster.placement == "colocated"
     total = max(parts.values()) if alone else sum(parts.values())
     text = ", ".join(f"{role} {_size(size)}" for role, size in parts.items())
     room = f" of {there.memory_gib:,.0f} GiB" if there.memory_gib else ""

@@ -63,7 +63,7 @@ def launched(config: RunConfig, engines: Engines, probe: ProbeBatch, note: Note,
         return
     with ray_session(config.cluster):
         deadline_s = config.cluster.start_deadline_s
-        placement = Placement(needs(config), config.cluster.placement == "turns", deadline_s)
+        placement = Placement(needs(config), config.cluster.placement == "colocated", deadline_s)
         yield from _roles(config, engines, RaySpawner(placement, deadline_s), placement, probe, note, pin)
 
 
@@ -79,7 +79,7 @@ def _roles(
     """The roles, closed when the caller is done with them."""
     roles = ClusterRoles(
         _pools(config, engines, spawner, note),
-        colocated=config.cluster.placement == "turns",
+        colocated=config.cluster.placement == "colocated",
         policy_judges=config.policy_judges,
         probe=probe,
         note=note,

@@ -101,6 +101,21 @@ class Algorithm(BaseModel, ABC):
         """The stage whose shards `select` reads: the last one of `stages`, or the prompts."""
         return ("prompts", *self.stages(iteration))[-1]
 
+    @property
+    def samples(self) -> bool:
+        """Whether the policy answers the training prompts."""
+        return "completions" in self.stages(0)
+
+    @property
+    def needs_scorer(self) -> bool:
+        """Whether a scorer compares the answers."""
+        return "scored" in self.stages(0)
+
+    @property
+    def compares_with_previous_policy(self) -> bool:
+        """Whether the previous policy scores the same answers, from the second iteration on."""
+        return "rescored" in self.stages(1)
+
     @abstractmethod
     def select(self, table: pa.Table) -> Selection:
         """Turn a shard, as the last of `stages` left it (or PROMPTS), into training rows.

@@ -12,18 +12,19 @@ from engine.config.scorer import ScorerConfig
 
 
 class EvaluationConfig(Section):
-    """Held-out prompts on which every policy is compared with the start and with its predecessor."""
+    """Held-out prompts on which every policy is compared with the start policy and with the previous one."""
 
     prompts: PromptsConfig
+    """The held-out prompts."""
     num_samples: PositiveInt = 1
     """Answers per held-out prompt and policy."""
     temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
-    """0: greedy."""
+    """Of these answers; 0: greedy."""
     scorer: ScorerConfig | None = None
-    """Who decides; null: the training scorer, which flatters the policy that it trained."""
+    """The scorer that compares them; null: the training scorer, which favours the policy that it trained."""
 
     @model_validator(mode="after")
-    def _greedy_answers_once(self) -> EvaluationConfig:
+    def _check_greedy_samples_once(self) -> EvaluationConfig:
         if self.temperature == 0 and self.num_samples > 1:
-            raise ValueError(f"num_samples = {self.num_samples} at temperature 0 would all be the same answer; use 1")
+            raise ValueError(f"num_samples = {self.num_samples} at temperature 0 would all be the same; use 1")
         return self

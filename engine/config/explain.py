@@ -1,18 +1,20 @@
-"""What keys a configuration may have, in words: ranges, choices, nearest names, the text of `--help`.
+"""What keys a configuration may have, and what to say about a wrong one: messages and the text of `--help`.
 
-Reads the JSON schema that pydantic derives from engine/config/run.py, so that every message and the help
-text follow the models by themselves. A *node* is a part of that schema. Knows nothing of files.
+Everything is read from the JSON schema that pydantic derives from engine/config/run.py, so it follows the models.
+A *node* is a part of that schema. No file or layer is read here.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from engine.config.base import NO_EFFECT
 from engine.config.run import RunConfig
 
 Node = dict[str, Any]
@@ -21,11 +23,33 @@ Path = tuple[str | int, ...]
 TAGS = ("kind", "name")
 """Keys that choose between the variants of a section (scorer.kind, algorithm.name)."""
 
+RECIPE = "the recipe"
+"""The place of a value that a recipe sets by itself."""
+
+MOST_USED = (
+    "model.path",
+    "prompts.source",
+    "iterations",
+    "sampling.num_samples",
+    "sampling.temperature",
+    "scorer",
+    "scorer.path",
+    "algorithm",
+    "learner.optimizer.lr",
+    "learner.batch_size",
+    "generator.num_replicas",
+    "cluster.placement",
+    "name",
+    "output",
+)
+"""What `--help` shows."""
+
 ELSEWHERE = {
     "api_key": "scorer.server.api_key_env, the NAME of an environment variable",
-    "beta": "algorithm.beta, or algorithm.eta = 1 / beta in sppo",
+    "beta": "algorithm.eta = 1 / beta in sppo, algorithm.beta in the other algorithms",
     "pairs": "sampling.num_samples",
     "num_generations": "sampling.num_samples",
+    "n_samples": "sampling.num_samples",
     "n_samples_per_prompt": "sampling.num_samples",
     "best_of_n": "sampling.num_samples",
     "max_tokens": "sampling.max_new_tokens",
@@ -39,27 +63,45 @@ ELSEWHERE = {
     "gradient_clipping": "learner.optimizer.max_grad_norm",
     "lr_scheduler_type": "learner.schedule.kind",
     "warmup_steps": "learner.schedule.warmup_ratio",
+    "num_epochs": "learner.schedule.scheduler_total_epochs and learner.schedule.stop_after_epochs",
     "num_train_epochs": "learner.schedule.scheduler_total_epochs and learner.schedule.stop_after_epochs",
     "per_device_train_batch_size": "learner.micro_batch_size (and learner.batch_size for all ranks together)",
     "gradient_accumulation_steps": "learner.batch_size / (learner.micro_batch_size x learner.num_ranks)",
     "train_batch_size": "learner.batch_size",
     "bf16": "model.dtype = bfloat16",
     "fp16": "model.dtype = bfloat16 or float32 (the loss of SPPO overflows 16-bit floats)",
+    "lora_r": "learner.lora.rank",
+    "lora_rank": "learner.lora.rank",
+    "lora_alpha": "learner.lora.alpha",
+    "lora_target_modules": "learner.lora.target_modules",
     "loss_weights": "algorithm.losses",
     "rpo_alpha": "algorithm.nll_weight",
     "cpo_alpha": "algorithm.alpha",
     "simpo_gamma": "algorithm.gamma",
     "discopop_tau": "algorithm.tau",
+    "m": "algorithm.margin",
     "loss_type": "algorithm.name, or algorithm.losses in dpo",
     "model_name_or_path": "model.path",
     "dataset_name": "prompts.source",
     "output_dir": "output and name",
     "reward_model": "scorer.path",
+    "canary": "scorer.null_model",
+    "tp": "generator.tensor_parallel_size",
     "world_size": "learner.num_ranks",
     "deepspeed": "learner.zero_stage and learner.offload_optimizer",
+    "report_to": "tracking.tensorboard; the run's folder always has the metrics",
+    "eval_steps": "evaluation.prompts: every iteration's policy is compared on these held-out prompts",
     "<<": "a `defaults:` line; merge keys are not part of YAML 1.2",
 }
-"""What keys of TRL, OpenRLHF, verl and the released SPPO code are called here."""
+"""What keys of TRL, OpenRLHF, verl, the released SPPO code and earlier versions are called here."""
+
+NOT_HERE = {
+    "push_to_hub": "nothing is pushed to the hub; upload a version with `hf upload REPO OUTPUT/NAME/weights/001`, an "
+    "adapter after `kumite merge`",
+}
+"""What to do instead, for keys that have no counterpart."""
+
+RENAMED_VALUES = {"side_by_side": "disaggregated", "turns": "colocated"}
 
 
 @cache
@@ -110,6 +152,15 @@ def section(node: Node, value: dict[str, Any]) -> Node | None:
         return sections[0] if sections else None
     chosen = value.get(tag, default_tag(node))
     return next((s for s in sections if s["properties"][tag]["const"] == chosen), None)
+
+
+def node_at(path: Path, data: Any) -> Node:
+    """The node of the key at `path` in the configuration `data`."""
+    node = root()
+    for key in path:
+        node = child(node, key, data)
+        data = data.get(key) if isinstance(data, dict) else data[int(key)] if isinstance(data, list) else None
+    return node
 
 
 def child(node: Node, key: str | int, value: Any) -> Node:
@@ -190,57 +241,192 @@ class Key:
     variant: str | None
     """The kind of the nearest section with variants that the key stands in."""
     required: bool
+    has_effect: bool
+    """Whether a run's results depend on it."""
 
 
-def all_keys(node: Node | None = None, prefix: str = "", variant: str | None = None) -> Iterator[Key]:
+@cache
+def all_keys() -> tuple[Key, ...]:
     """Every key, sections before what they hold, of every variant."""
-    node = root() if node is None else node
+    return tuple(_keys(root(), "", None, True))
+
+
+def _keys(node: Node, prefix: str, variant: str | None, has_effect: bool) -> Iterator[Key]:
     tag = tag_of(node)
     for part in variants(node):
         inside = part["properties"][tag]["const"] if tag else variant
         for name, below in part["properties"].items():
-            yield Key(prefix + name, below, inside, name in part.get("required", []))
-            yield from all_keys(below, f"{prefix}{name}.", inside)
+            effect = has_effect and not below.get(NO_EFFECT, False)
+            yield Key(prefix + name, below, inside, name in part.get("required", []), effect)
+            yield from _keys(below, f"{prefix}{name}.", inside, effect)
+
+
+@cache
+def sections(nullable: bool = False) -> frozenset[Path]:
+    """Paths of all sections; without `nullable` of those for which null is no value."""
+    return frozenset(
+        tuple(key.path.split("."))
+        for key in all_keys()
+        if variants(key.node) and (nullable or all(option.get("type") != "null" for option in options(key.node)))
+    )
+
+
+@cache
+def tags() -> dict[Path, tuple[str, str | None]]:
+    """By section with variants: the key that chooses one, and its default."""
+    tagged = {tuple(key.path.split(".")): (tag_of(key.node), default_tag(key.node)) for key in all_keys()}
+    return {path: (tag, default) for path, (tag, default) in tagged.items() if tag}
+
+
+def is_no_number(value: bool | str, node: Node) -> bool:
+    """Whether true, false or a number in quotes stands where only a number may."""
+    types = {option.get("type") for option in options(node)}
+    if not types & {"integer", "number"} or types & {"boolean", "string"}:
+        return False
+    return isinstance(value, bool) or _looks_like_number(value)
+
+
+def _looks_like_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text.strip()) is not None
+
+
+def messages(refused: dict[Path, Any], errors: list[Any], data: Any, place: Callable[[Path], str]) -> list[str]:
+    """One message per wrong key of the configuration `data`.
+
+    `refused` are values that are no numbers; `errors` are pydantic's, which has several where a value may be of
+    several types; `place(path)` is where a key was written.
+    """
+    details = {path: {"type": "refused", "input": value} for path, value in refused.items()}
+    for error in errors:
+        path = _path(error, data)
+        if not any(other[: len(path)] == path for other in refused):  # keys are compared once each of them is right
+            details.setdefault(path, error)
+    return [
+        _message(path, error, data, place)
+        for path, error in details.items()
+        if not any(path[:n] in details for n in range(len(path)))
+    ]
+
+
+def _path(error: Any, data: Any) -> Path:
+    """The path that a pydantic error means, without the names of union members in it."""
+    path: Path = ()
+    for part in error["loc"]:
+        if part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int):
+            path, data = (*path, part), data[part]
+    return (*path, error["loc"][-1]) if error["type"] == "missing" else path
+
+
+def _message(path: Path, error: Any, data: Any, place: Callable[[Path], str]) -> str:
+    """What is wrong with the key at `path`, in words."""
+    name, node = ".".join(map(str, path)), node_at(path, data)
+    if error["type"] == "extra_forbidden":
+        hint = advice(path)
+        return f"{name}: unknown key{'; ' + hint if hint else ''} ({place(path)})"
+    if error["type"] == "value_error":
+        text = str(error["ctx"]["error"])
+        return f"{name}: {text} ({place(path)})" if name else f"{text} ({_place_of_first_key(text, data, place)})"
+    value: Any = error["input"]
+    is_missing = error["type"] == "missing"
+    if (tag := tag_of(node)) and isinstance(value, dict) and not is_missing:  # the section's variant is wrong
+        path, name, node = (*path, tag), f"{name}.{tag}", {"enum": choices(node)}
+        is_missing, value = tag not in value, value.get(tag)
+    if is_missing:
+        return f"{name}: missing; expected {in_words(node)} ({place(path)})"
+    return f"{name} = {shown(value)}: expected {in_words(node)}{_hint(value, node)} ({place(path)})"
+
+
+def _place_of_first_key(text: str, data: Any, place: Callable[[Path], str]) -> str:
+    """Where the first key that a message names was written, unless by the recipe."""
+    for word in re.findall(r"\w+(?:\.\w+)+", text):
+        path, value = tuple(word.split(".")), data
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and place(path) != RECIPE:
+            return place(path)
+    return place(())
+
+
+def _hint(value: Any, node: Node) -> str:
+    """What the person may have meant by a wrong value."""
+    if isinstance(value, str) and is_no_number(value, node):
+        return f"; this is text, write {value.strip()} without quotes"
+    allowed = [str(choice) for option in options(node) for choice in option.get("enum", [])]
+    if (new := RENAMED_VALUES.get(str(value))) in allowed:
+        return f"; here it is {new}"
+    near = difflib.get_close_matches(str(value), allowed, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def advice(path: Path) -> str:
     """What a person who wrote the unknown key `path` may have meant; empty if nothing comes near."""
     dotted, name = ".".join(map(str, path)), str(path[-1])
-    known = list(all_keys())
-    if kinds := [key.variant for key in known if key.path == dotted and key.variant]:
-        place = ".".join(map(str, path[:-1]))
-        hint = f"; else it is {ELSEWHERE[name]}" if name in ELSEWHERE else ""
-        return f"it belongs to another kind of {place}: {', '.join(dict.fromkeys(kinds))}{hint}"
-    if any(key.path == name for key in known) and "." in name:
+    here = f"here it is {ELSEWHERE[name]}" if name in ELSEWHERE else NOT_HERE.get(name, "")
+    if kinds := [key.variant for key in all_keys() if key.path == dotted and key.variant]:
+        section = ".".join(map(str, path[:-1]))
+        return f"it belongs to another kind of {section}: {', '.join(dict.fromkeys(kinds))}{'; ' if here else ''}{here}"
+    if any(key.path == name for key in all_keys()) and "." in name:
         return "dots work on the command line; in a file write nested sections"
-    if name in ELSEWHERE:
-        return f"here it is {ELSEWHERE[name]}"
-    names = _nearest(dotted, name, list(dict.fromkeys(key.path for key in known)))
+    if here:
+        return here
+    names = _nearest(dotted, name, list(dict.fromkeys(key.path for key in all_keys())))
     return f"did you mean {' or '.join(names)}?" if names else ""
 
 
-def _nearest(dotted: str, name: str, known: list[str]) -> list[str]:
-    """Up to three known keys: the same name elsewhere, else a similar one here, else similar ones elsewhere."""
-    last = {path: path.rpartition(".")[2] for path in known}
-    if same := [path for path in known if last[path] == name]:
-        return sorted(same, key=lambda path: -difflib.SequenceMatcher(None, path, dotted).ratio())[:3]
+def _nearest(dotted: str, name: str, keys: list[str]) -> list[str]:
+    """Up to three keys: the same name elsewhere, a similar name here or in ELSEWHERE, or similar names elsewhere."""
+    last = {path: path.rpartition(".")[2] for path in keys}
+    if same := [path for path in keys if last[path] == name]:
+        likeness = {path: difflib.SequenceMatcher(None, path, dotted).ratio() for path in same}
+        return sorted(same, key=lambda path: (path not in MOST_USED, -likeness[path]))[:3]
     parent = dotted.rpartition(".")[0]
-    here = {last[path]: path for path in known if path.rpartition(".")[0] == parent}
-    if similar := difflib.get_close_matches(name, here, n=1):
-        return [here[similar[0]]]
+    siblings = {last[path]: path for path in keys if path.rpartition(".")[0] == parent}
+    similar = difflib.get_close_matches(name, {**ELSEWHERE, **siblings}, n=1, cutoff=0.7)
+    if similar := similar or difflib.get_close_matches(name, siblings, n=1):
+        return [siblings.get(similar[0]) or ELSEWHERE[similar[0]]]
     names = difflib.get_close_matches(name, set(last.values()), n=1, cutoff=0.7)
-    return [path for path in known if last[path] in names][:3]
+    return [path for path in keys if last[path] in names][:3]
 
 
 def describe() -> str:
-    """Every key with its range, its default and what it means: the body of `--help`."""
+    """Every key with its range, its default and what it means: the text of `--help-all`."""
     lines: list[str] = []
     for key in all_keys():
-        kind = f"  [{key.variant}]" if key.variant else ""
-        lines.append(f"{key.path}{kind}: {_summary(key)}")
-        meaning = key.node.get("description") or next((s.get("description", "") for s in variants(key.node)), "")
-        lines += textwrap.wrap(" ".join(meaning.split()), 110, initial_indent="    ", subsequent_indent="    ")
+        variant = f"  [{key.variant}]" if key.variant else ""
+        effect = "" if key.has_effect else "; no effect on results"
+        lines.append(f"{key.path}{variant}: {_summary(key)}{effect}")
+        lines += textwrap.wrap(meaning(key), 110, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines) + "\n"
+
+
+def describe_most_used(algorithm: str | None = None) -> str:
+    """The most used keys with their defaults and a sentence each, and those of `algorithm`: the text of `--help`."""
+    algorithm = algorithm or tags()["algorithm",][1] or ""
+    first = {key.path: key for key in reversed(all_keys())}
+    own = [key for key in all_keys() if key.path.startswith("algorithm.") and key.variant == algorithm]
+    values = [f"{key.path.partition('.')[2]} = {_default(key)}" for key in own if key.path != "algorithm.name"]
+    rows = [("algorithm.KEY", "", f"{algorithm} has {', '.join(values)}.")]
+    for path in reversed(MOST_USED):
+        key, tag = first[path], tag_of(first[path].node)
+        default, sentence = _default(key), meaning(key).split(". ")[0].rstrip(".")
+        if tag:
+            path, default, sentence = f"{path}.{tag}", default_tag(key.node) or default, " or ".join(choices(key.node))
+        rows.insert(0, (path, algorithm if path == "algorithm.name" else default, sentence + "."))
+    lines = (f"{path:<23} {default:<13} {sentence}" for path, default, sentence in rows)
+    return "".join(
+        textwrap.fill(line, 115, subsequent_indent=" " * 38, break_on_hyphens=False) + "\n" for line in lines
+    )
+
+
+def _default(key: Key) -> str:
+    default = key.node.get("default")
+    return "required" if key.required else default if isinstance(default, str) else shown(default)
+
+
+def meaning(key: Key) -> str:
+    """The docstring of the key, or of the section that it holds, on one line."""
+    text = key.node.get("description") or next((s.get("description", "") for s in variants(key.node)), "")
+    return " ".join(text.split())
 
 
 def _summary(key: Key) -> str:

@@ -6,55 +6,61 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from engine.config.base import Fraction, Section
+from engine.config.base import WITHOUT_EFFECT, Fraction, Section
 
 
 class OptimizerConfig(Section):
-    """One optimizer per iteration, fresh at its start."""
+    """Every iteration starts with a new optimizer."""
 
     name: Literal["rmsprop", "adamw"] = "rmsprop"
     """RMSprop in SPPO's released runs."""
     lr: Annotated[float, Field(ge=0.0)] = 5e-7
+    """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """rmsprop: L2 penalty; adamw: decoupled decay."""
     eps: PositiveFloat = 1e-8
+    """Added to the denominator, for numerical stability."""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
-    """RMSprop's decay of the squared gradient."""
+    """rmsprop: decay of the mean squared gradient."""
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.999)
-    """AdamW's decays."""
+    """adamw: decays of the mean gradient and of the mean squared gradient."""
     max_grad_norm: PositiveFloat | None = 1.0
-    """Clip the global gradient norm; null: no clipping."""
+    """Gradients are clipped to this global norm; null: no clipping."""
 
 
 class ScheduleConfig(Section):
     """The learning rate over one iteration."""
 
     kind: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape after the warm-up; linear and cosine fall to 0."""
     warmup_ratio: Fraction = 0.1
-    """Share of the *scheduled* steps that warm up."""
+    """Share of the *scheduled* steps in which the learning rate rises from 0."""
     scheduler_total_epochs: PositiveFloat = 1.0
-    """Epochs the schedule is laid out for: 18 in the SPPO paper, 6 on its model cards, 1 in its scripts."""
+    """Epochs over which the schedule stretches: 18 in the SPPO paper, 6 on its model cards, 1 in its scripts."""
     stop_after_epochs: PositiveFloat = 1.0
-    """Epochs that are run; 1 in all three."""
+    """Epochs that are trained; 1 in all three."""
 
     @model_validator(mode="after")
-    def _stops_within_the_schedule(self) -> ScheduleConfig:
+    def _check_stops_within_schedule(self) -> ScheduleConfig:
         if self.stop_after_epochs > self.scheduler_total_epochs:
             raise ValueError(
                 f"stop_after_epochs = {self.stop_after_epochs} is beyond scheduler_total_epochs = "
-                f"{self.scheduler_total_epochs}: the learning rate would be 0 from there on"
+                f"{self.scheduler_total_epochs}: the learning rate would be 0 after that"
             )
         return self
 
 
 class LearnerConfig(Section):
-    """The DeepSpeed group that updates the weights and knows the reference log-probabilities."""
+    """The group of ranks that trains the policy and computes the reference log-probabilities."""
 
     num_ranks: PositiveInt = 1
+    """Processes that train together (the world size)."""
     cpus: Annotated[float, Field(ge=0.0)] = 1.0
     """CPU cores per rank."""
     gpus: Literal[0, 1] = 0
-    """GPUs per rank; a rank computes on one."""
+    """GPUs per rank."""
     zero_stage: Literal[0, 1, 2, 3] = 3
+    """DeepSpeed ZeRO stage: ranks share optimizer state (1), gradients too (2), weights too (3)."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in host memory (ZeRO 1 to 3)."""
     batch_size: PositiveInt = 64
@@ -62,17 +68,20 @@ class LearnerConfig(Section):
     micro_batch_size: PositiveInt = 1
     """Prompts per forward pass and rank."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass, which saves memory and costs time."""
     lora: LoRAConfig | None = None
     """Train low-rank adapters; null: all weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """How gradients change the weights."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over one iteration."""
     logits_chunk: PositiveInt = 1024
-    """Tokens whose logits exist at one time; bounds memory, never changes the result's meaning."""
-    checkpoint_every: PositiveInt = 50
-    """Steps between the learner's own checkpoints, from which it restarts within an iteration."""
+    """Tokens whose logits are in memory at one time; fewer need less memory."""
+    checkpoint_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 50
+    """Optimizer steps between two checkpoints from which the learner restarts within an iteration."""
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> LearnerConfig:
+    def _check_batch_divides(self) -> LearnerConfig:
         per_pass = self.micro_batch_size * self.num_ranks
         if self.batch_size % per_pass:
             raise ValueError(
@@ -82,7 +91,7 @@ class LearnerConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _can_hold_adapters(self) -> LearnerConfig:
+    def _check_lora_is_possible(self) -> LearnerConfig:
         if self.lora and self.lora.quantize and (not self.gpus or self.zero_stage > 2):
             raise ValueError(
                 f"lora.quantize = {self.lora.quantize} with gpus = {self.gpus} and zero_stage = {self.zero_stage}: "
@@ -93,21 +102,22 @@ class LearnerConfig(Section):
 
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values of vLLM's max_lora_rank; an adapter may have any rank up to it."""
+"""The values that vLLM's max_lora_rank accepts; an adapter may have any rank up to it."""
 OUTER = ("lm_head", "embed", "wte", "wpe")
-"""Parts of names of layers that turn ids into vectors and back."""
+"""Parts of the names of embedding and output layers."""
 
 
 class LoRAConfig(Section):
     """Low-rank adapters (LoRA, arXiv 2106.09685): W + alpha / rank * B A, where only A and B are trained."""
 
     rank: PositiveInt = 16
+    """Rank of the matrices A and B."""
     alpha: PositiveFloat = 32.0
-    """The product B A counts alpha / rank times."""
+    """The product B A is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Only 0: with dropout the log-ratio before the first update would be noise instead of 0."""
+    """Only 0 is possible: with dropout the log-ratio before the first update would not be 0."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """all-linear: every linear layer but the language-model head; or names of layers, e.g. [q_proj, v_proj]."""
+    """all-linear: every linear layer except the language-model head; or names of layers, e.g. [q_proj, v_proj]."""
     between_iterations: Literal["continue", "stack", "merge"] = "continue"
     """continue: one adapter for the whole run; stack: each iteration trains a fresh one on top of the frozen earlier
     ones, saved as one adapter whose rank grows; merge: each adapter is merged and a whole model published."""
@@ -116,7 +126,7 @@ class LoRAConfig(Section):
 
     @field_validator("dropout")
     @classmethod
-    def _has_no_dropout(cls, value: float) -> float:
+    def _check_no_dropout(cls, value: float) -> float:
         if value != 0.0:
             raise ValueError(
                 "only 0 is possible: with dropout the log-ratio before the first update would not be 0; remove it"
@@ -125,17 +135,17 @@ class LoRAConfig(Section):
 
     @field_validator("target_modules")
     @classmethod
-    def _leaves_head_and_embeddings_alone(cls, value: str | list[str]) -> str | list[str]:
+    def _check_targets_are_inside_blocks(cls, value: str | list[str]) -> str | list[str]:
         outer = [name for name in value if any(part in name for part in OUTER)] if isinstance(value, list) else []
         if outer:
             raise ValueError(
-                f"{', '.join(outer)}: head and embeddings get no adapter, their layers are computed in chunks and may "
+                f"{', '.join(outer)}: head and embeddings get no adapter, because they are computed in chunks and may "
                 f"be tied; name layers inside the blocks, e.g. [q_proj, v_proj], or use all-linear"
             )
         return value
 
     @model_validator(mode="after")
-    def _merges_whole_weights_only(self) -> LoRAConfig:
+    def _check_merge_is_unquantized(self) -> LoRAConfig:
         if self.quantize and self.between_iterations == "merge":
             raise ValueError(
                 f"between_iterations = merge does not go with quantize = {self.quantize}: the weights to merge into "

@@ -1,12 +1,12 @@
-"""From YAML files and command lines to a RunConfig, and back.
+"""Read YAML files and command lines into a RunConfig, and write one back.
 
-Layers, the later one wins: a recipe's own values, the files under `defaults:`, the file, the command
-line. Sections merge key by key; lists are replaced whole. Where a layer chooses another variant of a
-section (scorer.kind, algorithm.name), that section starts afresh, so nothing of the old variant stays.
+A Layer is a flat dict: the path of a key -> its value and where it was written. Four kinds of layers are merged, a
+later one wins: the recipe's own values, the files under `defaults:`, the file, the command line. Sections merge key
+by key; lists are replaced as a whole. Where a layer chooses another variant of a section (scorer.kind,
+algorithm.name), the old variant's keys are dropped. A section without keys counts as absent.
 
-PyYAML follows YAML 1.1, where `5e-7` is text, `no` is False and `1:30` is 90. Here scalars follow the
-core schema of YAML 1.2, keys are always text, repeated keys and tags are refused, and a crafted file
-can exhaust neither the stack (depth) nor the memory (size, aliases that expand).
+YAML is version 1.2, read by ruamel.yaml: `5e-7` is a number, `no` is text. Keys are always text; repeated keys and
+tags are refused; size, depth and the number of values are bounded, so a crafted file exhausts neither stack nor memory.
 """
 
 from __future__ import annotations
@@ -15,44 +15,79 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from io import StringIO
 from pathlib import Path as File
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from engine.config import explain
-from engine.config.explain import Node, Path, describe, shown
+from engine.config.base import has_no_effect
+from engine.config.explain import Path, shown
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 
-__all__ = ["config_digest", "describe", "diff", "dump", "load"]
-
 COMMAND_LINE = "command line"
-MAX_GENERATIONS = 8
-"""How many files may stand above one another through `defaults:`."""
+MAX_FILES = 8
+"""Length of a chain of files through `defaults:`."""
+MAX_BYTES = 2**20
+MAX_DEPTH = 32
+MAX_VALUES = 50_000
+"""Values in one file after aliases are expanded."""
 
-WITHOUT_EFFECT: dict[str, Any] = {
-    "run": {"name", "output", "cluster", "tracking"},
-    "model": {"num_parameters"},
-    "prompts": {"expected"},
-    "scorer": {
-        "num_replicas": True,
-        "cpus": True,
-        "server": {"num_parameters", "api_key_env", "allow_insecure_http", "timeout_s", "max_retries", "cache"}
-        | {"max_concurrency", "max_requests", "max_tokens_total", "max_cost_usd"}
-        | {"usd_per_million_input_tokens", "usd_per_million_output_tokens"},
-    },
-    "generator": {"num_replicas", "cpus", "probe_tolerance"},
-    "learner": {"checkpoint_every"},
-}
-"""Keys that decide where, how fast and how watchfully a run computes, but not what.
 
-Whatever might change a floating-point sum counts as an effect: learner.num_ranks, micro_batch_size,
-logits_chunk, tensor_parallel_size, batch_tokens.
-"""
+class Entry(NamedTuple):
+    """One value of a layer."""
+
+    value: Any
+    """A scalar; {} for a mapping and [] for a list, whose contents have entries of their own."""
+    where: str
+    """The place for messages, e.g. "sppo.yaml:12" or "command line"."""
+
+
+class Layer(dict[Path, Entry]):
+    """Entries by path, each mapping or list before what it holds. The path of the whole is ()."""
+
+    @classmethod
+    def of(cls, value: Any, where: str, path: Path = ()) -> Layer:
+        """Flatten Python data that was written at `where`."""
+        is_list = isinstance(value, list | tuple)
+        layer = cls({path: Entry({} if isinstance(value, dict) else [] if is_list else value, where)})
+        for key, item in enumerate(value) if is_list else value.items() if isinstance(value, dict) else ():
+            layer.update(cls.of(item, where, (*path, key if is_list else str(key))))
+        return layer
+
+    def plain(self) -> Any:
+        """The layer as nested Python data."""
+        data: dict[Path, Any] = {}
+        for path, entry in self.items():
+            data[path] = entry.value.copy() if isinstance(entry.value, dict | list) else entry.value
+            if path:
+                parent = data[path[:-1]]
+                parent.append(data[path]) if isinstance(parent, list) else parent.update({path[-1]: data[path]})
+        return data[()]
+
+    def value(self, path: Path) -> Any:
+        """The value at `path`; None where there is none."""
+        return self[path].value if path in self else None
+
+    def place(self, path: Path) -> str:
+        """Where the value at `path` was written, or else the nearest section around it."""
+        return next(self[path[:n]].where for n in range(len(path), -1, -1) if path[:n] in self)
+
+    def cleared(self, paths: Collection[Path]) -> Layer:
+        """A copy without what stands below any of `paths`."""
+        return Layer({p: e for p, e in self.items() if not any(p[:n] in paths for n in range(len(p)))})
+
+    def without_empty_sections(self) -> Layer:
+        """A copy without sections that hold no key, as where all lines below `learner:` are comments."""
+        return Layer({p: e for p, e in self.items() if e.value is not None or p not in explain.sections()})
 
 
 def load(
@@ -62,23 +97,23 @@ def load(
 
     `overrides` are `a.b=value`, `--a.b=value` or `--a.b value`, values in YAML; `a.b.0=value` replaces one
     element of a list, and a value that is a mapping replaces its section. Paths under `defaults:` are
-    relative to the file that names them. Raises ConfigError with every problem found; checks that compare
-    keys with each other are made once the keys by themselves are right.
+    relative to the file that names them. Raises ConfigError with every problem; checks that compare
+    keys with each other are made once every key on its own is right.
     """
     problems: list[str] = []
-    tree = entry(base or {}, "the recipe" if base else COMMAND_LINE)
+    changes = _parse_overrides(overrides, problems)
+    layer = Layer.of(base or {}, explain.RECIPE if base else COMMAND_LINE)
     if path is not None:
         try:
-            tree = _merge(tree, _read(File(path), ()), explain.root())
+            layer = _merge(layer, _read(File(path), ()))
         except ConfigError as error:
-            _parse_overrides(overrides, problems)
             raise ConfigError(error.problems + problems) from error
-    for keys, value in _parse_overrides(overrides, problems):
+    for keys, value in changes:
         try:
-            tree = _set(tree, explain.root(), keys, value)
+            layer = _override(layer, keys, value)
         except LookupError as error:
             problems.append(f"{'.'.join(keys)}: {error.args[0]} ({COMMAND_LINE})")
-    return _validate(tree, problems)
+    return _validate(layer, problems)
 
 
 def dump(config: RunConfig) -> str:
@@ -92,22 +127,19 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {shown(before[key]) if key in before else '(absent)'} -> "
         f"{shown(after[key]) if key in after else '(absent)'}"
-        for key in dict.fromkeys([*before, *after])
+        for key in {**before, **after}
         if (key in before) != (key in after) or before.get(key) != after.get(key)
     ]
 
 
 def config_digest(config: RunConfig) -> str:
-    """SHA-256, in hex, over what determines a run's results: all but WITHOUT_EFFECT."""
-    drop = WITHOUT_EFFECT
-    evaluation: dict[str, Any] = {"prompts": drop["prompts"]} if config.evaluation else {}
-    if config.evaluation and config.evaluation.scorer:
-        evaluation["scorer"] = drop["scorer"]
-    exclude: dict[str, Any] = dict.fromkeys(drop["run"], True)
-    exclude |= {"model": drop["model"], "prompts": drop["prompts"]}
-    exclude |= {"generator": drop["generator"], "scorer": drop["scorer"], "learner": drop["learner"]}
-    data = config.model_dump(exclude=exclude | {"evaluation": evaluation})
-    return hashlib.sha256(json.dumps(data, sort_keys=True, default=list).encode()).hexdigest()
+    """SHA-256, in hex, of what determines a run's results: every key but those declared without effect."""
+    return hashlib.sha256(json.dumps(_effective(config), sort_keys=True).encode()).hexdigest()
+
+
+def _effective(section: BaseModel) -> dict[str, Any]:
+    values = {name: getattr(section, name) for name, f in type(section).model_fields.items() if not has_no_effect(f)}
+    return {name: _effective(value) if isinstance(value, BaseModel) else value for name, value in values.items()}
 
 
 def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -118,27 +150,29 @@ def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, list(data) if isinstance(data, tuple) else data
 
 
-def _read(path: File, above: tuple[File, ...]) -> Entry:
-    """The entries of a file, merged onto those of the files it names under `defaults:`."""
-    here = path.resolve()
-    if here in above:
-        raise ConfigError([f"{path}: `defaults:` go in a circle: {' -> '.join(p.name for p in (*above, here))}"])
-    if len(above) >= MAX_GENERATIONS:
-        raise ConfigError([f"{path}: `defaults:` go more than {MAX_GENERATIONS} files deep"])
-    found = parse_yaml(_text(path), str(path))
-    if found.value is None:
-        return Entry({}, str(path))
-    if not isinstance(found.value, dict):
-        raise ConfigError([f"{path}: expected `key: value` lines at the top, found {shown(found.plain())}"])
-    keys = dict(found.value)
-    defaults = keys.pop("defaults", Entry([], str(path)))
-    names = defaults.plain() if isinstance(defaults.value, list) else [defaults.value]
+def _read(path: File, parents: tuple[File, ...]) -> Layer:
+    """The layer of a file, on top of those of the files it names under `defaults:`."""
+    resolved = path.resolve()
+    if resolved in parents:
+        chain = " -> ".join(p.name for p in (*parents, resolved))
+        raise ConfigError([f"{path}: the files under `defaults:` form a circle: {chain}"])
+    if len(parents) >= MAX_FILES:
+        raise ConfigError([f"{path}: more than {MAX_FILES} files refer to one another through `defaults:`"])
+    layer = parse_yaml(_text(path), str(path))
+    data = layer.plain()
+    if data is None:
+        return Layer.of({}, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError([f"{path}: expected `key: value` lines at the top level, got {shown(data)}"])
+    names = data.get("defaults", [])
+    names = names if isinstance(names, list) else [names]
     if not all(isinstance(name, str) for name in names):
-        raise ConfigError([f"defaults = {shown(names)}: expected a file or a list of files ({defaults.where})"])
-    tree = Entry({}, str(path))
+        where = layer.place(("defaults",))
+        raise ConfigError([f"defaults = {shown(names)}: expected a file or a list of files ({where})"])
+    under = Layer.of({}, str(path))
     for name in names:
-        tree = _merge(tree, _read(path.parent / name, (*above, here)), explain.root())
-    return _merge(tree, Entry(keys, str(path)), explain.root())
+        under = _merge(under, _read(path.parent / name, (*parents, resolved)))
+    return _merge(under, Layer({p: e for p, e in layer.items() if p[:1] != ("defaults",)}))
 
 
 def _text(path: File) -> str:
@@ -156,31 +190,28 @@ def _text(path: File) -> str:
         raise ConfigError([f"{path}: {error.strerror}"]) from error
 
 
-def _merge(under: Entry, over: Entry, node: Node) -> Entry:
+def _merge(under: Layer, over: Layer) -> Layer:
     """`over` on top of `under`, section by section."""
-    if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
-        return over
-    if _chooses_another(under, over, node):
-        return over
-    merged = dict(under.value)
-    for key, value in over.value.items():
-        below = explain.child(node, key, {**under.plain(), **over.plain()})
-        merged[key] = _merge(merged[key], value, below) if key in merged else value
-    return Entry(merged, over.where)
+    over = over.without_empty_sections()
+    replaced = {
+        path
+        for path, entry in over.items()
+        if not (isinstance(entry.value, dict) and isinstance(under.value(path), dict))
+        or _chooses_another_variant(under, over, path)
+    }
+    return Layer(under.cleared(replaced) | over)
 
 
-def _chooses_another(under: Entry, over: Entry, node: Node) -> bool:
-    """Whether `over` turns the section into another variant than `under` says it is."""
-    tag = explain.tag_of(node)
-    if tag is None or tag not in over.value:
-        return False
-    before = under.plain().get(tag, explain.default_tag(node))
-    return before is not None and over.value[tag].plain() != before
+def _chooses_another_variant(under: Layer, over: Layer, section: Path) -> bool:
+    tag, default = explain.tags().get(section, ("", None))
+    chosen = (*section, tag)
+    before = under[chosen].value if chosen in under else default
+    return chosen in over and before is not None and over[chosen].value != before
 
 
-def _parse_overrides(tokens: Sequence[str], problems: list[str]) -> list[tuple[list[str], Entry]]:
+def _parse_overrides(tokens: Sequence[str], problems: list[str]) -> list[tuple[list[str], Layer]]:
     """Keys and values, wider sections first and their variants first of all: their order does not matter."""
-    found = []
+    overrides = []
     rest = list(tokens)
     while rest:
         token = rest.pop(0)
@@ -191,293 +222,174 @@ def _parse_overrides(tokens: Sequence[str], problems: list[str]) -> list[tuple[l
             problems.append(f"{token!r}: expected key=value, for example learner.optimizer.lr=5e-7 ({COMMAND_LINE})")
             continue
         try:
-            found.append((key.split("."), parse_yaml(text, COMMAND_LINE, numbered=False)))
+            overrides.append((key.split("."), parse_yaml(text, COMMAND_LINE, numbered=False)))
         except ConfigError as error:
             problems += [f"{key} = {text!r}: {p}; quotes around the value may help" for p in error.problems]
-    return sorted(found, key=lambda item: (len(item[0]), item[0][-1] not in explain.TAGS))
+    return sorted(overrides, key=lambda item: (len(item[0]), item[0][-1] not in explain.TAGS))
 
 
-def _set(tree: Entry, node: Node, keys: Sequence[str], value: Entry) -> Entry:
-    """A copy of `tree` with `value` at `keys`. Raises LookupError saying what is in the way."""
-    if not keys:
-        return value
-    key, rest = keys[0], keys[1:]
-    if isinstance(tree.value, list):
-        if not (key.isdecimal() and int(key) < len(tree.value)):
-            raise LookupError(f"the list has no element {key!r}; it has 0 to {len(tree.value) - 1}")
-        items = list(tree.value)
-        items[int(key)] = _set(items[int(key)], explain.child(node, int(key), None), rest, value)
-        return Entry(items, tree.where)
-    if tree.value is not None and not isinstance(tree.value, dict):
-        raise LookupError(f"{shown(tree.value)} has no keys below it")
-    if tree.value is None and key.isdecimal() and not explain.variants(node):
-        raise LookupError("there is no list yet to change one element of; give the whole list: key=[a,b]")
-    tree = Entry(tree.value or {}, tree.where)
-    if not rest and _chooses_another(tree, Entry({key: value}, COMMAND_LINE), node):
-        return Entry({key: value}, COMMAND_LINE)
-    below = tree.value.get(key, Entry(None, COMMAND_LINE))
-    changed = _set(below, explain.child(node, key, tree.plain()), rest, value)
-    return Entry({**tree.value, key: changed}, tree.where)
+def _override(layer: Layer, keys: Sequence[str], value: Layer) -> Layer:
+    """A copy of `layer` with `value` at `keys`. Raises LookupError saying what is in the way."""
+    path: Path = ()
+    parents = {}
+    for key in keys:
+        holder = layer.value(path)
+        if isinstance(holder, list):
+            length = sum(p[:-1] == path for p in layer if p)
+            if not (key.isdecimal() and int(key) < length):
+                raise LookupError(f"the list has no element {key!r}; it has 0 to {length - 1}")
+            path = (*path, int(key))
+            continue
+        if holder is None and key.isdecimal() and path not in explain.sections(nullable=True):
+            raise LookupError("there is no list yet to change one element of; give the whole list: key=[a,b]")
+        if holder is None:
+            parents[path] = Entry({}, layer[path].where if path in layer else COMMAND_LINE)
+        elif not isinstance(holder, dict):
+            raise LookupError(f"{shown(holder)} has no keys below it")
+        path = (*path, key)
+    change = Layer(parents | {path + below: entry for below, entry in value.items()})
+    replaced = path
+    if _chooses_another_variant(layer, change, path[:-1]):
+        replaced = path[:-1]
+        change = Layer({replaced: Entry({}, COMMAND_LINE)} | change)
+    return Layer(layer.cleared({replaced}) | change).without_empty_sections()
 
 
-def _validate(tree: Entry, problems: list[str]) -> RunConfig:
-    """The configuration that `tree` holds; `problems` are those already known."""
-    data = _prepare(tree, explain.root(), (), problems)
+def _validate(layer: Layer, problems: list[str]) -> RunConfig:
+    """The configuration that `layer` holds; `problems` are those known before."""
+    for section, (tag, default) in explain.tags().items():
+        if default is not None and isinstance(layer.value(section), dict) and (*section, tag) not in layer:
+            layer = Layer(layer | {(*section, tag): Entry(default, layer.place(section))})
+    data = layer.plain()
+    refused = {
+        path: entry.value
+        for path, entry in layer.items()
+        if isinstance(entry.value, bool | str) and explain.is_no_number(entry.value, explain.node_at(path, data))
+    }  # pydantic would read true and "1" as numbers
+    errors: list[Any] = []
     try:
         config = RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(problems + list(_explain(error, tree, data))) from error
-    if problems:
+        errors = error.errors(include_url=False)
+    if problems := problems + explain.messages(refused, errors, data, layer.place):
         raise ConfigError(problems)
     return config
 
 
-def _prepare(tree: Entry, node: Node, path: Path, problems: list[str]) -> Any:
-    """Plain data for pydantic: empty sections count as absent, and the default variant is named.
-
-    Refuses true and false as numbers, which pydantic would read as 1 and 0.
-    """
-    if isinstance(tree.value, bool):
-        kinds = {option.get("type") for option in explain.options(node)}
-        if kinds & {"integer", "number"} and "boolean" not in kinds:
-            problems.append(_wrong(path, tree.value, node, tree.where))
-            return 1
-    if isinstance(tree.value, list):
-        return [_prepare(item, explain.child(node, i, None), (*path, i), problems) for i, item in enumerate(tree.value)]
-    if not isinstance(tree.value, dict):
-        return tree.value
-    data = {}
-    for key, item in tree.value.items():
-        below = explain.child(node, key, tree.plain())
-        may_be_null = any(option.get("type") == "null" for option in explain.options(below))
-        if item.value is None and explain.variants(below) and not may_be_null:
-            continue
-        data[key] = _prepare(item, below, (*path, key), problems)
-    if explain.default_tag(node):
-        data.setdefault(str(explain.tag_of(node)), explain.default_tag(node))
-    return data
-
-
-def _explain(error: ValidationError, tree: Entry, data: dict[str, Any]) -> Iterator[str]:
-    """One line per wrong key; pydantic has several where a value may be of several types."""
-    found: dict[Path, Any] = {}
-    for item in error.errors(include_url=False):
-        path, _ = _key(item["loc"], data)
-        found.setdefault(path, item)
-    for path, item in found.items():
-        if not any(path[:n] in found for n in range(len(path))):
-            yield _line(path, item, tree, data)
-
-
-def _key(loc: Path, data: Any) -> tuple[Path, Node]:
-    """The key that pydantic means by `loc`, without the names of union members in it, and its node."""
-    path: Path = ()
-    node = explain.root()
-    for part in loc:
-        known = isinstance(part, str) and part in (explain.section(node, _mapping(data)) or {}).get("properties", {})
-        if known or (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
-            node = explain.child(node, part, data)
-            data = data.get(part) if isinstance(data, dict) else data[int(part)] if isinstance(data, list) else None
-            path = (*path, part)
-    return path, node
-
-
-def _mapping(data: Any) -> dict[str, Any]:
-    return data if isinstance(data, dict) else {}
-
-
-def _line(path: Path, item: Any, tree: Entry, data: dict[str, Any]) -> str:
-    """What is wrong with the key at `path`, in words."""
-    name, where = ".".join(map(str, path)), tree.location(path)
-    node = _key(path, data)[1]
-    if item["type"] == "extra_forbidden":
-        hint = explain.advice(path)
-        return f"{name}: unknown key{'; ' + hint if hint else ''} ({where})"
-    if item["type"] == "missing":
-        return f"{name}: missing; expected {explain.in_words(node)} ({where})"
-    if item["type"] == "value_error":
-        return f"{name + ': ' if name else ''}{item['ctx']['error']} ({where})"
-    tag = explain.tag_of(node)
-    if tag and isinstance(item["input"], dict):
-        allowed, where = {"enum": explain.choices(node)}, tree.location((*path, tag))
-        if tag not in item["input"]:
-            return f"{name}.{tag}: missing; expected {explain.in_words(allowed)} ({where})"
-        return _wrong((*path, tag), item["input"][tag], allowed, where)
-    return _wrong(path, item["input"], node, where)
-
-
-def _wrong(path: Path, value: Any, node: Node, where: str) -> str:
-    allowed = [str(choice) for option in explain.options(node) for choice in option.get("enum", [])]
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{'.'.join(map(str, path))} = {shown(value)}: expected {explain.in_words(node)}{hint} ({where})"
-
-
-MAX_BYTES = 2**20
-MAX_DEPTH = 32
-MAX_VALUES = 50_000
-"""Values after aliases are expanded."""
-
-_TAG = "tag:yaml.org,2002:"
-_SCALARS = {
-    "null": re.compile(r"^(?:~|null|Null|NULL|)$"),
-    "bool": re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
-    "int": re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"),
-    "float": re.compile(
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-}
-_KNOWN_TAGS = {_TAG + name for name in (*_SCALARS, "str", "seq", "map")}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A value and where it was written, e.g. "sppo.yaml:12" or "command line"."""
-
-    value: Any
-    """A scalar, a list of entries, or a dict from text to entry."""
-    where: str
-
-    def plain(self) -> Any:
-        """Return the value as ordinary Python data."""
-        if isinstance(self.value, dict):
-            return {key: entry.plain() for key, entry in self.value.items()}
-        if isinstance(self.value, list):
-            return [entry.plain() for entry in self.value]
-        return self.value
-
-    def location(self, path: tuple[str | int, ...]) -> str:
-        """Where the value at `path` was written, or the nearest section around it that was."""
-        entry = self
-        for part in path:
-            try:
-                entry = entry.value[part]
-            except (KeyError, IndexError, TypeError):
-                break
-        return entry.where
-
-
-def entry(value: Any, where: str) -> Entry:
-    """Wrap ordinary Python data whose place is `where`."""
-    if isinstance(value, dict):
-        return Entry({str(key): entry(item, where) for key, item in value.items()}, where)
-    if isinstance(value, (list, tuple)):
-        return Entry([entry(item, where) for item in value], where)
-    return Entry(value, where)
-
-
-def parse_yaml(text: str, where: str, numbered: bool = True) -> Entry:
+def parse_yaml(text: str, where: str, numbered: bool = True) -> Layer:
     """Read one YAML document; entries say `where:line` if `numbered`, else `where`.
 
     Raises ConfigError naming every repeated key and forbidden tag, or the first syntax error.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise ConfigError([f"{where}: larger than {MAX_BYTES} bytes"])
-    try:
-        root = yaml.compose(text, Loader=_Composer)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{where}:{mark.line + 1}" if mark and numbered else where
-        raise ConfigError([f"{place}: not YAML: {error.problem or error.context}"]) from error
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{where}: not YAML: {error}"]) from error
-    if root is None:
-        return Entry(None, where)
     reader = _Reader(where, numbered)
-    result = reader.read(root, where, 0)
+    try:
+        root = reader.yaml.compose(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark and numbered else where
+        raise ConfigError([f"{place}: not YAML: {_syntax_error(error)}"]) from error
+    if root is None:
+        return Layer.of(None, where)
+    reader.read(root, (), where)
     if reader.problems:
         raise ConfigError(reader.problems)
-    return result
+    return reader.layer
+
+
+def _syntax_error(error: YAMLError) -> str:
+    if isinstance(error, MaxDepthExceededError):
+        return f"nested more than {MAX_DEPTH} deep"
+    problem = str(getattr(error, "problem", None) or getattr(error, "context", None) or error)
+    return "a tab where only spaces may stand; indent with spaces" if "'\\t'" in problem else problem
+
+
+class _Reader:
+    """YAML nodes to a layer; collects the problems on the way."""
+
+    def __init__(self, where: str, numbered: bool):
+        self.layer, self.problems = Layer(), list[str]()
+        self.yaml = YAML(typ="safe", pure=True)
+        self.yaml.max_depth = MAX_DEPTH
+        self.yaml.composer.warn_double_anchors = False
+        self._where, self._numbered = where, numbered
+
+    def read(self, node: Node, path: Path, place: str) -> None:
+        """Add the entries of `node`, which stands at `path` and was written at `place`."""
+        if len(path) > MAX_DEPTH or len(self.layer) >= MAX_VALUES:
+            message = f"more than {MAX_VALUES} values, or aliases that contain themselves"
+            raise ConfigError([f"{self._place(node)}: {message}"])
+        kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, MappingNode) and kind == "map":
+            self.layer[path] = Entry({}, place)
+            self._read_keys(node, path)
+        elif isinstance(node, SequenceNode) and kind == "seq":
+            self.layer[path] = Entry([], place)
+            for index, child in enumerate(node.value):
+                self.read(child, (*path, index), self._place(child))
+        elif isinstance(node, ScalarNode) and kind in _SCALARS:
+            self.layer[path] = Entry(self._scalar(node, kind), place)
+        else:
+            self.problems.append(f"{self._place(node)}: the tag {node.tag!r} is not allowed; only plain values are")
+
+    def _read_keys(self, node: MappingNode, path: Path) -> None:
+        places: dict[str, str] = {}
+        for key, child in node.value:
+            place, name = self._place(key), key.value
+            if not isinstance(key, ScalarNode):
+                self.problems.append(f"{place}: a key must be text")
+            elif name in places:
+                self.problems.append(f"{place}: the key {name!r} is here twice; first at {places[name]}")
+            else:
+                places[name] = place
+                self.read(child, (*path, name), place)
+
+    def _place(self, node: Node) -> str:
+        return f"{self._where}:{node.start_mark.line + 1}" if self._numbered else self._where
+
+    def _scalar(self, node: ScalarNode, kind: str) -> Any:
+        # ruamel.yaml goes beyond YAML 1.2's core schema in dates, `=`, `<<`, 1_000 and 0b1: these are text.
+        if kind in ("str", "timestamp", "value", "merge") or re.search("_|0b", node.value):
+            return node.value
+        try:
+            return self.yaml.constructor.construct_object(node)
+        except (ValueError, KeyError, IndexError):
+            self.problems.append(f"{self._place(node)}: {node.value[:40]!r} is not a value of type {kind}")
+            return None
+
+
+_SCALARS = {"null", "bool", "int", "float", "str", "timestamp", "value", "merge"}
 
 
 def dump_yaml(value: Any) -> str:
-    """Write plain data as YAML that both YAML 1.1 and 1.2 readers understand alike."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """Write plain data as YAML that readers of YAML 1.1 and 1.2 understand alike."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style, yaml.width = False, 120
+    yaml.representer.sort_base_mapping_type_on_output = False
+    text = StringIO()
+    yaml.dump(value, text)
+    return text.getvalue()
 
 
-class _Composer(yaml.SafeLoader):
-    """Text to a tree of nodes, with YAML 1.2's scalars and a bound on depth."""
-
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML's own declaration)
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(
-                problem=f"nested more than {MAX_DEPTH} deep", problem_mark=self.peek_event().start_mark
-            )
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that either version of YAML would take for something else."""
+class _Representer(SafeRepresenter):
+    """Quotes all text that some version of YAML could take for something else, and gives floats a point."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> ScalarNode:
+        word = re.fullmatch(r"[A-Za-z/][\w./-]*", data, re.ASCII)
+        special = data.lower() in ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if word and not special else '"')
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """PyYAML leaves Unicode's line breaks bare in plain and single-quoted text, where readers fold them into spaces."""
-    folds = any(mark in text for mark in "\x85\u2028\u2029")
-    return dumper.represent_scalar(_TAG + "str", text, style='"' if folds else None)
+    def represent_float(self, data: float) -> ScalarNode:
+        node = super().represent_float(data)
+        if "e" in node.value and "." not in node.value:
+            node.value = node.value.replace("e", ".0e")
+        return node
 
 
-_Dumper.add_representer(str, _represent_text)
-for _name, _pattern in _SCALARS.items():
-    _Composer.add_implicit_resolver(_TAG + _name, _pattern, None)
-    _Dumper.add_implicit_resolver(_TAG + _name, _pattern, None)
-
-
-class _Reader:
-    """Nodes to entries; collects what is wrong on the way."""
-
-    def __init__(self, where: str, numbered: bool):
-        self.where, self.numbered = where, numbered
-        self.problems: list[str] = []
-        self._left = MAX_VALUES
-
-    def read(self, node: yaml.Node, where: str, depth: int) -> Entry:
-        self._left -= 1
-        if depth > MAX_DEPTH or self._left < 0:
-            raise ConfigError([f"{self._at(node)}: over {MAX_VALUES} values, or aliases that contain themselves"])
-        if node.tag not in _KNOWN_TAGS:
-            self.problems.append(f"{self._at(node)}: the tag {node.tag!r} is not allowed; only plain values are")
-            return Entry(None, where)
-        if isinstance(node, yaml.MappingNode):
-            return Entry({key: self.read(child, place, depth + 1) for key, child, place in self._items(node)}, where)
-        if isinstance(node, yaml.SequenceNode):
-            return Entry([self.read(child, self._at(child), depth + 1) for child in node.value], where)
-        return Entry(self._scalar(node), where)
-
-    def _at(self, node: yaml.Node) -> str:
-        return f"{self.where}:{node.start_mark.line + 1}" if self.numbered else self.where
-
-    def _items(self, node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, str]]:
-        seen: dict[str, str] = {}
-        for key, child in node.value:
-            place = self._at(key)
-            if not isinstance(key, yaml.ScalarNode):
-                self.problems.append(f"{place}: a key must be text")
-            elif key.value in seen:
-                self.problems.append(f"{place}: the key {key.value!r} is here twice; first at {seen[key.value]}")
-            else:
-                seen[key.value] = place
-                yield key.value, child, place
-
-    def _scalar(self, node: yaml.Node) -> Any:
-        kind, text = node.tag.removeprefix(_TAG), node.value
-        try:
-            if kind == "null":
-                return None
-            if kind == "bool":
-                return {"true": True, "false": False}[text.lower()]
-            if kind == "int":
-                return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-            if kind == "float":
-                return float(re.sub(r"\.(?=[iInN])", "", text))
-        except (ValueError, KeyError):
-            self.problems.append(f"{self._at(node)}: {text[:40]!r} is not a value of type {kind}")
-        return text
+_Representer.add_representer(str, _Representer.represent_str)
+_Representer.add_representer(float, _Representer.represent_float)

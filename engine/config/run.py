@@ -1,8 +1,7 @@
 """The configuration of a run: every key, its range, its default and what it means.
 
-Frozen pydantic models that forbid unknown keys. Imports nothing heavy, so that `--help`, `--dry-run`
-and error messages answer at once. Reading files and command lines is engine/config/load.py's work.
-Each role gets its own section, never the whole.
+Frozen pydantic models that forbid unknown keys; engine/config/load.py reads them from files and command lines.
+Nothing heavy is imported, so that `--help`, `--dry-run` and error messages answer at once.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from engine.algorithms import SPPO, AlgorithmConfig
-from engine.config.base import Arguments, Count, ReplicasConfig, Section
+from engine.config.base import WITHOUT_EFFECT, Arguments, Count, ReplicasConfig, Section
 from engine.config.evaluation import EvaluationConfig
 from engine.config.judge import JudgeConfig
 from engine.config.learner import SERVED_RANKS, LearnerConfig
@@ -23,58 +22,59 @@ RoleName = Literal["generator", "scorer", "evaluator", "learner"]
 
 
 class ModelConfig(Section):
-    """The policy that the run starts from."""
+    """The model that the run starts from."""
 
     path: str
-    """Folder or hub id of a causal language model with safetensors weights; "tiny": an untrained one of 0.1 million
-    parameters is made in the run's folder, for trying the engines."""
+    """Folder or hub id of a causal language model with safetensors weights; "tiny": make an untrained one of
+    0.1 million parameters in the run's folder, to try the engines."""
     revision: str | None = None
-    """Hub revision; pin it when trust_remote_code is on."""
+    """Revision on the hub; pin it when trust_remote_code is on."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """What the generator computes in, the learner's forward pass computes in, and the files hold."""
+    """Data type of the generator, of the learner's forward pass, and of the saved weights."""
     chat_template: str | None = None
-    """File with a Jinja chat template; null: the model's own; "none": the last user message as it is."""
+    """File with a Jinja chat template; null: the model's own; "none": the last user message, unchanged."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Only for models whose code you have read."""
-    num_parameters: PositiveFloat | None = None
-    """For the plan, where the model is not on this machine; null: counted from its files."""
+    """Run Python code that comes with the model; only for models whose code you have read."""
+    num_parameters: Annotated[PositiveFloat | None, WITHOUT_EFFECT] = None
+    """Size of a model that is not on this machine, for the plan; null: counted from its files."""
     attn_implementation: str | None = None
-    """The learner's attention in transformers' words (sdpa, flash_attention_2, eager); null: its choice."""
+    """The learner's attention, as transformers names it (sdpa, flash_attention_2, eager); null: its default."""
 
 
 class SamplingConfig(Section):
-    """How the policy answers."""
+    """How answers are sampled from the policy."""
 
     num_samples: Annotated[int, Field(ge=1, le=256)] = 5
-    """K, the answers per prompt ("pairs", "num_generations", "n_samples_per_prompt" elsewhere)."""
+    """K, the answers per prompt ("pairs", "num_generations" or "n_samples_per_prompt" elsewhere)."""
     temperature: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
-    """1.0 in the SPPO paper; the released scripts use 0.7."""
+    """Sampling temperature; 1.0 in the SPPO paper, 0.7 in its released scripts."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """1.0 in the SPPO paper; the released scripts use 0.9."""
+    """Sample from the likeliest tokens that together have this probability; 1.0 in the paper, 0.9 in the scripts."""
     top_k: Count = 0
-    """Sample from the k likeliest tokens only; 0: from all."""
+    """Sample from the k likeliest tokens; 0: from all."""
     max_new_tokens: PositiveInt = 512
-    """An answer that reaches this many tokens counts as truncated."""
+    """Most tokens of an answer; one that reaches this length counts as truncated."""
     max_prompt_tokens: PositiveInt = 512
-    """Longer prompts follow prompts.on_overlong; they are never cut silently."""
+    """Most tokens of a prompt; prompts.on_overlong decides about longer ones, which are never cut."""
 
 
 class GeneratorConfig(ReplicasConfig):
     """The pool of vLLM engines."""
 
     tensor_parallel_size: PositiveInt = 1
+    """GPUs that one engine is split over."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
     """Share of a GPU's memory that vLLM may take."""
     kv_cache_gib: Annotated[float, Field(gt=0.0)] = 1.0
     """Size of the key-value cache on CPU machines, in GiB."""
     engine_args: Arguments = Field(default_factory=dict)
-    """Further arguments of vllm.LLM by its own names."""
-    probe_tolerance: Annotated[float, Field(gt=0.0)] | None = None
-    """Largest mean |difference| per token, in nats, between generator and learner on the probe batch
-    after each weight delivery; null: 1e-3 in float32, 0.05 in bfloat16."""
+    """More arguments of vllm.LLM, by its own names."""
+    probe_tolerance: Annotated[PositiveFloat | None, WITHOUT_EFFECT] = None
+    """Largest mean |difference| per token, in nats, between generator and learner on the probe batch after new weights
+    were loaded; null: 1e-3 in float32, 0.05 in bfloat16."""
 
     @model_validator(mode="after")
-    def _has_a_gpu_for_each_part(self) -> GeneratorConfig:
+    def _check_gpus_fit_tensor_parallel_size(self) -> GeneratorConfig:
         if self.gpus and self.tensor_parallel_size > 1 and self.gpus != self.tensor_parallel_size:
             raise ValueError(
                 f"gpus = {self.gpus:g} does not go with tensor_parallel_size = {self.tensor_parallel_size}: an engine "
@@ -84,86 +84,91 @@ class GeneratorConfig(ReplicasConfig):
 
 
 class StatedCluster(Section):
-    """A cluster to plan for that is not connected, for --dry-run."""
+    """A cluster that --dry-run plans for, without connecting to it."""
 
     nodes: PositiveInt = 1
+    """Machines."""
     cpus: PositiveInt
-    """Per node."""
+    """CPU cores per node."""
     gpus: Count = 0
-    """Per node."""
+    """GPUs per node."""
     gpu_gib: Annotated[float, Field(ge=0.0)] = 0.0
-    """Memory of one GPU."""
+    """Memory of one GPU, in GiB."""
     memory_gib: PositiveFloat
-    """Host memory of one node."""
+    """Host memory of one node, in GiB."""
     disk_gib: PositiveFloat
-    """Free on the storage of `output`."""
+    """Free space on the storage of `output`, in GiB."""
 
 
 class ClusterConfig(Section):
-    """Where the roles run."""
+    """Where the roles run, and how long they may take."""
 
     backend: Literal["ray", "local"] = "ray"
     """ray: actors, on this machine or a cluster; local: plain objects in this process."""
     address: str | None = None
     """Ray address; null: the job's own cluster, else RAY_ADDRESS, else a private one on this machine."""
-    placement: Literal["side_by_side", "turns"] = "side_by_side"
-    """side_by_side: all roles resident; turns: each releases its memory before the next one works."""
+    placement: Literal["disaggregated", "colocated"] = "disaggregated"
+    """disaggregated: each role has its own resources; colocated: roles share them and free their memory in turn."""
     start_deadline_s: PositiveFloat = 900.0
-    """For placing and starting a role."""
+    """Seconds to place and start a role."""
     shard_deadline_s: PositiveFloat = 3600.0
-    """For one shard at one role; a replica that is slower is replaced."""
+    """Seconds for one shard at one role; a slower replica is replaced."""
     step_deadline_s: PositiveFloat = 1800.0
-    """For the learner's work between two metrics."""
+    """Seconds for the learner between two reports of its metrics."""
     max_retries: Count = 3
-    """How often a shard, or the learner group, is tried again after its replica died."""
+    """How often a shard, or the group of the learner, is tried again after a replica died."""
     stated: StatedCluster | None = None
     """What --dry-run plans for, and a real run ignores; null: the cluster or machine at hand."""
 
 
 class TrackingConfig(Section):
-    """What is written beside metrics.jsonl, which always is."""
+    """How metrics are reported; metrics.jsonl is always written."""
 
     tensorboard: bool = False
+    """Write TensorBoard files too."""
     log_every: PositiveInt = 1
     """Optimizer steps between two lines of learner metrics."""
 
 
 class RunConfig(Section):
-    """One run: one folder, one policy, some iterations of self-play."""
+    """One run: a folder, a policy, and some iterations of self-play."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "sppo"
-    """Name of the run's folder."""
-    output: str = "runs"
-    """Folder of run folders, on storage that every node sees."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"), WITHOUT_EFFECT] = "sppo"
+    """Name of the run, and of its folder."""
+    output: Annotated[str, WITHOUT_EFFECT] = "runs"
+    """Folder that holds the runs, on storage that every node sees."""
     seed: Count = 0
+    """All randomness of the run is derived from it."""
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """Rounds of sampling, scoring and training."""
     shard_size: PositiveInt = 256
-    """Prompts per shard: the unit of work, of commit and of retry."""
+    """Prompts per shard, the unit of work, of commit and of retry."""
     model: ModelConfig
     prompts: PromptsConfig
     sampling: SamplingConfig = SamplingConfig()
     generator: GeneratorConfig = GeneratorConfig()
     scorer: ScorerConfig | None = None
-    """Who compares the answers; null where the algorithm asks nobody."""
+    """What compares the answers; null if the algorithm needs no scorer."""
     algorithm: AlgorithmConfig = SPPO()
+    """How scored answers become training rows and a loss."""
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig | None = None
-    cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    cluster: Annotated[ClusterConfig, WITHOUT_EFFECT] = ClusterConfig()
+    tracking: Annotated[TrackingConfig, WITHOUT_EFFECT] = TrackingConfig()
 
     @property
     def evaluator(self) -> ScorerConfig | None:
-        """The scorer that only compares policies on held-out prompts; None: the training scorer does, or nobody."""
+        """The scorer that only compares policies on held-out prompts; None if the training scorer does, or none."""
         return self.evaluation.scorer if self.evaluation else None
 
     @property
     def audits(self) -> bool:
-        """Whether a second opinion on the training scorer's verdicts is to be had."""
+        """Whether the evaluator checks the training scorer's verdicts."""
         return self.evaluator is not None
 
     @property
     def scoring_role(self) -> RoleName:
-        """Who compares the answers that train: the policy's own generators where the policy judges itself."""
+        """The role that scores training answers: the generators if the policy judges itself."""
         return "generator" if self.policy_judges else "scorer"
 
     @property
@@ -172,26 +177,25 @@ class RunConfig(Section):
         return isinstance(self.scorer, JudgeConfig) and self.scorer.by_policy
 
     @property
-    def _rates_itself(self) -> bool:
-        """Whether the policy gives each of its answers a score."""
+    def _policy_gives_scores(self) -> bool:
+        """Whether the policy scores each of its own answers."""
         return self.policy_judges and isinstance(self.scorer, JudgeConfig) and self.scorer.mode == "pointwise"
 
     @property
     def evaluating_role(self) -> RoleName:
-        """Who compares policies on held-out prompts."""
+        """The role that compares policies on held-out prompts."""
         return "evaluator" if self.evaluator else self.scoring_role
 
     @property
-    def canary(self) -> str | None:
-        """The answer that says nothing, with which an LLM judge is tried; None: no trial."""
-        return self.scorer.canary if isinstance(self.scorer, JudgeConfig) else None
+    def null_model(self) -> str | None:
+        """The answer without content that an LLM judge compares with the policy's; None: no such baseline."""
+        return self.scorer.null_model if isinstance(self.scorer, JudgeConfig) else None
 
     @property
     def pools(self) -> dict[RoleName, ReplicasConfig]:
         """The sections of the pools that this run needs, by role."""
-        stages = self.algorithm.stages(0)
-        generates = self.evaluation is not None or "completions" in stages
-        compares = "scored" in stages or (self.evaluation is not None and self.evaluator is None)
+        generates = self.evaluation is not None or self.algorithm.samples
+        compares = self.algorithm.needs_scorer or (self.evaluation is not None and self.evaluator is None)
         sections: dict[RoleName, ReplicasConfig | None] = {
             "generator": self.generator if generates else None,
             "scorer": self.scorer if compares and not self.policy_judges else None,
@@ -201,11 +205,11 @@ class RunConfig(Section):
 
     @property
     def served_rank(self) -> int:
-        """The largest rank of an adapter that the generators will serve; 0: they serve whole models."""
+        """The largest rank of an adapter that the generators will serve; 0 if they serve whole models."""
         return self.learner.lora.last_rank(self.iterations) if self.learner.lora else 0
 
     @model_validator(mode="after")
-    def _serves_what_it_trains(self) -> RunConfig:
+    def _check_adapters_can_be_served(self) -> RunConfig:
         lora = self.learner.lora
         if lora is None or "generator" not in self.pools:
             return self
@@ -218,33 +222,33 @@ class RunConfig(Section):
         if lora.quantize and self.generator.probe_tolerance is None:
             raise ValueError(
                 f"learner.lora.quantize = {lora.quantize} needs generator.probe_tolerance: the learner computes with "
-                f"rounded weights and vLLM with the whole ones, so their log-probabilities differ; state by how many "
-                f"nats per token they may, e.g. 0.3"
+                f"rounded weights and vLLM with the original ones, so their log-probabilities differ; state by how "
+                f"many nats per token they may differ, e.g. 0.3"
             )
         return self
 
     @model_validator(mode="after")
-    def _has_what_the_algorithm_needs(self) -> RunConfig:
+    def _check_needs_of_algorithm(self) -> RunConfig:
         algorithm = self.algorithm
-        if self.scorer is None and "scored" in algorithm.stages(0):
+        if self.scorer is None and algorithm.needs_scorer:
             raise ValueError(f"scorer is missing: algorithm.name = {algorithm.name} learns from its verdicts")
-        if "rescored" in algorithm.stages(1) and not self._rates_itself:
+        if algorithm.compares_with_previous_policy and not self._policy_gives_scores:
             raise ValueError(
-                f"algorithm.name = {algorithm.name} asks the policy before for its scores of the same answers; "
-                f"expected a scorer with kind = judge, mode = pointwise and server.kind = policy: another one gives "
-                f"the same scores again, or none"
+                f"algorithm.name = {algorithm.name} asks the previous policy to score the same answers; expected "
+                f"scorer.kind = judge, scorer.mode = pointwise and scorer.server.kind = policy: any other scorer "
+                f"gives the same scores again, or none"
             )
         if self.evaluation is not None and self.scorer is None and self.evaluation.scorer is None:
-            raise ValueError("evaluation.scorer is missing: without a training scorer nobody can compare policies")
+            raise ValueError("evaluation.scorer is missing: the run has no training scorer that could compare policies")
         if algorithm.max_samples is not None and self.sampling.num_samples > algorithm.max_samples:
             raise ValueError(
                 f"sampling.num_samples = {self.sampling.num_samples}, but algorithm.name = {algorithm.name} trains on "
-                f"{algorithm.max_samples} answer per prompt; the others would be made for nothing"
+                f"{algorithm.max_samples} answer per prompt; the others would be unused"
             )
         if self.learner.micro_batch_size < algorithm.min_micro_batch:
             raise ValueError(
                 f"learner.micro_batch_size = {self.learner.micro_batch_size}, but algorithm.name = {algorithm.name} "
-                f"compares rows of a micro-batch; give at least {algorithm.min_micro_batch}"
+                f"compares rows of a micro-batch; expected at least {algorithm.min_micro_batch}"
             )
         if self.sampling.num_samples < algorithm.min_samples:
             raise ValueError(
@@ -254,21 +258,24 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _the_yardstick_stays(self) -> RunConfig:
-        """Held-out win rates compare versions of the policy, so whoever decides must not change with them."""
+    def _check_evaluator_is_fixed(self) -> RunConfig:
+        """Held-out win rates compare versions of the policy, so their scorer must not change with the policy."""
         judge = (self.evaluation.scorer or self.scorer) if self.evaluation else None
         if isinstance(judge, JudgeConfig) and judge.by_policy:
             raise ValueError(
-                "evaluation.scorer may not be the policy itself (server.kind = policy): every version would judge by "
+                "evaluation.scorer may not be the policy itself (server.kind = policy): every version would judge with "
                 "other weights, and their win rates could not be compared; name a scorer that stays the same"
             )
         return self
 
     @model_validator(mode="after")
-    def _one_source_per_iteration(self) -> RunConfig:
+    def _check_sources_and_ranks(self) -> RunConfig:
         source = self.prompts.source
         if isinstance(source, list) and len(source) != self.iterations:
             raise ValueError(f"prompts.source lists {len(source)} sources for iterations = {self.iterations}")
         if self.cluster.backend == "local" and self.learner.num_ranks > 1:
-            raise ValueError("learner.num_ranks > 1 needs cluster.backend = ray: one process holds one rank")
+            raise ValueError(
+                f"learner.num_ranks = {self.learner.num_ranks} needs cluster.backend = ray: the local backend is one "
+                f"process and holds one rank"
+            )
         return self

@@ -14,25 +14,28 @@ class PairRMConfig(ReplicasConfig):
     """PairRM (arXiv 2306.02561) by Kumite's own batched module."""
 
     kind: Literal["pairrm"] = "pairrm"
+    """PairRM by Kumite's own batched module."""
     path: str
-    """Folder or hub id, in the layout of llm-blender/PairRM or llm-blender/PairRM-hf."""
+    """Folder or hub id of the scorer, in the layout of llm-blender/PairRM or llm-blender/PairRM-hf."""
     base_path: str | None = None
-    """Folder or hub id of tokenizer and backbone config where the checkpoint lacks them; null: its model_name."""
+    """Folder or hub id of tokenizer and backbone config if the checkpoint has none; null: the model_name it states."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type that PairRM computes in."""
     source: Literal["plain", "templated"] = "plain"
-    """What PairRM reads as the prompt: the user's words, or the chat template's rendering (SPPO's scripts)."""
+    """What PairRM reads as the prompt. plain: the user's text; templated: the rendered chat (SPPO's scripts)."""
     source_max_tokens: PositiveInt | None = None
-    """Room for the prompt; null: the checkpoint's own (1224 in PairRM)."""
+    """Most tokens of the prompt; null: the checkpoint's own limit (1224 in PairRM)."""
     answer_max_tokens: PositiveInt | None = None
-    """Room for each answer, to which unused prompt room is added; null: the checkpoint's own (412)."""
+    """Most tokens of each answer, plus what the prompt leaves unused; null: the checkpoint's own limit (412)."""
     batch_tokens: PositiveInt = 16384
-    """Tokens, padding included, in one forward pass."""
+    """Tokens in one forward pass, padding included."""
 
 
 class RuleConfig(ReplicasConfig):
     """A Python function (messages, answers) -> K scores in nats, or K x K pair logits."""
 
     kind: Literal["rule"] = "rule"
+    """A Python function."""
     function: DottedPath
     """`package.module:function`, importable where the scorers run."""
     arguments: Arguments = Field(default_factory=dict)
@@ -40,14 +43,16 @@ class RuleConfig(ReplicasConfig):
 
 
 class BlenderConfig(ReplicasConfig):
-    """PairRM through the llm_blender package itself; slower, kept for comparison."""
+    """PairRM through the llm_blender package; slower, for comparison."""
 
     kind: Literal["llm_blender"] = "llm_blender"
+    """PairRM through the llm_blender package."""
     path: str
     """Local folder that llm_blender's loadranker accepts."""
     source: Literal["plain", "templated"] = "plain"
+    """As in pairrm."""
     batch_size: PositiveInt = 1
-    """Above 1 llm_blender's scores depend on which prompts share a batch."""
+    """Prompts per batch; above 1 llm_blender's scores depend on which prompts share a batch."""
 
 
 ScorerConfig = Annotated[PairRMConfig | RuleConfig | BlenderConfig | JudgeConfig, Field(discriminator="kind")]

@@ -383,8 +383,8 @@ def training_stages(config: RunConfig, version: Versions, iteration: int) -> lis
             stage = Rescored(role, version(max(0, iteration - 1)), reads)
         stages.append(stage)
         reads, reads_schema = stage.name, stage.schema
-        if name == Scored.name and config.canary:  # behind it, while the same weights judge
-            stages.append(NullModel(role, version(iteration), config.canary))
+        if name == Scored.name and config.null_model:  # behind it, while the same weights judge
+            stages.append(NullModel(role, version(iteration), config.null_model))
     reference = version(0 if algorithm.reference == "start" else iteration)
     stages += [Selected(algorithm, reads, reads_schema), Referenced(reference)]
     if Scored.name in algorithm.stages(iteration) and config.audits:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from actors.export import mean, merge_adapter, write_average
 from cluster.commands.cli import main
+from engine.config.load import dump
 from engine.errors import WeightsError
 from engine.store.run import RunStore
 from tests.actors.learner.test_learner import load, write_llama
@@ -142,7 +142,7 @@ def test_adapters_are_merged_before_their_mean_is_taken(tmp_path: Path) -> None:
             files.save(policy, store.new_weights(version), keep=True)
             store.commit_weights(version, [[-1.0]])
             merge_adapter(MODEL, base, store.policy(version).folder, tmp_path / f"whole{version}")
-    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (run / "config.yaml").write_text(dump(config))
     assert main(["average", str(run), str(tmp_path / "mean")]) == 0
     write_average([tmp_path / "whole1", tmp_path / "whole2"], tmp_path / "expected")
     found, expected = (load(tmp_path / name).state_dict() for name in ("mean", "expected"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,15 +50,27 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "run"
 
 
-def test_help_names_every_key(capsys):
+def test_help_shows_the_most_used_keys_and_how_to_see_all(capsys):
     with pytest.raises(SystemExit) as end:
         main(BASE, "A recipe.", ["--help"])
     text = capsys.readouterr().out
     assert end.value.code == 0
     assert text.startswith("usage:") and "A recipe." in text
-    assert describe() in text
+    assert re.search(r"^learner\.optimizer\.lr +5e-07 +Peak learning rate\.$", text, re.M)
+    assert re.search(r"^algorithm\.KEY +sppo has .*eta = 1000\.0", text, re.M | re.S)
+    assert "--help-all lists every key" in text
+    assert len(text.splitlines()) < 60
+
+
+def test_help_all_names_every_key(capsys):
+    assert main(BASE, "A recipe.", ["--help-all"]) == 0
+    text = capsys.readouterr().out
+    assert text == describe()
     for key in ("model.path:", "sampling.num_samples:", "learner.optimizer.lr:", "cluster.stated.gpu_gib:"):
         assert f"\n{key}" in text
+    assert re.search(r"^learner.checkpoint_every: .*; default 50; no effect on results$", text, re.M)
+    assert re.search(r"^cluster.max_retries: .*; no effect on results$", text, re.M)
+    assert re.search(r"^learner.num_ranks: .*; default 1$", text, re.M)
 
 
 def test_a_dry_run_shows_the_plan_and_leaves_no_trace(command, folder, capsys):

@@ -139,11 +139,11 @@ def test_gpus_too_small_for_the_weights_are_named_with_the_way_out():
 def test_half_the_gpus_are_not_enough_and_the_sentence_says_for_whom():
     text = problems("cluster.stated.gpus=4")
     assert "8 GPUs wanted (8 bundles of 1 that serve all in turn: generator 8, scorer 8, learner 8), 4 there" in text
-    assert "cluster.placement=turns" in text
+    assert "cluster.placement=colocated" in text
 
 
 def test_side_by_side_eight_gpus_are_not_enough_either():
-    assert "24 GPUs wanted (generator 8, scorer 8, learner 8), 8 there" in problems("cluster.placement=side_by_side")
+    assert "24 GPUs wanted (generator 8, scorer 8, learner 8), 8 there" in problems("cluster.placement=disaggregated")
 
 
 def test_a_replica_that_no_node_can_hold_is_named():

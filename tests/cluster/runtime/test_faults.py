@@ -130,7 +130,7 @@ def test_killed_generator_scorer_and_learner_rank_are_replaced_in_one_run(
 
 def test_roles_that_take_turns_compute_what_roles_side_by_side_do(calm: CalmRun, ray: None, tmp_path: Path) -> None:
     values = real_values(calm.world, tmp_path, "run")
-    run = play_here({**values, "iterations": 1, "cluster": {**values["cluster"], "placement": "turns"}})
+    run = play_here({**values, "iterations": 1, "cluster": {**values["cluster"], "placement": "colocated"}})
     made = results(run)
     assert len(made) > 20
     assert made.items() <= results(calm.folder).items()

@@ -7,11 +7,10 @@ import string
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from actors.scorers.pairrm.inputs import Room
 from actors.scorers.pairrm.training import new_pairrm
 from actors.tiny_policy import make_tiny_policy
+from engine.config.load import dump_yaml
 
 NUM_PROMPTS, NUM_HELDOUT, SHARD_SIZE, ITERATIONS, K = 16, 4, 4, 2, 3
 NUM_SHARDS, NUM_STEPS = NUM_PROMPTS // SHARD_SIZE, NUM_PROMPTS // 4
@@ -87,5 +86,5 @@ def real_values(world: Path, output: Path, name: str) -> dict[str, Any]:
 
 
 def write_config(path: Path, values: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    path.write_text(dump_yaml(values), encoding="utf-8")
     return path

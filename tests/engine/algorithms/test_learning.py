@@ -75,7 +75,7 @@ def test_log_ratios_compare_with_the_policy_that_the_config_names(world: tuple[s
 def test_a_reference_that_stays_is_opened_again_wherever_roles_take_turns(tmp_path: Path) -> None:
     algorithm = {"name": "dpo", "reference": "start"}
     alone = play(
-        fake_config(tmp_path / "turns", algorithm=algorithm, cluster={"backend": "local", "placement": "turns"})
+        fake_config(tmp_path / "turns", algorithm=algorithm, cluster={"backend": "local", "placement": "colocated"})
     )
     together = play(fake_config(tmp_path / "together", algorithm=algorithm))
     assert inspection.run_digest(alone) == inspection.run_digest(together)

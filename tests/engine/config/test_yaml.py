@@ -55,11 +55,11 @@ def test_infinities_and_nan_are_numbers():
 
 
 def test_every_value_knows_its_line():
-    entry = load.parse_yaml("a: 1\nb:\n  c:\n    - 5\n    - 6\n", "f.yaml")
-    assert entry.location(("a",)) == "f.yaml:1"
-    assert entry.location(("b", "c")) == "f.yaml:3"
-    assert entry.location(("b", "c", 1)) == "f.yaml:5"
-    assert entry.location(("b", "absent", "deeper")) == "f.yaml:2"
+    layer = load.parse_yaml("a: 1\nb:\n  c:\n    - 5\n    - 6\n", "f.yaml")
+    assert layer.place(("a",)) == "f.yaml:1"
+    assert layer.place(("b", "c")) == "f.yaml:3"
+    assert layer.place(("b", "c", 1)) == "f.yaml:5"
+    assert layer.place(("b", "absent", "deeper")) == "f.yaml:2"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_what_is_not_plain_data_is_refused_with_its_place(text, message):
 def test_aliases_that_multiply_are_stopped_before_memory_is_full():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]  # 10 ** 9 values
-    with pytest.raises(ConfigError, match="over 50000 values"):
+    with pytest.raises(ConfigError, match="more than 50000 values"):
         load.parse_yaml("\n".join(lines), "bomb.yaml")
 
 

@@ -25,7 +25,7 @@ from engine.store.run import RunStore
 from tests.runs import DyingDisk, Killed, fake_config, play
 
 JUDGES = Path(__file__).parents[3] / "recipes" / "judges"
-SELF = {"kind": "judge", "server": {"kind": "policy"}, "prompt": str(JUDGES / "pairwise.txt"), "canary": "Hello."}
+SELF = {"kind": "judge", "server": {"kind": "policy"}, "prompt": str(JUDGES / "pairwise.txt"), "null_model": "Hello."}
 POINTS = {**SELF, "mode": "pointwise", "prompt": str(JUDGES / "additive_rubric.txt"), "num_judgements": 2}
 
 
@@ -103,7 +103,7 @@ def test_self_rewarding_asks_the_policy_before_and_compares_with_the_start(tmp_p
 def test_the_policy_before_is_asked_only_where_it_rates_answers(tmp_path: Path, scorer: dict[str, Any]) -> None:
     """Anybody else would give the same scores again, and the consistency would always be 1."""
     mended = {"name": "self_rewarding", "consistency": "per_prompt", "soft_labels": True}
-    with pytest.raises(ValidationError, match="expected a scorer with kind = judge, mode = pointwise"):
+    with pytest.raises(ValidationError, match=r"expected scorer\.kind = judge, scorer\.mode = pointwise"):
         fake_config(tmp_path, scorer=scorer, algorithm=mended)
 
 
@@ -150,11 +150,11 @@ def test_a_policy_that_judges_itself_has_no_scorer_pool() -> None:
     config = fake_config(Path("nowhere"), scorer=SELF)
     assert config.scoring_role == "generator"
     assert list(config.pools) == ["generator", "evaluator"]
-    assert config.canary == "Hello."
-    own = fake_config(Path("nowhere"), scorer={**SELF, "server": {"kind": "vllm", "path": "judge"}, "canary": None})
+    assert config.null_model == "Hello."
+    own = fake_config(Path("nowhere"), scorer={**SELF, "server": {"kind": "vllm", "path": "judge"}, "null_model": None})
     assert own.scoring_role == "scorer"
     assert list(own.pools) == ["generator", "scorer", "evaluator"]
-    assert own.canary is None
+    assert own.null_model is None
 
 
 def test_the_yardstick_is_never_the_policy_itself() -> None:
@@ -192,8 +192,8 @@ def test_a_run_with_every_stage_that_dies_anywhere_arrives_at_the_same_place(tmp
         return fake_config(folder, iterations=3, algorithm=algorithm, scorer=POINTS, cluster=cluster)
 
     disk = DyingDisk(10**9)
-    calm = inspection.run_digest(play(config(tmp_path / "calm", "side_by_side"), disk))
+    calm = inspection.run_digest(play(config(tmp_path / "calm", "disaggregated"), disk))
     for k in range(100, 10**9 - disk.left, 599):
         with pytest.raises(Killed):
-            play(config(tmp_path / str(k), "side_by_side"), DyingDisk(k))
-        assert inspection.run_digest(play(config(tmp_path / str(k), "turns"))) == calm, f"killed at operation {k}"
+            play(config(tmp_path / str(k), "disaggregated"), DyingDisk(k))
+        assert inspection.run_digest(play(config(tmp_path / str(k), "colocated"))) == calm, f"killed at operation {k}"

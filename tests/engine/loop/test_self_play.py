@@ -70,7 +70,7 @@ def test_another_config_on_the_same_folder_is_refused_with_the_difference(undist
 @pytest.mark.parametrize(
     "changes",
     [
-        {"cluster": {"backend": "local", "placement": "turns"}},
+        {"cluster": {"backend": "local", "placement": "colocated"}},
         {"generator": {"num_replicas": 1}},
         {"generator": {"num_replicas": 4}},
     ],

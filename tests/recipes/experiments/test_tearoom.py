@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-from engine.config.run import RunConfig
+from engine.config.load import load
 from engine.errors import DataError
 from recipes.experiments.tearoom import build as tearoom_build
 from recipes.experiments.tearoom import world as tearoom
@@ -123,7 +122,7 @@ def test_the_vocabulary_knows_every_word_of_every_order_and_answer():
 
 
 def test_the_demo_configuration_is_valid_and_divides_its_prompts_in_three():
-    config = RunConfig.model_validate(yaml.safe_load(CONFIG.read_text(encoding="utf-8")))
+    config = load(CONFIG)
     assert config.prompts.limit == 3 * 640 <= Settings().prompts
     assert config.evaluation.scorer.function == "recipes.experiments.tearoom.world:oracle"
     assert config.model.path == "runs/demo-world/policy"
