@@ -20,7 +20,7 @@ from engine.loop.stages import heldout_stages, training_stages
 from engine.loop.stream import Stream
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
-from engine.report.collect import iteration_metrics, judge_warnings
+from engine.report.figures import iteration_metrics, judge_warnings
 from engine.schema import COMPLETIONS, REFERENCED
 from engine.store.run import Policy, RunStore
 

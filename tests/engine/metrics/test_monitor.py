@@ -52,7 +52,7 @@ class Desk:
             self.monitor.step(step, 9, {"loss": loss, "rewards/margins": 0.25}, 1.0)
 
 
-def test_an_iteration_yields_the_loops_metrics_and_the_ledgers_figures(tmp_path: Path):
+def test_an_iteration_yields_the_loops_metrics_and_the_times_of_its_stages(tmp_path: Path):
     desk = Desk(tmp_path)
     with desk.monitor as monitor:
         monitor.begin_iteration(1, 3)
@@ -225,7 +225,7 @@ def test_a_stage_that_was_finished_before_the_restart_says_so(tmp_path: Path):
     desk = Desk(tmp_path)
     desk.monitor.begin_iteration(1, 1)
     desk.monitor.expect("generate", 7, done=7)
-    assert desk.lines() == ["[iteration 1 of 1] generate  7/7 shards  done before"]
+    assert desk.lines() == ["[iteration 1 of 1] generate  7/7 shards  done before the restart"]
 
 
 def test_the_learner_shows_its_steps_and_its_loss(tmp_path: Path):

@@ -18,7 +18,10 @@ from rich.console import Console
 from engine.metrics.monitor import Monitor
 from engine.metrics.trackers import read_metrics
 from engine.report import plots
-from engine.report.render import IterationSummary, Sample, Summary, WinRate, complete, print_table, write_report
+from engine.report.collect import Sample, WinRate
+from engine.report.figures import IterationSummary
+from engine.report.render import print_table, write_report
+from engine.report.summary import Summary, complete
 
 ATTACKS = (
     "<script>alert(1)</script>",
