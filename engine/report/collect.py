@@ -98,7 +98,7 @@ class IterationTables:
             math.fsum(rates.get(prompt, math.nan) for rates in judged) / len(judged) for prompt in judged[-1]
         )
 
-    def unjudged_rate(self) -> float | None:
+    def missing_rate(self) -> float | None:
         """Share of held-out prompts on which the evaluator gave no verdict against the start, in [0, 1]."""
         rates = self._judged(self._version, "start").values()
         return sum(map(math.isnan, rates)) / len(rates) if rates else None

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import partial
-from operator import attrgetter
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from engine.algorithms.base import Algorithm
@@ -47,22 +45,26 @@ def seconds(value: float) -> str:
 class Figure:
     """One figure of an iteration."""
 
-    name: str
-    """In iterations.csv and summary.json."""
     heading: str | None
     """In the report; None: it has no column, neither there nor in iterations.csv."""
     group: Group
     show: Callable[[Any], str]
     """Its text in the report."""
-    value: Callable[[IterationSummary], Any]
-    metric: str | None = None
-    """In metrics.jsonl, at the end of the iteration."""
     from_tables: Callable[[IterationTables], Any] | None = None
-    """Computes it from the committed tables; None if there is nothing to compute it from."""
+    """Computes it from the committed tables; gives None if there is nothing to compute it from."""
+    metric: str | None = None
+    """Its name in metrics.jsonl, at the end of the iteration."""
     from_steps: Callable[[list[Record]], Any] | None = None
-    """Reads it from the records of the iteration's optimizer steps, at least one, in metrics.jsonl."""
+    """Reads it from the iteration's records of optimizer steps, at least one, in metrics.jsonl."""
     terminal: bool = False
     """Whether the table in the terminal, which has room for a few, shows it."""
+    name: str = ""
+    """In iterations.csv and summary.json."""
+    read: Callable[[IterationSummary], Any] | None = None
+    """Reads it from a summary; None: the summary's field called `name`."""
+
+    def value(self, iteration: IterationSummary) -> Any:
+        return self.read(iteration) if self.read else getattr(iteration, self.name)
 
     def text(self, iteration: IterationSummary) -> str:
         value = self.value(iteration)
@@ -76,28 +78,9 @@ class Figure:
         return {name + end: value and getattr(value, attribute) for end, attribute in ends.items()}
 
 
-def _figure(
-    heading: str | None,
-    group: Group,
-    show: Callable[[Any], str],
-    from_tables: Callable[[IterationTables], Any] | None = None,
-    *,
-    metric: str | None = None,
-    from_steps: Callable[[list[Record]], Any] | None = None,
-    terminal: bool = False,
-) -> Any:
-    """A field of IterationSummary that is a figure; see `Figure`. None until it is known."""
-    declared = partial(
-        Figure,
-        heading=heading,
-        group=group,
-        show=show,
-        metric=metric,
-        from_tables=from_tables,
-        from_steps=from_steps,
-        terminal=terminal,
-    )
-    return field(default=None, metadata={"figure": declared})
+def _figure(figure: Figure) -> Any:
+    """A field of IterationSummary that is a figure; None until it is known."""
+    return field(default=None, metadata={"figure": figure})
 
 
 @dataclass(frozen=True)
@@ -111,78 +94,95 @@ class IterationSummary:
     reference: str | None = None
     """Digest of the reference policy."""
     win_rate_start: WinRate | None = _figure(
-        "wins against start",
-        "results",
-        win_rate,
-        lambda tables: tables.win_rate("start"),
-        metric="evaluate/win_rate_vs_start",
-        terminal=True,
+        Figure(
+            "wins against start",
+            "results",
+            win_rate,
+            lambda tables: tables.win_rate("start"),
+            metric="evaluate/win_rate_vs_start",
+            terminal=True,
+        )
     )
     """Of the policy made, against the policy that the run started from."""
     win_rate_previous: WinRate | None = _figure(
-        "wins against previous",
-        "results",
-        win_rate,
-        lambda tables: tables.win_rate("previous"),
-        metric="evaluate/win_rate_vs_previous",
-        terminal=True,
+        Figure(
+            "wins against previous",
+            "results",
+            win_rate,
+            lambda tables: tables.win_rate("previous"),
+            metric="evaluate/win_rate_vs_previous",
+            terminal=True,
+        )
     )
     """Of the policy made, against the policy before it."""
     win_rate_mixture: WinRate | None = _figure(
-        "mixture of iterates 1..t against start",
-        "results",
-        win_rate,
-        IterationTables.mixture_win_rate,
-        metric="evaluate/win_rate_mixture_vs_start",
+        Figure(
+            "mixture of iterates 1..t against start",
+            "results",
+            win_rate,
+            IterationTables.mixture_win_rate,
+            metric="evaluate/win_rate_mixture_vs_start",
+        )
     )
     """Of the uniform mixture of all policies made so far, against the start."""
     missing_rate: float | None = _figure(
-        None, "results", percent, IterationTables.unjudged_rate, metric="evaluate/missing_rate"
+        Figure(None, "results", percent, IterationTables.missing_rate, metric="evaluate/missing_rate")
     )
-    """Share of held-out prompts without a verdict."""
+    """Share of held-out prompts without a verdict, in [0, 1]."""
     mean_length: float | None = _figure(
-        "mean length",
-        "results",
-        "{:.1f}".format,
-        IterationTables.mean_length,
-        metric="evaluate/mean_length",
-        terminal=True,
+        Figure(
+            "mean length",
+            "results",
+            "{:.1f}".format,
+            IterationTables.mean_length,
+            metric="evaluate/mean_length",
+            terminal=True,
+        )
     )
     """Tokens per held-out answer."""
     agreement: float | None = _figure(
-        "scorer agrees with oracle",
-        "results",
-        percent,
-        IterationTables.agreement,
-        metric="score/agreement",
-        terminal=True,
+        Figure(
+            "scorer agrees with oracle",
+            "results",
+            percent,
+            IterationTables.agreement,
+            metric="score/agreement",
+            terminal=True,
+        )
     )
-    """Share of comparisons, in [0, 1], in which the training scorer and the evaluator agree."""
+    """Share of answer pairs, in [0, 1], on which the training scorer and the evaluator agree."""
     judge: dict[str, float] = field(default_factory=dict)
     """The figures of an LLM judge (`JUDGE`) by metric name; empty for other scorers."""
     num_prompts: int | None = _figure(
-        "prompts", "work", count, lambda tables: tables.counts.get("prompts"), metric="select/prompts"
+        Figure("prompts", "work", count, lambda tables: tables.counts.get("prompts"), metric="select/prompts")
     )
     num_rows: int | None = _figure(
-        "pairs trained", "work", count, lambda tables: tables.counts.get("rows"), metric="select/rows", terminal=True
+        Figure(
+            "pairs trained",
+            "work",
+            count,
+            lambda tables: tables.counts.get("rows"),
+            metric="select/rows",
+            terminal=True,
+        )
     )
     """Training rows: pairs, or groups of n answers."""
     num_ties: int | None = _figure(
-        "ties", "work", count, lambda tables: tables.counts.get("ties"), metric="select/ties"
+        Figure("ties", "work", count, lambda tables: tables.counts.get("ties"), metric="select/ties")
     )
     """Prompts without a preference between their best and their worst answer."""
     num_truncated: int | None = _figure(
-        "truncated", "work", count, lambda tables: tables.counts.get("truncated"), metric="select/truncated"
+        Figure("truncated", "work", count, lambda tables: tables.counts.get("truncated"), metric="select/truncated")
     )
     """Answers cut by the length limit."""
-    num_steps: int | None = _figure("steps", "work", count, from_steps=lambda steps: steps[-1]["step"])
+    num_steps: int | None = _figure(Figure("steps", "work", count, from_steps=lambda steps: steps[-1]["step"]))
     """Optimizer steps."""
     loss_first: float | None = _figure(
-        "first loss", "work", "{:.4g}".format, from_steps=lambda steps: steps[0].get("loss")
+        Figure("first loss", "work", "{:.4g}".format, from_steps=lambda steps: steps[0].get("loss"))
     )
     """Of the first optimizer step."""
     loss_last: float | None = _figure(
-        "last loss", "work", "{:.4g}".format, from_steps=lambda steps: steps[-1].get("loss"), terminal=True
+        Figure("last loss", "work", "{:.4g}".format, from_steps=lambda steps: steps[-1].get("loss"), terminal=True)
     )
     """Of the last optimizer step so far."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -199,15 +199,15 @@ class IterationSummary:
         return {key.split("/")[1]: (value, self.metrics.get(f"{key[:-4]}waiting", 0.0)) for key, value in busy.items()}
 
 
-def _judge(
-    name: str, heading: str | None, from_tables: Callable[[IterationTables], Any], show: Callable[[Any], str] = percent
-) -> Figure:
+def _judge(name: str, heading: str | None, from_tables: Callable[[IterationTables], Any]) -> Figure:
     metric = f"judge/{name}"
-    return Figure(f"judge_{name}", heading, "judge", show, lambda i: i.judge.get(metric), metric, from_tables)
+    return Figure(
+        heading, "judge", percent, from_tables, metric, name=f"judge_{name}", read=lambda i: i.judge.get(metric)
+    )
 
 
 JUDGE = (
-    _judge("num_asked", None, lambda tables: float(tables.judge_bias.num_asked), count),
+    _judge("num_asked", None, lambda tables: float(tables.judge_bias.num_asked)),
     _judge("consistency", "judge: orders agree", lambda tables: tables.judge_bias.consistency),
     _judge("position_bias", "judge: bias to the first", lambda tables: tables.judge_bias.position_bias),
     _judge("longer_preferred", "judge: longer wins", lambda tables: tables.judge_bias.longer_preferred),
@@ -218,13 +218,15 @@ JUDGE = (
 )
 """The figures of an LLM judge; each is explained by its property of JudgeBias."""
 
-ITERATION = Figure("iteration", "iteration", "results", str, attrgetter("iteration"), terminal=True)
+ITERATION = Figure("iteration", "results", str, terminal=True, name="iteration")
 """The first column of every table."""
 FIGURES: tuple[Figure, ...] = tuple(
-    f.metadata["figure"](name=f.name, value=attrgetter(f.name)) for f in fields(IterationSummary) if f.metadata
+    replace(f.metadata["figure"], name=f.name) for f in fields(IterationSummary) if f.metadata
 )
 """The figures that are fields of IterationSummary, in their order."""
-WALL = Figure("wall_seconds", "wall time", "time", seconds, attrgetter("wall"), "time/wall", terminal=True)
+WALL = Figure(
+    "wall time", "time", seconds, metric="time/wall", terminal=True, name="wall_seconds", read=lambda i: i.wall
+)
 
 
 def columns(group: Group) -> tuple[Figure, ...]:
@@ -234,9 +236,9 @@ def columns(group: Group) -> tuple[Figure, ...]:
 
 def stage_columns(iterations: tuple[IterationSummary, ...]) -> tuple[Figure, ...]:
     """One column per stage with its busy seconds, in the order in which stages first appear."""
+    stages = dict.fromkeys(stage for iteration in iterations for stage in iteration.times())
     return tuple(
-        Figure(f"busy_{stage}_seconds", f"{stage} busy", "time", seconds, _busy(stage), f"time/{stage}/busy")
-        for stage in dict.fromkeys(stage for iteration in iterations for stage in iteration.times())
+        Figure(f"{stage} busy", "time", seconds, name=f"busy_{stage}_seconds", read=_busy(stage)) for stage in stages
     )
 
 
