@@ -30,14 +30,14 @@ def rates(bias: JudgeBias) -> dict[str, float]:
 
 def test_orders_agree_where_both_prefer_the_same_answer_or_neither():
     matrix = np.array([[0.0, 2.0, 1.0, 0.0], [-1.0, 0.0, 1.0, 0.0], [1.0, -3.0, 0.0, NAN], [0.0, 1.0, 2.0, 0.0]])
-    found = judge_bias(matrix, asked_in(matrix, every_order(4)), [1] * 4)
+    bias = judge_bias(matrix, asked_in(matrix, every_order(4)), [1] * 4)
     # (0, 1) and (1, 2) agree, (0, 2) names the first twice, (0, 3) ties twice, (1, 3) ties once; (2, 3) lacks an order.
-    assert (found.num_both_orders, found.num_consistent) == (5, 3)
-    assert (found.num_asked, found.num_missing, found.num_compared, found.num_ties) == (12, 1, 11, 3)
-    assert found.verdicts == Counter(first=6, second=2, tie=3)
-    assert found.consistency == pytest.approx(3 / 5)
-    assert found.missing_rate == pytest.approx(1 / 12)
-    assert found.commonest_verdict == pytest.approx(6 / 11)
+    assert (bias.num_both_orders, bias.num_consistent) == (5, 3)
+    assert (bias.num_asked, bias.num_missing, bias.num_compared, bias.num_ties) == (12, 1, 11, 3)
+    assert bias.verdicts == Counter(first=6, second=2, tie=3)
+    assert bias.consistency == pytest.approx(3 / 5)
+    assert bias.missing_rate == pytest.approx(1 / 12)
+    assert bias.commonest_verdict == pytest.approx(6 / 11)
 
 
 def test_position_bias_is_zero_for_a_fair_judge_and_half_for_one_that_only_sees_the_first():
@@ -52,38 +52,38 @@ def test_position_bias_is_zero_for_a_fair_judge_and_half_for_one_that_only_sees_
 
 def test_the_order_that_was_never_asked_is_not_missing():
     matrix = np.array([[0.0, 1.0], [NAN, 0.0]])
-    found = judge_bias(matrix, asked_in(matrix, [(0, 1)]), [2, 1])
-    assert found.missing_rate == 0
-    assert found.consistency is None
-    assert found.longer_preferred == 1
+    bias = judge_bias(matrix, asked_in(matrix, [(0, 1)]), [2, 1])
+    assert bias.missing_rate == 0
+    assert bias.consistency is None
+    assert bias.longer_preferred == 1
 
 
 def test_longer_answers_are_counted_among_decided_pairs_of_unequal_length():
     scores = np.array([3.0, 1.0, 2.0, 2.0])
     matrix = scores[:, None] - scores[None, :]
     questions = [(i, -1, score) for i, score in enumerate(scores)]
-    found = judge_bias(matrix, questions, [10, 10, 20, 5])
+    bias = judge_bias(matrix, questions, [10, 10, 20, 5])
     # (0, 2) and (1, 3): shorter wins; (0, 3) and (1, 2): longer wins; (0, 1) equal length, (2, 3) equal score.
-    assert (found.num_unequal_length, found.num_longer_preferred) == (4, 2)
-    assert (found.num_compared, found.num_ties) == (6, 1)
-    assert found.position_bias is None
-    assert found.verdicts == Counter({"2": 2, "3": 1, "1": 1})
+    assert (bias.num_unequal_length, bias.num_longer_preferred) == (4, 2)
+    assert (bias.num_compared, bias.num_ties) == (6, 1)
+    assert bias.position_bias is None
+    assert bias.verdicts == Counter({"2": 2, "3": 1, "1": 1})
 
 
 def test_an_abstention_is_a_tie_whatever_number_was_read():
     matrix = np.zeros((2, 2))
-    found = judge_bias(matrix, [(0, 1, 0.1), (1, 0, -0.1)], [1, 2])
-    assert found.tie_rate == 1
-    assert found.num_unequal_length == 0
+    bias = judge_bias(matrix, [(0, 1, 0.1), (1, 0, -0.1)], [1, 2])
+    assert bias.tie_rate == 1
+    assert bias.num_unequal_length == 0
 
 
 def test_judgements_that_cannot_be_read_are_missing_one_by_one():
     scores = np.array([3.0, NAN])
     matrix = scores[:, None] - scores[None, :]
     np.fill_diagonal(matrix, 0)
-    found = judge_bias(matrix, [(0, -1, 3.0), (0, -1, NAN), (1, -1, NAN), (1, -1, NAN)], [1, 2])
-    assert (found.num_asked, found.num_missing, found.num_compared) == (4, 3, 0)
-    assert rates(found) == {"missing_rate": 0.75, "commonest_verdict": 1.0}
+    bias = judge_bias(matrix, [(0, -1, 3.0), (0, -1, NAN), (1, -1, NAN), (1, -1, NAN)], [1, 2])
+    assert (bias.num_asked, bias.num_missing, bias.num_compared) == (4, 3, 0)
+    assert rates(bias) == {"missing_rate": 0.75, "commonest_verdict": 1.0}
 
 
 def test_nothing_asked_gives_no_rates_and_prompts_add_up():
