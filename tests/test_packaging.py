@@ -31,6 +31,14 @@ def test_the_wheel_holds_every_package_of_the_three_layers_and_no_recipe():
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
 
 
+def test_the_wheel_holds_the_files_that_packages_read():
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]
+    folders = {package: ROOT / package.replace(".", "/") for package in PROJECT["tool"]["setuptools"]["packages"]}
+    held = {path for package, globs in patterns.items() for glob in globs for path in folders[package].glob(glob)}
+    templates = set((ROOT / "engine").rglob("*.j2")) | set((ROOT / "engine").rglob("*.css"))
+    assert templates and templates <= held
+
+
 def test_every_declared_dependency_is_locked():
     extras = PROJECT["project"]["optional-dependencies"]
     here = [name for name in extras if name not in ("gpu", "qlora")]  # the lock is for machines without a GPU

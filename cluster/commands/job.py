@@ -29,9 +29,8 @@ from engine.errors import StoreError
 from engine.loop.self_play import SelfPlay
 from engine.loop.weight_probe import ProbeBatch, probe_batch
 from engine.metrics.monitor import Monitor, read_metrics
-from engine.report.collect import summarize
-from engine.report.render import complete, print_table, write_report
-from engine.report.summary import Summary
+from engine.report.render import print_table, write_report
+from engine.report.summary import Summary, complete, summarize
 from engine.schema import PROMPTS
 from engine.store.disk import Disk
 from engine.store.run import RunStore

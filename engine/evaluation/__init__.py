@@ -1,1 +1,1 @@
-"""How good is a policy, a scorer or a judge: statistics on comparisons."""
+"""How good a policy, a scorer or a judge is: statistics of comparisons."""

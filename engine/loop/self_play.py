@@ -21,7 +21,7 @@ from engine.loop.stages import Stage, heldout_stages, overlapping, training_stag
 from engine.loop.stream import Stream
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
-from engine.report.collect import iteration_metrics, judge_warnings
+from engine.report.figures import iteration_metrics, judge_warnings
 from engine.schema import COMPLETIONS, REFERENCED
 from engine.store.run import Policy, RunStore
 
@@ -39,7 +39,7 @@ class SelfPlay:
             self._monitor.begin_iteration(t + 1, self._config.iterations)
             policy = self._iterate(t)
             self._evaluate(policy)
-            figures = iteration_metrics(self._store, t)
+            figures = iteration_metrics(self._store, self._config.algorithm, t)
             for warning in judge_warnings(figures):
                 self._monitor.note(f"iteration {t + 1}: {warning}")
             self._monitor.end_iteration(figures)
@@ -70,9 +70,10 @@ class SelfPlay:
         """Optimizer steps over the iteration's rows, from the last checkpoint if there is one."""
         shards = list(self._store.tables(t, "referenced", REFERENCED))
         if not sum(shard.num_rows for shard in shards):
+            counts = ", ".join(f"{name} {count}" for name, count in self._store.counts(t, "selected").items())
             raise DataError(
                 f"iteration {t + 1}: no prompt is left to train on, all were left out by rules of the algorithm "
-                f"({iteration_metrics(self._store, t)}); check the prompts, sampling.temperature and the scorer"
+                f"({counts}); check the prompts, sampling.temperature and the scorer"
             )
         learner = self._roles.learner
         with self._monitor.timed("prepare"):

@@ -1,1 +1,1 @@
-"""What is measured while a run works: metrics, progress, time."""
+"""What is measured while a run works: metrics, progress, times."""

@@ -1,8 +1,8 @@
-"""What the loop tells about its work, turned into metrics.jsonl, progress on the screen and the time ledger.
+"""The loop reports its work here; it becomes metrics, progress on the screen and times per stage.
 
-Runs in the driver process, for the thread that runs the loop. All times given to it are of one monotonic
-clock, its own `clock`: intervals that start when a replica got the work and end when its result was there.
-Knows nothing of Ray, of the roles or of what the metrics mean.
+A monitor runs in the driver process and is used by the thread that runs the loop; notes may come from any thread. All
+times are of one monotonic clock in that process: an interval starts when a replica gets the work and ends when its
+result arrives.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from types import TracebackType
 from rich.console import Console
 
 from engine.metrics.progress import LiveView, PlainView, View, duration
-from engine.metrics.timing import Board
-from engine.metrics.trackers import FILE_NAME, MetricsFile, TensorBoard, read_metrics
+from engine.metrics.timing import Progress, StageTimer
+from engine.metrics.trackers import Kind, open_trackers, read_metrics
 
 __all__ = ["Monitor", "read_metrics"]
 
@@ -25,13 +25,13 @@ LEARNER_STAGE = "learn"
 
 
 class Monitor:
-    """One run's observer. Use as a context manager, or call `close`.
+    """Observes one run. Use it as a context manager, or call `close`.
 
-    folder: the run folder; metrics.jsonl in it is continued where it exists.
-    console: where progress goes; None: standard error.
-    live: a table that redraws itself (True) or plain lines (False); None: the table on a terminal.
+    folder: the run folder. An existing metrics.jsonl in it is continued.
+    console: where progress is shown; None: standard error.
+    live: True: a table that redraws itself; False: plain lines; None: the table if the console is a terminal.
     tensorboard: also write event files to folder/tensorboard. Raises ConfigError without tensorboardX.
-    clock: seconds, monotonic; the one by which the loop takes its times.
+    clock: returns seconds, monotonic. The times that the loop reports must come from it.
     """
 
     def __init__(
@@ -43,90 +43,84 @@ class Monitor:
         tensorboard: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        path = folder / FILE_NAME
         self._clock = clock
-        self._file = MetricsFile(path)
-        self._tensorboard = TensorBoard(folder / "tensorboard", read_metrics(path)) if tensorboard else None
+        self._trackers = open_trackers(folder, tensorboard)
         self._iteration: int | None = None
-        self._board = Board("start", clock())
+        self._timer = StageTimer("start", clock())
         console = console or Console(stderr=True)
         view = LiveView if (console.is_terminal if live is None else live) else PlainView
-        self._view: View = view(console, self._board, clock)
+        self._view: View = view(console, self._timer, clock)
 
     def begin_iteration(self, t: int, total: int) -> None:
-        """Iteration `t` of `total` (from 1) begins now; its wall time runs until `end_iteration`."""
+        """Iteration `t` of `total`, counted from 1, begins now. Its wall time ends with `end_iteration`."""
         self._iteration = t
-        self._board.begin(f"iteration {t} of {total}", self._clock())
+        self._timer.begin(f"iteration {t} of {total}", self._clock())
 
     def end_iteration(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Write and return the iteration's `metrics` with the ledger's figures added.
+        """Write and return the iteration's `metrics` with the times and amounts of its stages added.
 
-        Added are time/wall, time/nothing and, per stage, time/<stage>/busy, /waiting (they add up to
-        time/wall), /replica_seconds, and <stage>/<amount> with <stage>/<amount>_per_second (of busy time).
+        Added are time/wall, time/nothing and, per stage, time/<stage>/busy and /waiting (together time/wall),
+        time/<stage>/replica_seconds, <stage>/<amount> and <stage>/<amount>_per_second (per busy second).
         """
-        account = self._board.account(self._clock())
-        figures = account.metrics() | dict(metrics)
-        self._file.write("iteration", self._iteration, metrics=figures)
-        if self._tensorboard and self._iteration is not None:
-            self._tensorboard.iteration(self._iteration, figures)
-        shares = (f"{name} busy {duration(stage.busy)}" for name, stage in account.stages.items())
-        self._view.note(f"[{self._board.title}] took {duration(account.wall)}: " + ", ".join(shares))
-        return figures
+        times = self._timer.times(self._clock())
+        metrics = times.metrics() | dict(metrics)
+        self._write("iteration", metrics=metrics)
+        busy = (f"{name} busy {duration(stage.busy)}" for name, stage in times.stages.items())
+        self._view.note(f"[{self._timer.title}] took {duration(times.wall)}: " + ", ".join(busy))
+        return metrics
 
     def expect(self, stage: str, total: int, done: int = 0, unit: str = "shards") -> None:
-        """`stage` has `total` units of work in this iteration, `done` of them committed before a restart."""
-        self._board.expect(stage, total, done, unit)
+        """`stage` has `total` units of work in this iteration, of which `done` were committed before a restart."""
+        self._timer.expect(stage, total, done, unit)
         if done:
             self._view.update(stage)
 
     def shard_done(self, stage: str, start: float, end: float, **amounts: float) -> None:
         """One shard is done: a replica worked on it from `start` to `end` and made `amounts`.
 
-        The amounts that the screen knows are tokens, pairs and rows.
+        The screen shows the rate of tokens, pairs or rows.
         """
-        self._board.book(stage, start, end, **amounts)
+        self._timer.record(stage, start, end, **amounts)
         self._advance(stage, start)
 
     def busy(self, stage: str, start: float, end: float) -> None:
-        """`stage` worked from `start` to `end` on something that is no shard: weights, a start, a checkpoint."""
-        self._board.book(stage, start, end)
+        """`stage` worked from `start` to `end` on something other than a shard: weights, a start, a checkpoint."""
+        self._timer.record(stage, start, end)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Book the time that a block takes as busy time of `stage`."""
+        """Count the time that the block takes as busy time of `stage`."""
         start = self._clock()
         yield
         self.busy(stage, start, self._clock())
 
     def step(self, step: int, total: int, metrics: Mapping[str, float], seconds: float, **amounts: float) -> None:
-        """The learner finished optimizer step `step` of `total` (from 1, within the iteration) just now.
+        """The learner finished optimizer step `step` of `total`, counted from 1 within the iteration, just now.
 
-        seconds: its work since the previous call, booked as busy time of the stage "learn".
-        metrics: under TRL's names (loss, rewards/chosen, rewards/margins, logps/chosen, ...), kept as they are.
+        seconds: its working time since the previous call, counted as busy time of the stage "learn".
+        metrics: under TRL's names (loss, rewards/chosen, rewards/margins, logps/chosen, ...), written unchanged.
+        Raises ValueError before the first `begin_iteration`.
         """
         if self._iteration is None:
-            raise ValueError(f"step {step} was reported before begin_iteration()")
+            raise ValueError(f"step {step} was reported before begin_iteration(); call that first")
         now = self._clock()
-        self._board.book(LEARNER_STAGE, now - seconds, now, **amounts)
+        self._timer.record(LEARNER_STAGE, now - seconds, now, **amounts)
         made = {f"{LEARNER_STAGE}/{name}": value for name, value in amounts.items()}
-        self._file.write("step", self._iteration, step, {**metrics, **made, "time/step": seconds})
-        if self._tensorboard:
-            self._tensorboard.step(self._iteration, step, metrics)
-        if not self._board.knows(LEARNER_STAGE):
+        self._write("step", step, {**metrics, **made, "time/step": seconds})
+        if self._timer.progress(LEARNER_STAGE) is None:
             self.expect(LEARNER_STAGE, total, unit="steps")
         self._advance(LEARNER_STAGE, now - seconds, to=step, metrics=metrics)
 
     def note(self, text: str) -> None:
-        """A line for people: a retry, a replaced replica, a warning."""
-        self._file.write("note", self._iteration, text=text)
+        """Write and show a message: a retry, a replaced replica, a warning."""
+        self._write("note", text=text)
         self._view.note(text)
 
     def close(self) -> None:
-        """Leave the terminal as it was and close the files; a second call does nothing."""
+        """Restore the terminal and close the files; a second call does nothing."""
         self._view.close()
-        self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def __enter__(self) -> Monitor:
         return self
@@ -136,13 +130,19 @@ class Monitor:
     ) -> None:
         self.close()
 
-    def _advance(
-        self, stage: str, began: float, to: int | None = None, metrics: Mapping[str, float] | None = None
+    def _write(
+        self, kind: Kind, step: int | None = None, metrics: Mapping[str, float] | None = None, **labels: str
     ) -> None:
-        """Show progress; when the stage is complete, write its figures."""
-        was_finished = self._board.finished(stage)
-        self._board.advance(stage, began, self._clock(), to=to, metrics=metrics)
+        for tracker in self._trackers:
+            tracker.write(kind, self._iteration, step, metrics or {}, **labels)
+
+    def _advance(
+        self, stage: str, started: float, to: int | None = None, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Show progress. When the stage is complete, write its times and amounts."""
+        before = self._timer.progress(stage) or Progress(stage)
+        after = self._timer.advance(stage, started, self._clock(), to=to, metrics=metrics)
         self._view.update(stage)
-        if self._board.finished(stage) and not was_finished:
-            figures = self._board.account(self._clock()).stages[stage].metrics(stage)
-            self._file.write("stage", self._iteration, metrics=figures, stage=stage)
+        if after.finished and not before.finished:
+            times = self._timer.times(self._clock()).stages[stage]
+            self._write("stage", metrics=times.metrics(stage), stage=stage)

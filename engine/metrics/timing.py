@@ -1,149 +1,215 @@
-"""Where an iteration's time goes: busy and waiting seconds per stage, and the progress of each stage.
+"""Where an iteration's time goes: busy and waiting seconds of each stage, and how far each stage is.
 
-For each stage, busy is the length of the *union* of its intervals (two replicas at work in the same second
-are busy for one second), and waiting is the rest of the wall time. Stages overlap, so their busy times may
-add up to more than the wall time. `nothing` is the time in which no stage was busy: the driver's share.
+A stage is busy while at least one of its replicas works: two replicas that work in the same second count one second.
+It waits during the rest of the wall time. Stages overlap, so their busy times may add up to more than the wall time.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 TICKS_PER_SECOND = 1 << 20
 """Times are whole ticks of about a microsecond. A power of two, so that ticks convert to seconds without
 rounding and busy + waiting equals the wall time to the last bit (for clocks below 2**33 seconds)."""
 
+Interval = tuple[int, int]
+"""Start and end of a piece of work, in ticks."""
+
 
 @dataclass(frozen=True)
-class StageAccount:
-    """One stage's share of an iteration; times in seconds."""
+class StageTimes:
+    """What one stage did in an iteration; times in seconds."""
 
     busy: float
-    """Length of the union of the stage's intervals, in [0, wall]."""
+    """Time in which at least one replica worked, in [0, wall]."""
     waiting: float
     """wall - busy, exactly."""
     replica_seconds: float
-    """Sum of the intervals' lengths; divided by busy, the mean number of replicas at work."""
+    """Working time summed over replicas; divided by `busy`, the mean number of replicas at work."""
     num_intervals: int
     amounts: dict[str, float]
     """What was made, e.g. {"tokens": 81920.0}."""
     rates: dict[str, float]
-    """Amounts per busy second; empty where the stage was never busy."""
+    """Amounts per busy second; empty if the stage was never busy."""
 
-    def metrics(self, name: str) -> dict[str, float]:
-        """Flat figures: time/<name>/busy, /waiting, /replica_seconds, <name>/<amount>, <name>/<amount>_per_second."""
-        figures = {
-            f"time/{name}/busy": self.busy,
-            f"time/{name}/waiting": self.waiting,
-            f"time/{name}/replica_seconds": self.replica_seconds,
+    def metrics(self, stage: str) -> dict[str, float]:
+        """time/<stage>/busy, /waiting, /replica_seconds, <stage>/<amount> and <stage>/<amount>_per_second."""
+        metrics = {
+            f"time/{stage}/busy": self.busy,
+            f"time/{stage}/waiting": self.waiting,
+            f"time/{stage}/replica_seconds": self.replica_seconds,
         }
-        figures |= {f"{name}/{amount}": value for amount, value in self.amounts.items()}
-        return figures | {f"{name}/{amount}_per_second": value for amount, value in self.rates.items()}
+        metrics |= {f"{stage}/{amount}": value for amount, value in self.amounts.items()}
+        return metrics | {f"{stage}/{amount}_per_second": value for amount, value in self.rates.items()}
 
 
 @dataclass(frozen=True)
-class Account:
-    """What `Ledger.account` found; times in seconds."""
+class IterationTimes:
+    """What all stages did in an iteration; times in seconds."""
 
     wall: float
-    nothing: float
+    idle: float
     """Time in which no stage was busy, in [0, wall]."""
-    stages: dict[str, StageAccount]
+    stages: dict[str, StageTimes]
 
     def metrics(self) -> dict[str, float]:
-        """Flat figures: time/wall, time/nothing and those of every stage."""
-        figures = {"time/wall": self.wall, "time/nothing": self.nothing}
+        """time/wall, time/nothing (`idle`) and the metrics of every stage."""
+        metrics = {"time/wall": self.wall, "time/nothing": self.idle}
         for name, stage in self.stages.items():
-            figures |= stage.metrics(name)
-        return figures
-
-
-class IntervalUnion:
-    """Disjoint, ordered intervals; touching ones are one."""
-
-    def __init__(self) -> None:
-        self.starts: list[int] = []
-        self.ends: list[int] = []
-
-    def add(self, start: int, end: int) -> None:
-        """Insert [start, end), merging it with every interval that it touches."""
-        left, right = bisect_left(self.ends, start), bisect_right(self.starts, end)
-        if left < right:
-            start, end = min(start, self.starts[left]), max(end, self.ends[right - 1])
-        self.starts[left:right] = [start]
-        self.ends[left:right] = [end]
-
-    def length(self, until: int) -> int:
-        """Length of what lies before `until`."""
-        return sum(max(0, min(end, until) - start) for start, end in zip(self.starts, self.ends, strict=True))
+            metrics |= stage.metrics(name)
+        return metrics
 
 
 @dataclass
-class _Stage:
-    union: IntervalUnion = field(default_factory=IntervalUnion)
-    intervals: list[tuple[int, int]] = field(default_factory=list)
+class Progress:
+    """How far one stage of the iteration is; times in seconds."""
+
+    stage: str
+    total: int | None = None
+    """Units of work expected; None if it was not announced."""
+    done: int = 0
+    unit: str = "shards"
+    done_before: int = 0
+    """Units done before a restart; they do not count for the pace."""
+    started: float | None = None
+    """Start of the first unit."""
+    updated: float | None = None
+    """When the last unit was done."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last unit."""
+
+    @property
+    def finished(self) -> bool:
+        return self.total is not None and self.done >= self.total
+
+    def eta(self) -> float | None:
+        """Seconds from the last update to the end, at the mean pace so far; None before the first unit is done."""
+        if self.finished or self.total is None or self.started is None or self.updated is None:
+            return None
+        num_done = self.done - self.done_before
+        return (self.updated - self.started) / num_done * (self.total - self.done) if num_done > 0 else None
+
+
+@dataclass
+class _Work:
+    """What a stage has done so far."""
+
+    intervals: list[Interval] = field(default_factory=list)
     amounts: dict[str, float] = field(default_factory=dict)
 
 
-class Ledger:
-    """Intervals of replicas at work since `start`, all on the same monotonic clock (seconds)."""
+class StageTimer:
+    """Working times and progress of the stages of the present iteration. Thread-safe.
 
-    def __init__(self, start: float) -> None:
-        self.start = _ticks(start)
-        self._stages: dict[str, _Stage] = {}
-        self._any = IntervalUnion()
+    All times are seconds of the same monotonic clock.
+    """
 
-    def declare(self, stage: str) -> None:
-        """Account for `stage` even if it never works (everything it would do was done before a restart)."""
-        self._stages.setdefault(stage, _Stage())
+    def __init__(self, title: str, now: float) -> None:
+        self._lock = threading.Lock()
+        self.begin(title, now)
+
+    def begin(self, title: str, now: float) -> None:
+        """Forget the stages so far; an iteration called `title` starts at `now`."""
+        with self._lock:
+            self.title = title
+            self._start = _ticks(now)
+            self._work: dict[str, _Work] = {}
+            self._progress: dict[str, Progress] = {}
+
+    def expect(self, stage: str, total: int, done: int = 0, unit: str = "shards") -> None:
+        """`stage` has `total` units of work, of which `done` were done before a restart. It is timed from now on."""
+        with self._lock:
+            self._work.setdefault(stage, _Work())
+            self._progress[stage] = Progress(stage, total, done, unit, done)
 
     def record(self, stage: str, start: float, end: float, **amounts: float) -> None:
-        """Book that a replica of `stage` worked from `start` to `end` and made `amounts`.
+        """A replica of `stage` worked from `start` to `end` and made `amounts`.
 
-        Time before the ledger's start is cut off; amounts count whole. Raises ValueError for an interval
-        that ends before it starts, and for times or amounts that are not finite or amounts below 0.
+        Time before the start of the iteration is cut off; the amounts count in full. Raises ValueError for an
+        interval that ends before it starts, for times that are not finite, and for amounts that are not finite or
+        below 0; nothing is recorded then.
         """
         if not (math.isfinite(start) and math.isfinite(end) and start <= end):
             raise ValueError(f"{stage}: interval from {start} to {end}; expected finite times, start <= end")
         for name, amount in amounts.items():
             if not (math.isfinite(amount) and amount >= 0):
                 raise ValueError(f"{stage}: {name} = {amount}; expected a finite number, 0 or more")
-        self.declare(stage)
-        book = self._stages[stage]
-        for name, amount in amounts.items():
-            book.amounts[name] = book.amounts.get(name, 0.0) + amount
-        first, last = max(_ticks(start), self.start), _ticks(end)
-        book.intervals.append((first, max(first, last)))
-        if first < last:
-            book.union.add(first, last)
-            self._any.add(first, last)
+        with self._lock:
+            work = self._work.setdefault(stage, _Work())
+            for name, amount in amounts.items():
+                work.amounts[name] = work.amounts.get(name, 0.0) + amount
+            first = max(_ticks(start), self._start)
+            work.intervals.append((first, max(first, _ticks(end))))
 
-    def account(self, now: float) -> Account:
-        """Return the figures from the start until `now`; what was booked beyond `now` is cut off.
+    def advance(
+        self,
+        stage: str,
+        started: float,
+        now: float,
+        *,
+        to: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Progress:
+        """Count one more unit of `stage`, started at `started` and done at `now`; with `to`, set the count to it.
 
-        Raises ValueError where `now` lies before the start.
+        Returns a copy of the stage's progress.
         """
-        end = _ticks(now)
-        if end < self.start:
-            raise ValueError(f"an account until {now} s of a ledger that starts at {_seconds(self.start)} s")
-        stages = {name: self._account(book, end) for name, book in self._stages.items()}
-        wall = end - self.start
-        return Account(_seconds(wall), _seconds(wall - self._any.length(end)), stages)
+        with self._lock:
+            progress = self._progress.setdefault(stage, Progress(stage))
+            progress.started = started if progress.started is None else min(progress.started, started)
+            progress.done, progress.updated = progress.done + 1 if to is None else to, now
+            progress.metrics = dict(metrics or {})
+            return replace(progress)
 
-    def _account(self, book: _Stage, end: int) -> StageAccount:
-        busy = book.union.length(end)
-        return StageAccount(
+    def progress(self, stage: str) -> Progress | None:
+        """A copy of the stage's progress; None if it was never announced nor advanced."""
+        with self._lock:
+            return replace(self._progress[stage]) if stage in self._progress else None
+
+    def times(self, now: float) -> IterationTimes:
+        """The times from the start of the iteration until `now`; work after `now` is cut off.
+
+        Raises ValueError if `now` is before the start.
+        """
+        with self._lock:
+            return self._times(_ticks(now))
+
+    def snapshot(self, now: float) -> tuple[list[Progress], IterationTimes]:
+        """The progress of all stages in the order in which they were announced, and the times until `now`."""
+        with self._lock:
+            return [replace(progress) for progress in self._progress.values()], self._times(_ticks(now))
+
+    def _times(self, end: int) -> IterationTimes:
+        wall = end - self._start
+        if wall < 0:
+            raise ValueError(f"times until {_seconds(end)} s of an iteration that starts at {_seconds(self._start)} s")
+        stages = {name: self._stage_times(work, end) for name, work in self._work.items()}
+        intervals = (interval for work in self._work.values() for interval in work.intervals)
+        return IterationTimes(_seconds(wall), _seconds(wall - _covered(intervals, self._start, end)), stages)
+
+    def _stage_times(self, work: _Work, end: int) -> StageTimes:
+        busy = _covered(work.intervals, self._start, end)
+        return StageTimes(
             busy=_seconds(busy),
-            waiting=_seconds(end - self.start - busy),
-            replica_seconds=_seconds(sum(max(0, min(last, end) - first) for first, last in book.intervals)),
-            num_intervals=len(book.intervals),
-            amounts=dict(book.amounts),
-            rates={name: amount / _seconds(busy) for name, amount in book.amounts.items()} if busy else {},
+            waiting=_seconds(end - self._start - busy),
+            replica_seconds=_seconds(sum(max(0, min(last, end) - first) for first, last in work.intervals)),
+            num_intervals=len(work.intervals),
+            amounts=dict(work.amounts),
+            rates={name: amount / _seconds(busy) for name, amount in work.amounts.items()} if busy else {},
         )
+
+
+def _covered(intervals: Iterable[Interval], since: int, until: int) -> int:
+    """Ticks from `since` to `until` that lie in at least one of the intervals."""
+    covered = 0
+    for start, end in sorted(intervals):
+        start, end = max(start, since), min(end, until)
+        if start < end:
+            covered, since = covered + end - start, end
+    return covered
 
 
 def _ticks(seconds: float) -> int:
@@ -152,80 +218,3 @@ def _ticks(seconds: float) -> int:
 
 def _seconds(ticks: int) -> float:
     return ticks / TICKS_PER_SECOND
-
-
-@dataclass
-class Progress:
-    """How far one stage of the iteration is."""
-
-    stage: str
-    total: int | None = None
-    done: int = 0
-    unit: str = "shards"
-    from_before: int = 0
-    """Committed before a restart; no measure of today's speed."""
-    began: float | None = None
-    news: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        return self.total is not None and self.done >= self.total
-
-    def eta(self) -> float | None:
-        """Seconds from the last news to the end at the mean pace so far; None while nothing can be said."""
-        if self.finished or self.total is None or self.began is None or self.news is None:
-            return None
-        fresh = self.done - self.from_before
-        return (self.news - self.began) / fresh * (self.total - self.done) if fresh > 0 else None
-
-
-class Board:
-    """Everything that is known about the present iteration; `begin` wipes it."""
-
-    def __init__(self, title: str, now: float) -> None:
-        self._lock = threading.Lock()
-        self.begin(title, now)
-
-    def begin(self, title: str, now: float) -> None:
-        with self._lock:
-            self.title = title
-            self._ledger = Ledger(now)
-            self._stages: dict[str, Progress] = {}
-
-    def expect(self, stage: str, total: int, done: int, unit: str) -> None:
-        with self._lock:
-            self._ledger.declare(stage)
-            self._stages[stage] = Progress(stage, total, done, unit, done)
-
-    def book(self, stage: str, start: float, end: float, **amounts: float) -> None:
-        """Book an interval of work; see `Ledger.record`."""
-        with self._lock:
-            self._ledger.record(stage, start, end, **amounts)
-
-    def advance(
-        self, stage: str, began: float, now: float, *, to: int | None = None, metrics: Mapping[str, float] | None = None
-    ) -> None:
-        """One unit more, or `to` so many, for work that began at `began`."""
-        with self._lock:
-            progress = self._stages.setdefault(stage, Progress(stage))
-            progress.began = began if progress.began is None else min(progress.began, began)
-            progress.done, progress.news = progress.done + 1 if to is None else to, now
-            progress.metrics = dict(metrics or {})
-
-    def knows(self, stage: str) -> bool:
-        with self._lock:
-            return stage in self._stages
-
-    def finished(self, stage: str) -> bool:
-        with self._lock:
-            return stage in self._stages and self._stages[stage].finished
-
-    def account(self, now: float) -> Account:
-        with self._lock:
-            return self._ledger.account(now)
-
-    def look(self, now: float) -> tuple[list[Progress], Account]:
-        """A consistent copy of all there is."""
-        with self._lock:
-            return [replace(progress) for progress in self._stages.values()], self._ledger.account(now)

@@ -1,8 +1,6 @@
-"""metrics.jsonl, the record of a run's numbers that is always written, and TensorBoard beside it.
+"""Trackers: where metrics are written. metrics.jsonl always, TensorBoard on request.
 
-One JSON object per line: `time` (ISO 8601, UTC), `kind` ("step", "iteration", "stage", "note"),
-`iteration`, `step`, then the metrics, flat. Appended and flushed line by line, so that a killed process
-loses at most the line that it was writing. Knows nothing of what the numbers mean.
+A new one (Weights & Biases, MLflow, ...) is a class with the methods of `Tracker` and a line in `open_trackers`.
 """
 
 from __future__ import annotations
@@ -17,19 +15,49 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from engine.errors import ConfigError, StoreError
 
 Kind = Literal["step", "iteration", "stage", "note"]
 Record = dict[str, Any]
+"""One line of metrics.jsonl."""
 FILE_NAME = "metrics.jsonl"
 RESERVED = frozenset({"time", "kind", "iteration", "step", "stage", "text", "nonfinite"})
 """Keys of a line that no metric may take."""
 
 
+class Tracker(Protocol):
+    """Receives everything that a run measures, in order."""
+
+    def write(
+        self, kind: Kind, iteration: int | None, step: int | None, metrics: Mapping[str, float], **labels: str
+    ) -> None:
+        """Take one record.
+
+        iteration: from 1; None before the first. step: of the learner within the iteration, from 1; None for other
+        kinds. labels: `stage` of the kind "stage", `text` of the kind "note". Notes may come from any thread.
+        """
+
+    def close(self) -> None:
+        """Write out what is buffered. May be called twice."""
+
+
+def open_trackers(folder: Path, tensorboard: bool) -> list[Tracker]:
+    """The trackers of the run in `folder`. Raises ConfigError for one whose package is not installed."""
+    trackers: list[Tracker] = []
+    if tensorboard:
+        trackers.append(TensorBoard(folder / "tensorboard", read_metrics(folder / FILE_NAME)))
+    return [MetricsFile(folder / FILE_NAME), *trackers]
+
+
 class MetricsFile:
-    """Appends lines to `path`; a line torn by a crash is cut off first, for it would swallow the next one."""
+    """Appends JSON objects to metrics.jsonl at `path`, one per line.
+
+    Keys: `time` (ISO 8601, UTC), `kind`, `iteration`, `step`, the labels, then the metrics. Each line is written at
+    once, so a killed process loses at most the line that it was writing. An unfinished last line is cut off first,
+    because the next line would be appended to it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,20 +67,14 @@ class MetricsFile:
         self._lock = threading.Lock()  # notes come from the threads of pools
 
     def write(
-        self,
-        kind: Kind,
-        iteration: int | None = None,
-        step: int | None = None,
-        metrics: Mapping[str, float] | None = None,
-        **labels: str,
+        self, kind: Kind, iteration: int | None, step: int | None, metrics: Mapping[str, float], **labels: str
     ) -> None:
         """Append one line. Raises ValueError for a metric named like a reserved key, StoreError on a full disk.
 
         JSON has no NaN and no infinity: such values are written as null and named under `nonfinite`.
         """
-        metrics = metrics or {}
-        if taken := sorted(RESERVED & metrics.keys()):
-            raise ValueError(f"metrics named {taken}: these keys of a line in {self.path.name} are taken")
+        if reserved := sorted(RESERVED & metrics.keys()):
+            raise ValueError(f"metrics named {reserved}: these names are reserved in {self.path.name}; choose others")
         numbers = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
         nonfinite = [name for name, value in numbers.items() if not math.isfinite(value)]
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -63,7 +85,7 @@ class MetricsFile:
         self._append((json.dumps(record, allow_nan=False) + "\n").encode("ascii"))
 
     def _append(self, line: bytes) -> None:
-        """Write all of `line` or, on a full disk, nothing of it."""
+        """Write the whole line or, on a full disk, nothing."""
         try:
             with self._lock:
                 size = self._file.tell()
@@ -78,11 +100,11 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """Return the lines of a metrics file in order, with what a restarted run wrote again taken once, the last.
+    """Return the records of a metrics file in order. Of records that a restarted run wrote again, the last counts.
 
-    Steps are told apart by (iteration, step), iterations by number, stages by (iteration, stage); notes are
-    all kept. An unfinished last line is passed over; a missing file gives []. Raises StoreError, naming the
-    line, for anything else that is no JSON object.
+    Steps are identified by (iteration, step), iterations by their number, stages by (iteration, stage); all notes
+    are kept. An unfinished last line is ignored; a missing file gives []. Raises StoreError, naming the line, for
+    any other line that is not a JSON object.
     """
     if not path.exists():
         return []
@@ -94,7 +116,7 @@ def read_metrics(path: Path) -> list[Record]:
             if not isinstance(record, dict):
                 raise ValueError("expected an object")
         except ValueError as error:
-            raise StoreError(f"{path}, line {number}: not a line of metrics ({error}); remove it to go on") from error
+            raise StoreError(f"{path}, line {number}: not a line of metrics ({error}); remove that line") from error
         kind = record.get("kind")
         key = (number,) if kind == "note" else tuple(record.get(k) for k in ("kind", "iteration", "step", "stage"))
         latest.pop(key, None)  # its new place is the end: a repeated step follows the steps before it
@@ -112,9 +134,9 @@ def _cut_torn_line(path: Path) -> None:
 
 
 class TensorBoard:
-    """The same numbers as TensorBoard event files, over optimizer steps counted through all iterations.
+    """TensorBoard event files with the metrics of steps and iterations.
 
-    Raises ConfigError where tensorboardX is not installed.
+    past: the records so far, from which the steps are counted on. Raises ConfigError without tensorboardX.
     """
 
     def __init__(self, folder: Path, past: list[Record]) -> None:
@@ -125,39 +147,45 @@ class TensorBoard:
             )  # fmt: skip
         self._folder = folder
         self._writer: Any = None
-        self._last_step: dict[int, int] = {}
-        for record in past:
-            if record["kind"] == "step":
-                self._count(record["iteration"], record["step"])
+        self._steps = StepCounter(past)
 
-    def _count(self, iteration: int, step: int) -> None:
-        self._last_step[iteration] = max(step, self._last_step.get(iteration, 0))
+    def write(
+        self, kind: Kind, iteration: int | None, step: int | None, metrics: Mapping[str, float], **labels: str
+    ) -> None:
+        """Write a step's or an iteration's finite metrics; ignore other kinds.
 
-    def step(self, iteration: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one step; the first one after a restart hides the same and later steps of the dead process."""
-        self._count(iteration, step)
-        self._write(self._before(iteration) + step, metrics, purge=True)
-
-    def iteration(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Write an iteration's figures at its last step."""
-        self._write(self._before(iteration) + self._last_step.get(iteration, 0), metrics, purge=False)
-
-    def _before(self, iteration: int) -> int:
-        """Steps of all earlier iterations."""
-        return sum(last for earlier, last in self._last_step.items() if earlier < iteration)
-
-    def _write(self, global_step: int, metrics: Mapping[str, float], purge: bool) -> None:
+        The first step after a restart hides the same and later steps of the process before.
+        """
+        if kind not in ("step", "iteration") or iteration is None:
+            return
+        total_steps = self._steps.total(iteration, step)
         if self._writer is None:
             from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
             suffix = f".{time.time_ns()}"  # file names count seconds: a fast restart would overwrite the last file
-            purge_step = global_step if purge else None
+            purge_step = total_steps if kind == "step" else None
             self._writer = SummaryWriter(str(self._folder), purge_step=purge_step, filename_suffix=suffix)
         for name, value in metrics.items():
             if math.isfinite(value):  # tensorboardX would print a warning for each of the others
-                self._writer.add_scalar(name, value, global_step)
+                self._writer.add_scalar(name, value, total_steps)
         self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+class StepCounter:
+    """Counts optimizer steps through all iterations, for trackers whose horizontal axis is one number."""
+
+    def __init__(self, past: list[Record]) -> None:
+        self._last: dict[int, int] = {}
+        for record in past:
+            if record["kind"] == "step":
+                self.total(record["iteration"], record["step"])
+
+    def total(self, iteration: int, step: int | None) -> int:
+        """Steps from the start of the run to `step` of `iteration`; None: to the iteration's last step so far."""
+        last = self._last.get(iteration, 0)
+        self._last[iteration] = max(last, step or 0)
+        return sum(n for earlier, n in self._last.items() if earlier < iteration) + (last if step is None else step)

@@ -1,1 +1,1 @@
-"""What is told at the end: figures from the tables, the table of iterations, the page."""
+"""What a run reports: figures from its tables, the table of iterations, the page."""

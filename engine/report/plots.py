@@ -1,7 +1,6 @@
-"""The report's figures, drawn by matplotlib where it is installed, as SVG images in data URIs.
+"""The report's plots, drawn by matplotlib if it is installed, as SVG images in data URIs.
 
-An image cannot run scripts nor load anything. Knows nothing of pages; None stands for a figure
-without data.
+An image can neither run scripts nor load anything.
 """
 
 from __future__ import annotations
@@ -9,30 +8,66 @@ from __future__ import annotations
 import base64
 import io
 from collections import defaultdict
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from engine.metrics.trackers import Record
-from engine.report.summary import IterationSummary, Summary, WinRate
+from engine.report.collect import WinRate
+from engine.report.figures import IterationSummary
+from engine.report.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which people with any colour vision tell apart."""
+"""Okabe and Ito's palette, distinguishable with any colour vision."""
 MAX_POINTS = 600
-"""Per curve; longer ones show means of equal stretches."""
+"""Per curve; a longer curve shows means of equal stretches."""
 FEW_POINTS = 20
-"""Curves of fewer points get dots; of a single point nothing else would be seen."""
+"""Curves of fewer points get dots; a single point would be invisible without one."""
 MAX_TIMED = 12
-"""Iterations in the figure of stage times, the last ones."""
+"""The stage times of this many iterations are shown, the last ones."""
 
 Steps = list[tuple[int, Record]]
 
 
+@dataclass(frozen=True)
+class Plot:
+    """One plot of the page."""
+
+    title: str
+    caption: str
+    uri: str | None
+    """None if there are no data for it yet."""
+
+
 def available() -> bool:
     return find_spec("matplotlib") is not None
+
+
+def draw(summary: Summary, records: list[Record]) -> list[Plot]:
+    """All plots of a run; none without matplotlib."""
+    if not available():
+        return []
+    return [
+        Plot(
+            "Win rates",
+            "Win rates on held-out prompts with 95 % intervals; dashed: as good as the opponent.",
+            win_rates(summary),
+        ),
+        Plot(
+            "Training curves",
+            "Training curves over optimizer steps; dotted: a new iteration begins.",
+            training_curves(records),
+        ),
+        Plot(
+            "Stage times",
+            "Where each iteration's wall time went: every bar is one stage, busy and waiting.",
+            stage_times(summary),
+        ),
+    ]
 
 
 def training_curves(records: list[Record]) -> str | None:
@@ -45,13 +80,13 @@ def training_curves(records: list[Record]) -> str | None:
         "reward margin": ["rewards/margins"],
         "log-ratio (nats)" if ratios else "implicit reward": ratios or ["rewards/chosen", "rewards/rejected"],
     }
-    panels = {title: [name for name in wanted if name in names] for title, wanted in panels.items()}
-    panels = {title: wanted for title, wanted in panels.items() if wanted}
+    panels = {title: [name for name in curves if name in names] for title, curves in panels.items()}
+    panels = {title: curves for title, curves in panels.items() if curves}
     if not panels:
         return None
     figure = _figure(9.0, 2.6)
-    for axes, (title, wanted) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for name, colour in zip(wanted, COLOURS, strict=False):
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, colour in zip(curves, COLOURS, strict=False):
             for steps in iterations:
                 x, y = _curve(steps, name, MAX_POINTS // len(iterations))
                 axes.plot(x, y, color=colour, linewidth=1.2, marker="." if len(x) < FEW_POINTS else "")
@@ -59,7 +94,7 @@ def training_curves(records: list[Record]) -> str | None:
         for steps in iterations[1:]:
             axes.axvline(steps[0][0] - 0.5, color="#999999", linewidth=0.8, linestyle=":")
         _label(axes, title, "optimizer step", "")
-        if len(wanted) > 1:
+        if len(curves) > 1:
             axes.legend(fontsize=7, frameon=False)
     return _uri(figure)
 
@@ -106,7 +141,7 @@ def stage_times(summary: Summary) -> str | None:
 
 
 def _places(iterations: list[IterationSummary]) -> list[float]:
-    """Heights of the bars: neighbours one apart, with a gap before each new iteration."""
+    """Positions of the bars: 1 apart, with a gap before each new iteration."""
     places, height = [], 0.0
     for n, iteration in enumerate(iterations):
         height += 1.0 + 0.7 * (n > 0 and iteration is not iterations[n - 1])
@@ -123,7 +158,7 @@ def _errorbar(axes: Axes, points: list[tuple[int, WinRate]], label: str, colour:
 
 
 def _global_steps(records: list[Record]) -> list[Steps]:
-    """Per iteration its records, under their steps counted through all iterations."""
+    """Per iteration (step, record), with the steps counted through all iterations."""
     by_iteration: dict[int, dict[int, Record]] = defaultdict(dict)
     for record in records:
         by_iteration[record["iteration"]][record["step"]] = record
@@ -142,7 +177,7 @@ def _curve(steps: Steps, name: str, max_points: int) -> tuple[list[int], list[fl
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+    from matplotlib.figure import Figure  # pyplot would keep global state and look for a display
 
     return Figure(figsize=(width, height), layout="constrained")
 
@@ -159,6 +194,6 @@ def _uri(figure: Figure) -> str:
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "kumite"}):  # else every drawing gets random names within the file
+    with rc_context({"svg.hashsalt": "kumite"}):  # otherwise the names within the file are random
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

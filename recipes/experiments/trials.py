@@ -16,7 +16,8 @@ from rich.table import Table
 
 from engine.config.load import load
 from engine.evaluation.statistics import Interval, spread
-from engine.report.summary import Summary, win_rate
+from engine.report.figures import win_rate
+from engine.report.summary import Summary
 
 FOLDER = Path("runs/proof")
 

@@ -9,7 +9,7 @@ import pytest
 from engine.config.base import is_secret_name
 from engine.config.load import config_digest, dump, load
 from engine.errors import ConfigError
-from engine.report.collect import highlights
+from engine.report.summary import highlights
 
 KEY = "sk-proj-Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5MA"
 RULE = {

@@ -15,7 +15,7 @@ from engine.evaluation.statistics import Agreement
 
 
 def logits_of(utilities: list[float]) -> np.ndarray:
-    """[K, K] pair logits of somebody who judges by utilities alone (Bradley-Terry): u_i - u_j."""
+    """[K, K] pair logits of a scorer that judges by utilities alone (Bradley-Terry): u_i - u_j."""
     return np.subtract.outer(np.array(utilities, float), np.array(utilities, float))
 
 
@@ -111,7 +111,7 @@ def test_one_run_has_no_spread():
         statistics.spread([0.8])
 
 
-def test_pairs_without_a_verdict_count_for_nobody():
+def test_pairs_without_a_verdict_do_not_count():
     assert statistics.win_rate_from_margins([[1.0, math.nan], [-1.0, 2.0]]) == pytest.approx(2 / 3)
     assert math.isnan(statistics.win_rate_from_margins([[math.nan]]))
 
@@ -120,9 +120,9 @@ def test_one_order_decides_alone_where_the_other_has_no_verdict():
     logits = np.array([[0.0, 3.0, math.nan], [math.nan, 0.0, 1.0], [math.nan, 5.0, 0.0]])
     np.testing.assert_array_equal(statistics.margins_from_pair_logits(logits, 1), [[3.0, math.nan]])
     truth = np.array([[0.0, 1.0, 1.0], [-1.0, 0.0, 1.0], [-1.0, -1.0, 0.0]])
-    found = statistics.agreement(logits, truth)
-    assert (found.agreed, found.num_pairs) == (1, 2), "0 beats 1 as in truth, 2 beats 1 against it, 0 and 2 unknown"
-    assert statistics.agreement(truth, logits) == found
+    result = statistics.agreement(logits, truth)
+    assert (result.agreed, result.num_pairs) == (1, 2), "0 beats 1 as in truth, 2 beats 1 against it, 0 and 2 unknown"
+    assert statistics.agreement(truth, logits) == result
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_metrics_and_report_tell_how_it_judges(judged: Path) -> None:
         assert figures["judge/position_bias"] == pytest.approx(0.0, abs=1e-12)
         assert figures["judge/missing_rate"] == 0.0
         assert figures["score/agreement"] == 1.0, "the evaluator counts the same letters"
-        assert 0.0 <= figures["judge/canary_win_rate"] <= 0.5
+        assert 0.0 <= figures["judge/null_model_win_rate"] <= 0.5
     with Job(fake_config(judged.parent, scorer=SELF), Console(quiet=True)) as job:
         job.report("finished")
     with (judged / "report" / "iterations.csv").open(encoding="utf-8") as file:

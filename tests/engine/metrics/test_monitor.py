@@ -6,6 +6,7 @@ import io
 import json
 import resource
 import signal
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from engine.metrics.progress import PlainView
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """Seconds that pass when the test says so."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -52,7 +53,7 @@ class Desk:
             self.monitor.step(step, 9, {"loss": loss, "rewards/margins": 0.25}, 1.0)
 
 
-def test_an_iteration_yields_the_loops_metrics_and_the_ledgers_figures(tmp_path: Path):
+def test_an_iteration_yields_the_loops_metrics_and_the_times_of_its_stages(tmp_path: Path):
     desk = Desk(tmp_path)
     with desk.monitor as monitor:
         monitor.begin_iteration(1, 3)
@@ -163,9 +164,9 @@ def test_equal_notes_are_all_kept(tmp_path: Path):
 def test_a_torn_last_line_is_passed_over(tmp_path: Path):
     desk = Desk(tmp_path)
     desk.train(1, 1, 2, loss=0.5)
-    whole = desk.path.read_bytes()
-    for size in range(whole.index(b"\n") + 2, len(whole) - 1):
-        desk.path.write_bytes(whole[:size])
+    content = desk.path.read_bytes()
+    for size in range(content.index(b"\n") + 2, len(content) - 1):
+        desk.path.write_bytes(content[:size])
         assert [record["step"] for record in read_metrics(desk.path)] == [1]
 
 
@@ -225,7 +226,7 @@ def test_a_stage_that_was_finished_before_the_restart_says_so(tmp_path: Path):
     desk = Desk(tmp_path)
     desk.monitor.begin_iteration(1, 1)
     desk.monitor.expect("generate", 7, done=7)
-    assert desk.lines() == ["[iteration 1 of 1] generate  7/7 shards  done before"]
+    assert desk.lines() == ["[iteration 1 of 1] generate  7/7 shards  done before the restart"]
 
 
 def test_the_learner_shows_its_steps_and_its_loss(tmp_path: Path):
@@ -288,6 +289,32 @@ def test_closing_twice_is_harmless(tmp_path: Path):
         desk.monitor.close()
 
 
+class Recorder:
+    """A tracker that keeps the kinds of what it gets."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def write(
+        self, kind: str, iteration: int | None, step: int | None, metrics: Mapping[str, float], **labels: str
+    ) -> None:
+        self.kinds.append(kind)
+
+    def close(self) -> None:
+        self.kinds.append("closed")
+
+
+def test_every_tracker_gets_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    one, other = Recorder(), Recorder()
+    monkeypatch.setattr("engine.metrics.monitor.open_trackers", lambda folder, tensorboard: [one, other])
+    desk = Desk(tmp_path)
+    desk.train(1, 8, 9, loss=0.5)
+    desk.monitor.note("a retry")
+    desk.monitor.end_iteration({})
+    desk.monitor.close()
+    assert one.kinds == other.kinds == ["step", "step", "stage", "note", "iteration", "closed"]
+
+
 def test_tensorboard_counts_steps_through_all_iterations_and_restarts(tmp_path: Path):
     pytest.importorskip("tensorboardX")
     first = Desk(tmp_path, tensorboard=True)
@@ -301,6 +328,7 @@ def test_tensorboard_counts_steps_through_all_iterations_and_restarts(tmp_path: 
     assert [step for step, name, _ in events if name == "rewards/margins"] == list(range(1, 12))
     assert [step for step, name, _ in events if name == "loss"] == list(range(1, 10))
     assert (11, "evaluate/win_rate", 0.75) in events
+    assert [step for step, name, _ in events if name == "time/step"] == list(range(1, 12))
 
 
 def test_tensorboard_without_its_package_is_an_error_that_says_what_to_do(
@@ -315,12 +343,12 @@ def _events(folder: Path) -> list[tuple[int, str, float]]:
     """(step, name, value) of every scalar in the event files, read as records of length, check, data, check."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = []
+    scalars = []
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         while data:
             size = int.from_bytes(data[:8], "little")
             event = Event.FromString(data[12 : 12 + size])
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
             data = data[16 + size :]
-    return sorted(found)
+    return sorted(scalars)

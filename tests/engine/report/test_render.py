@@ -18,7 +18,10 @@ from rich.console import Console
 from engine.metrics.monitor import Monitor
 from engine.metrics.trackers import read_metrics
 from engine.report import plots
-from engine.report.render import IterationSummary, Sample, Summary, WinRate, complete, print_table, write_report
+from engine.report.collect import Sample, WinRate
+from engine.report.figures import IterationSummary
+from engine.report.render import print_table, write_report
+from engine.report.summary import Summary, complete
 
 ATTACKS = (
     "<script>alert(1)</script>",
@@ -60,7 +63,7 @@ ELEMENTS |= {"table", "thead", "tbody", "tr", "th", "td", "figure", "img", "figc
 
 @pytest.fixture
 def figures() -> None:
-    """Asked for by the tests that look at figures; all others are quicker without."""
+    """For tests that look at figures; the others are quicker without."""
     pytest.importorskip("matplotlib")
 
 
@@ -93,7 +96,7 @@ class Page(HTMLParser):
 
 
 def iteration(number: int, **changes: object) -> IterationSummary:
-    known = IterationSummary(
+    values = IterationSummary(
         iteration=number,
         weights=f"sha256:{number}{number}",
         reference=f"sha256:{number - 1}{number - 1}",
@@ -106,7 +109,7 @@ def iteration(number: int, **changes: object) -> IterationSummary:
         num_ties=12,
         num_truncated=3,
     )
-    return replace(known, **changes)
+    return replace(values, **changes)
 
 
 def run(folder: Path, iterations: int = 2, steps: int = 5) -> Summary:
@@ -224,8 +227,8 @@ def test_losses_steps_and_times_come_from_the_metrics_where_the_summary_is_silen
 
 def test_what_the_summary_says_wins_over_the_metrics(tmp_path: Path):
     run(tmp_path)
-    told = Summary("x", iterations=(iteration(1, loss_first=7.0, metrics={"time/wall": 3.0}),))
-    first = complete(told, read_metrics(tmp_path / "metrics.jsonl")).iterations[0]
+    summary = Summary("x", iterations=(iteration(1, loss_first=7.0, metrics={"time/wall": 3.0}),))
+    first = complete(summary, read_metrics(tmp_path / "metrics.jsonl")).iterations[0]
     assert (first.loss_first, first.loss_last, first.wall) == (7.0, 0.2, 3.0)
 
 
@@ -235,7 +238,7 @@ def test_a_run_that_has_just_begun_has_a_report_that_says_so(tmp_path: Path, fig
     assert set(page.tags()) <= ELEMENTS
 
 
-def test_an_iteration_under_way_is_listed_with_what_is_known(tmp_path: Path):
+def test_an_iteration_under_way_is_listed_with_what_it_has_so_far(tmp_path: Path):
     now = [0.0]
     monitor = Monitor(tmp_path, console=Console(file=io.StringIO()), clock=lambda: now[0])
     monitor.begin_iteration(1, 3)
@@ -267,8 +270,8 @@ def test_without_matplotlib_the_report_has_a_note_in_place_of_figures(tmp_path: 
 def test_numbers_that_json_lacks_are_null_in_the_summary_file(tmp_path: Path):
     summary = Summary("x", iterations=(iteration(1, loss_last=float("nan"), metrics={"learn/x": float("inf")}),))
     text = (write_report(tmp_path, summary).parent / "summary.json").read_text()
-    told = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["iterations"][0]
-    assert (told["loss_last"], told["metrics"]["learn/x"], told["num_rows"]) == (None, None, 1600)
+    written = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["iterations"][0]
+    assert (written["loss_last"], written["metrics"]["learn/x"], written["num_rows"]) == (None, None, 1600)
 
 
 def test_long_curves_are_thinned_to_means_that_keep_their_ends():
@@ -284,10 +287,10 @@ def test_the_same_run_gives_the_same_figures(tmp_path: Path, figures: None):
     assert write_report(tmp_path, summary).read_bytes() == write_report(tmp_path, summary).read_bytes()
 
 
-def test_the_terminal_table_shows_what_is_known_and_obeys_nothing():
+def test_the_terminal_table_shows_what_there_is_and_obeys_nothing():
     out = io.StringIO()
-    known = iteration(1, agreement=None, metrics={"time/wall": 90.0})
-    print_table(Console(file=out, width=160, force_terminal=True), Summary("run [red]x\x1b[2J", iterations=(known,)))
+    partial = iteration(1, agreement=None, metrics={"time/wall": 90.0})
+    print_table(Console(file=out, width=160, force_terminal=True), Summary("run [red]x\x1b[2J", iterations=(partial,)))
     text = out.getvalue()
     assert r"run [red]x\x1b[2J" in re.sub("\x1b\\[[0-9;]*m", "", text)
     assert "60.0 % [55.0, 64.0]" in text and "90.0 s" in text
