@@ -233,7 +233,7 @@ def test_answers_that_are_all_equal_leave_nothing_to_learn_and_the_run_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeGenerator, "_answer", lambda self, seed: [1, 2])
-    with pytest.raises(DataError, match=r"no prompt is left to train on.*select/ties': 8"):
+    with pytest.raises(DataError, match=r"no prompt is left to train on.*ties 8"):
         play(fake_config(tmp_path))
 
 
