@@ -33,24 +33,20 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.tiny_policy import CHAT_TEMPLATE_WITHOUT_BOS, EXACT, byte_level_tokenizer, learn_bpe, new_llama
 from engine.errors import DataError, KumiteError
 from engine.seeds import derive_seed
-from recipes.prepare.training import (
-    CHAT_TEMPLATE,
-    PAIRRM_TOKENS,
-    POLICY_ROLES,
-    POLICY_TOKENS,
-    bpe_tokenizer,
-    byte_level_bpe,
-    conversation,
-    new_llama,
-    sft_trainer,
-)
+from recipes.prepare.training import conversation, sft_trainer
 
 if TYPE_CHECKING:
+    from tokenizers.models import BPE
+
     from actors.scorers.pairrm.training import Pair
 
 Figures = dict[str, float]
+POLICY_TOKENS = {"pad_token": "<|pad|>", "eos_token": "<|end|>"}
+POLICY_ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+PAIRRM_TOKENS = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 TEXT, NUMBER = "text", "a number in [0, 1]"
 ANSWERS = {"prompt": TEXT, "answer": TEXT}
 PREFERENCES = {"prompt": TEXT, "answer_a": TEXT, "answer_b": TEXT, "p_a_wins": NUMBER}
@@ -159,21 +155,22 @@ def split(answers: list[tuple], preferences: list[tuple], settings: Settings) ->
     return sides[0], sides[1]
 
 
-def make_policy(training: Texts, heldout: Texts, learnt: dict[str, Any], folder: Path, settings: Settings) -> Figures:
+def make_policy(training: Texts, heldout: Texts, merges: BPE, folder: Path, settings: Settings) -> Figures:
     """Train the policy on the answers and write it to `folder`; the losses are nats per token of an answer."""
     import torch
 
     torch.set_num_threads(1)  # PairRM trains on the other core; one thread also fixes the order of sums
     torch.manual_seed(settings.seed)
     started = time.monotonic()
-    tokenizer = bpe_tokenizer(learnt, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE)
+    tokenizer = byte_level_tokenizer(merges, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE_WITHOUT_BOS, **EXACT)
     policy = new_llama(
+        derive_seed(settings.seed, "policy"),
         tokenizer,
-        settings.seed,
         hidden_size=settings.hidden_size,
         intermediate_size=settings.hidden_size * 8 // 3,
-        num_layers=settings.num_layers,
-        max_positions=settings.max_positions,
+        num_hidden_layers=settings.num_layers,
+        max_position_embeddings=settings.max_positions,
+        tie_word_embeddings=True,
     )
     rows, unseen = (_fitting(side.answers, tokenizer, settings.max_example_tokens) for side in (training, heldout))
     trainer = sft_trainer(
@@ -218,7 +215,7 @@ def _fitting(answers: list[tuple[str, str]], tokenizer: Any, max_tokens: int) ->
     return kept
 
 
-def make_pairrm(training: Texts, heldout: Texts, learnt: dict[str, Any], folder: Path, settings: Settings) -> Figures:
+def make_pairrm(training: Texts, heldout: Texts, merges: BPE, folder: Path, settings: Settings) -> Figures:
     """Train PairRM on the preferences and write it to `folder`; accuracies are on prompts it has not seen."""
     import torch
 
@@ -229,7 +226,7 @@ def make_pairrm(training: Texts, heldout: Texts, learnt: dict[str, Any], folder:
     started = time.monotonic()
     pairs, unseen = ([Pair(*row) for row in side.pairs] for side in (training, heldout))
     model = new_pairrm(
-        bpe_tokenizer(learnt, PAIRRM_TOKENS),
+        byte_level_tokenizer(merges, PAIRRM_TOKENS, **EXACT),
         hidden_size=settings.pairrm_hidden_size,
         num_layers=settings.pairrm_num_layers,
         room=Room(settings.pairrm_source_tokens, settings.pairrm_answer_tokens),
@@ -284,10 +281,10 @@ def build(folder: Path, answers: Path, preferences: Path, settings: Settings) ->
     for name, side in (("prompts", training), ("heldout", heldout)):
         lines = (json.dumps({"prompt": prompt}) + "\n" for prompt in side.prompts)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    learnt = byte_level_bpe(training, settings.vocabulary)
+    merges = learn_bpe(training, settings.vocabulary)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
-        pairrm = processes.submit(make_pairrm, training, heldout, learnt, folder / "pairrm", settings)
-        policy = processes.submit(make_policy, training, heldout, learnt, folder / "policy", settings)
+        pairrm = processes.submit(make_pairrm, training, heldout, merges, folder / "pairrm", settings)
+        policy = processes.submit(make_policy, training, heldout, merges, folder / "policy", settings)
         figures = {**policy.result(), **pairrm.result()}
     counts = {"prompts": len(training.prompts), "heldout_prompts": len(heldout.prompts)}
     written = {**origin, "figures": {**counts, **figures}}

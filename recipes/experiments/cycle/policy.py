@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actors.tiny_policy import new_llama
 from recipes.experiments.cycle.game import START, WINS, Matrix, Vector
 
 if TYPE_CHECKING:
@@ -60,23 +61,17 @@ def dpo_rows(policy: Vector) -> list[dict]:
 def write_start(folder: Path, seed: int) -> Path:
     """A Llama of one layer whose policy is START: a random body, and a head set so that the logits are log START."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+    model = new_llama(
+        seed,
         vocab_size=len(START),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,
-        num_attention_heads=1,
-        head_dim=32,
         max_position_embeddings=16,
         initializer_range=0.1,
         tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
     )
-    model = LlamaForCausalLM(config)
     with torch.no_grad():
         state = model.model(torch.tensor([PROMPT])).last_hidden_state[0, -1]
         model.lm_head.weight.copy_(torch.outer(torch.tensor(np.log(START)).float(), state / state.square().sum()))

@@ -26,8 +26,8 @@ from engine.seeds import derive_seed
 from recipes.experiments.tearoom import judge as tearoom_judge
 from recipes.experiments.tearoom import world as tearoom
 from recipes.experiments.tearoom.build import build_world
-from recipes.experiments.tearoom.models import POLICY_TOKENS, measure, word_tokenizer
-from recipes.prepare.training import CHAT_TEMPLATE, conversation, new_llama, sft_trainer
+from recipes.experiments.tearoom.models import measure, new_policy, policy_tokenizer
+from recipes.prepare.training import conversation, sft_trainer
 
 if TYPE_CHECKING:
     from actors.scorers.judge.prompt_file import JudgePrompt
@@ -84,21 +84,11 @@ def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, 
     torch.set_num_threads(1)  # one thread fixes the order of sums, and leaves the other core to others
     asked = judge_prompt()
     texts = [*tearoom.texts(), *tearoom_judge.texts(), _asked(asked, 0, "Good morning!", "What?")]
-    tokenizer = word_tokenizer(POLICY_TOKENS, ["<|user|>", "<|assistant|>"], texts)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer = policy_tokenizer(texts)
     rows = [*_instructions(split, settings), *_judgements(split, settings, asked)]
     random.Random(derive_seed(settings.seed, "examples")).shuffle(rows)
-    model = new_llama(
-        tokenizer,
-        settings.seed,
-        hidden_size=128,
-        intermediate_size=512,
-        num_layers=settings.num_layers,
-        max_positions=512,
-        initializer_range=0.06,
-    )
     trainer = sft_trainer(
-        model,
+        new_policy(tokenizer, settings.seed, settings.num_layers, max_positions=512),
         tokenizer,
         rows,
         num_train_epochs=settings.epochs,

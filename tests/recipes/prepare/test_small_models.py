@@ -11,14 +11,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.chat import Chat
+from actors.tiny_policy import CHAT_TEMPLATE_WITHOUT_BOS, byte_level_tokenizer, learn_bpe
 from engine.config.load import load
 from engine.config.prompts import PromptsConfig
 from engine.config.run import ModelConfig
 from engine.data.ingest import ingest
 from engine.errors import DataError
 from recipes.prepare import small_models
-from recipes.prepare.small_models import ANSWERS, PREFERENCES, Settings, build, read_columns, split
-from recipes.prepare.training import CHAT_TEMPLATE, POLICY_ROLES, POLICY_TOKENS, bpe_tokenizer, byte_level_bpe
+from recipes.prepare.small_models import (
+    ANSWERS,
+    POLICY_ROLES,
+    POLICY_TOKENS,
+    PREFERENCES,
+    Settings,
+    build,
+    read_columns,
+    split,
+)
 
 CONFIG = Path("recipes/configs/real_prompts.yaml")
 COLOURS = ("red", "blue", "grün", "白い", "🟣")
@@ -127,8 +136,8 @@ def test_the_rule_that_longer_wins_is_right_for_the_longer_and_half_right_for_eq
 
 
 def test_the_tokenizer_writes_any_text_and_reads_it_back():
-    learnt = byte_level_bpe(["the tea is green, the cup is blue"] * 3, 300)
-    tokenizer = bpe_tokenizer(learnt, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE)
+    merges = learn_bpe(["the tea is green, the cup is blue"] * 3, 300)
+    tokenizer = byte_level_tokenizer(merges, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE_WITHOUT_BOS)
     for text in ("zwölf Boxkämpfer", "日本語 и עברית", "a  b\n\n\tc 🙂 don't", "\x00\x7f"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer(" the tea").input_ids) < 8
@@ -149,8 +158,9 @@ def test_the_config_for_real_prompts_names_what_the_recipe_writes():
 def test_all_public_instructions_fit_the_config_and_a_small_vocabulary(public_data, tmp_path):
     file = public_data / "alpaca_eval" / "instructions.parquet"
     texts = pq.read_table(file, columns=["instruction"])["instruction"].to_pylist()
-    learnt = byte_level_bpe(texts, Settings().vocabulary)
-    bpe_tokenizer(learnt, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE).save_pretrained(tmp_path)
+    merges = learn_bpe(texts, Settings().vocabulary)
+    tokenizer = byte_level_tokenizer(merges, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE_WITHOUT_BOS)
+    tokenizer.save_pretrained(tmp_path)
     config = load(CONFIG)
     prompts = PromptsConfig(source=str(file), column="instruction", use="all")
     chat = Chat(ModelConfig(path=str(tmp_path)))
