@@ -24,7 +24,7 @@ def demo(overrides: list[str]) -> int:
     from recipes.experiments.tearoom.build import Settings, build
 
     print(f"building the tearoom in {WORLD} (about a minute, kept for later)", flush=True)
-    figures = build(WORLD, Settings())["figures"]
+    figures = build(WORLD, Settings())
     print(
         f"policy: {figures['policy_parameters']:,} parameters, started on {figures['sft_examples']:,} flawed "
         f"demonstrations\nPairRM: {figures['pairrm_parameters']:,} parameters, agrees with the oracle on "

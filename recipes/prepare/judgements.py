@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Examples that teach a model to judge, from rated answers: EFT in the words of arXiv 2401.10020.
 
     python -m recipes.prepare.judgements OUTPUT.jsonl --prompt recipes/judges/additive_rubric.txt --rated rated.jsonl
@@ -20,7 +19,6 @@ the counts. Nothing is overwritten.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -34,8 +32,9 @@ from actors.scorers.base import plain_text
 from actors.scorers.judge.judge import parse_score
 from actors.scorers.judge.prompt_file import JudgePrompt, draw_mark, read_judge_prompt
 from engine.config.judge import JudgeConfig, PolicyServer
-from engine.errors import DataError, KumiteError
+from engine.errors import DataError
 from engine.seeds import derive_seed
+from recipes.prepare.command_line import new_parser, refuse_existing, run, settings_from, write_json, write_jsonl
 
 MOST_PROBLEMS = 50
 """Bad rows named in one message."""
@@ -48,16 +47,21 @@ class Settings:
     """What the examples are made with."""
 
     prompt: str
+    """The judge's prompt file, as in recipes/judges/."""
     rated: str
+    """JSON lines of rated answers."""
     min_score: float = 0.0
+    """Lowest score of the judge."""
     max_score: float = 5.0
+    """Highest score of the judge."""
     cap_share: float = 1.0
-    """The largest share of training examples that one score may have, in (0, 1]."""
+    """Largest share of the training examples that one score may have, in (0, 1]."""
     heldout_share: float = 0.25
-    """Of prompts, in [0, 1); about the paper's, 541 of 2,171 examples."""
+    """Share of the prompts that is held out, in [0, 1); the paper's is about this, 541 of 2,171 examples."""
     allow_ties: bool = False
-    """Whether equal scores agree with different ranks."""
+    """Equal scores agree with different ranks."""
     seed: int = 0
+    """Another seed: other examples are held out and left out."""
 
 
 @dataclass(frozen=True)
@@ -257,42 +261,24 @@ def write(output: Path, settings: Settings) -> dict[str, Any]:
     heldout_path, facts = output.with_stem(output.stem + "-heldout"), output.with_suffix(".json")
     if output.suffix != ".jsonl":
         raise DataError(f"{output}: expected a name that ends in .jsonl")
-    if existing := [str(path) for path in (output, heldout_path, facts) if path.exists()]:
-        raise DataError(f"{', '.join(existing)} exists; nothing is overwritten, choose another name")
+    refuse_existing(output, heldout_path, facts)
     prompt = check(settings)
     training, heldout, counts = build(read_rated(Path(settings.rated), settings), settings)
     if not training:
         raise DataError(f"nothing is left to train on: {counts}")
-    told = {"settings": asdict(settings), "judge_prompt": prompt.version, "counts": counts}
-    files = {facts: json.dumps(told, indent=2) + "\n"}
-    for path, rows in ((heldout_path, heldout), (output, training)):
-        files[path] = "".join(json.dumps(example(row, prompt, settings.seed)) + "\n" for row in rows)
-    if not settings.heldout_share:
-        del files[heldout_path]
-    for path, text in files.items():
-        part = path.with_name(path.name + ".partial")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+    write_json(facts, {"settings": asdict(settings), "judge_prompt": prompt.version, "counts": counts})
+    if settings.heldout_share:
+        write_jsonl(heldout_path, (example(row, prompt, settings.seed) for row in heldout))
+    write_jsonl(output, (example(row, prompt, settings.seed) for row in training))
     return counts
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl")
-    parser.add_argument("--allow-ties", action="store_true", help="equal scores agree with different ranks")
-    for name, value in asdict(Settings("", "")).items():
-        if name != "allow_ties":
-            option, told = f"--{name.replace('_', '-')}", "a file" if value == "" else f"default {value}"
-            parser.add_argument(option, type=type(value), default=value, required=value == "", help=told)
-    given = vars(parser.parse_args(arguments))
-    output: Path = given.pop("output")
-    try:
-        counts = write(output, Settings(**given))
-    except KumiteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(counts, indent=2))
-    return 0
+    """Command line; prints the counts and returns the exit code."""
+    parser = new_parser("recipes.prepare.judgements", __doc__)
+    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl", help="file that the examples are written to")
+    settings, options = settings_from(parser, Settings, arguments)
+    return run(write, options.output, settings)
 
 
 if __name__ == "__main__":

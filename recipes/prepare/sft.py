@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Supervised fine-tuning by TRL: the start that self-rewarding needs, from instructions and judgements.
 
     python -m recipes.prepare.sft OUTPUT --model MODEL --data ift.jsonl --data eft.jsonl
@@ -14,8 +13,6 @@ last). An existing one is kept if its settings are the same, and never overwritt
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
@@ -27,7 +24,8 @@ from engine.config.prompts import PromptsConfig
 from engine.data.formats import Given
 from engine.data.ingest import MAX_SHOWN, read_prompts
 from engine.data.rows import BadRow
-from engine.errors import ConfigError, DataError, KumiteError, ModelError
+from engine.errors import ConfigError, DataError, ModelError
+from recipes.prepare.command_line import complete, new_parser, run, settings_from, write_json
 
 MARKER = "training.json"
 
@@ -37,17 +35,23 @@ class Settings:
     """What the training is made with."""
 
     model: str
+    """Folder or hub id of the model to start from."""
     data: tuple[str, ...]
+    """A file of examples."""
     epochs: float = 2.0
+    """Passes over the examples."""
     lr: float = 5.5e-6
+    """Largest learning rate."""
     last_lr: float = 0.2
-    """Share of `lr` at which the cosine ends."""
+    """Share of the largest learning rate at which the cosine ends."""
     batch_size: int = 16
-    """A multiple of `micro_batch_size`."""
+    """Examples per optimizer step, a multiple of the micro-batch size."""
     micro_batch_size: int = 4
+    """Examples per forward pass."""
     max_tokens: int = 2048
-    """Longer examples keep their start."""
+    """Tokens of prompt and answer; longer examples keep their start."""
     seed: int = 0
+    """Another seed: another order of the examples."""
 
 
 def train(output: Path, settings: Settings) -> dict[str, Any]:
@@ -59,8 +63,8 @@ def train(output: Path, settings: Settings) -> dict[str, Any]:
     if settings.batch_size % settings.micro_batch_size:
         raise ConfigError([f"--batch-size {settings.batch_size} is not a multiple of --micro-batch-size "
                            f"{settings.micro_batch_size}"])  # fmt: skip
-    if (output / MARKER).exists():
-        return _existing(output / MARKER, settings)
+    if written := complete(output / MARKER, {"settings": asdict(settings)}):
+        return written["figures"]
     if output.exists() and any(output.iterdir()):
         raise DataError(f"{output} is not empty and holds no {MARKER}; choose another folder or remove it")
     started = time.monotonic()
@@ -79,22 +83,8 @@ def train(output: Path, settings: Settings) -> dict[str, Any]:
         "last_loss": sum(losses[-10:]) / len(losses[-10:]),
         "seconds": round(time.monotonic() - started, 1),
     }
-    part = output / f"{MARKER}.partial"
-    part.write_text(json.dumps({"settings": asdict(settings), "figures": figures}, indent=2) + "\n", encoding="utf-8")
-    part.replace(output / MARKER)
+    write_json(output / MARKER, {"settings": asdict(settings), "figures": figures})
     return figures
-
-
-def _existing(marker: Path, settings: Settings) -> dict[str, Any]:
-    known = json.loads(marker.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(asdict(settings)))
-    changed = [f"{key}: {known['settings'].get(key)!r}, now {value!r}" for key, value in wanted.items()
-               if known["settings"].get(key) != value]  # fmt: skip
-    if changed:
-        raise DataError(
-            f"{marker.parent} was trained with other settings ({'; '.join(changed)}); choose another folder"
-        )
-    return known["figures"]
 
 
 def read_examples(files: tuple[str, ...]) -> tuple[list[dict[str, Any]], int]:
@@ -164,23 +154,11 @@ def _trainer(settings: Settings, examples: list[dict[str, Any]]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    default = Settings("", ())
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, metavar="OUTPUT")
-    parser.add_argument("--model", required=True, help="folder or hub id of the model to start from")
-    parser.add_argument("--data", action="append", required=True, help="a file of examples; may be given again")
-    for name in ("epochs", "lr", "last_lr", "batch_size", "micro_batch_size", "max_tokens", "seed"):
-        value = getattr(default, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
-    given = vars(parser.parse_args(arguments))
-    output = given.pop("output")
-    try:
-        figures = train(output, Settings(**{**given, "data": tuple(given["data"])}))
-    except KumiteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(figures, indent=2))
-    return 0
+    """Command line; prints the figures and returns the exit code."""
+    parser = new_parser("recipes.prepare.sft", __doc__)
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder that the model is written to")
+    settings, options = settings_from(parser, Settings, arguments)
+    return run(train, options.output, settings)
 
 
 if __name__ == "__main__":

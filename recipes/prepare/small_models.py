@@ -22,20 +22,19 @@ The same files and settings make the same models; complete ones are kept.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import multiprocessing
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.tiny_policy import CHAT_TEMPLATE_WITHOUT_BOS, EXACT, byte_level_tokenizer, learn_bpe, new_llama
-from engine.errors import DataError, KumiteError
+from engine.errors import DataError
 from engine.seeds import derive_seed
+from recipes.prepare.command_line import complete, new_parser, run, settings_from, write_json, write_jsonl
 from recipes.prepare.training import conversation, sft_trainer
 
 if TYPE_CHECKING:
@@ -54,31 +53,44 @@ MAX_SHOWN = 10
 """Bad rows that an error message lists; the rest is counted."""
 
 
-def _option(default: float, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
 class Settings:
     """What the models are made with; every field is an option of the command line."""
 
-    seed: int = _option(0, "another seed: another split and other models")
-    heldout_share: float = _option(0.1, "share of the prompts that neither model sees")
-    vocabulary: int = _option(4096, "tokens that the tokenizer learns from the texts, at most")
-    hidden_size: int = _option(192, "width of the policy, a multiple of 32")
-    num_layers: int = _option(4, "depth of the policy")
-    max_positions: int = _option(2048, "tokens of prompt and answer that the policy can hold in a run")
-    max_example_tokens: int = _option(256, "longer examples are left out of the policy's training, and counted")
-    epochs: float = _option(1.6, "passes over the answers")
-    batch_size: int = _option(8, "examples per step of the policy's training")
-    lr: float = _option(1.5e-3, "the policy's largest learning rate")
-    pairrm_hidden_size: int = _option(128, "width of PairRM")
-    pairrm_num_layers: int = _option(2, "depth of PairRM")
-    pairrm_source_tokens: int = _option(128, "PairRM's room for the prompt")
-    pairrm_answer_tokens: int = _option(112, "PairRM's room for each answer, to which unused prompt room is added")
-    pairrm_steps: int = _option(350, "steps of PairRM's training")
-    pairrm_batch_size: int = _option(16, "pairs per step")
-    pairrm_lr: float = _option(1e-3, "PairRM's largest learning rate")
+    seed: int = 0
+    """Another seed: another split and other models."""
+    heldout_share: float = 0.1
+    """Share of the prompts that neither model sees."""
+    vocabulary: int = 4096
+    """Tokens that the tokenizer learns from the texts, at most."""
+    hidden_size: int = 192
+    """Width of the policy, a multiple of 32."""
+    num_layers: int = 4
+    """Depth of the policy."""
+    max_positions: int = 2048
+    """Tokens of prompt and answer that the policy can hold in a run."""
+    max_example_tokens: int = 256
+    """Longer examples are left out of the policy's training, and counted."""
+    epochs: float = 1.6
+    """Passes over the answers."""
+    batch_size: int = 8
+    """Examples per step of the policy's training."""
+    lr: float = 1.5e-3
+    """The policy's largest learning rate."""
+    pairrm_hidden_size: int = 128
+    """Width of PairRM."""
+    pairrm_num_layers: int = 2
+    """Depth of PairRM."""
+    pairrm_source_tokens: int = 128
+    """PairRM's room for the prompt."""
+    pairrm_answer_tokens: int = 112
+    """PairRM's room for each answer, to which unused prompt room is added."""
+    pairrm_steps: int = 350
+    """Steps of PairRM's training."""
+    pairrm_batch_size: int = 16
+    """Pairs per step."""
+    pairrm_lr: float = 1e-3
+    """PairRM's largest learning rate."""
 
 
 @dataclass(frozen=True)
@@ -267,31 +279,26 @@ def longer_wins(pairs: list[Pair]) -> float:
     return right / len(judged) if judged else float("nan")
 
 
-def build(folder: Path, answers: Path, preferences: Path, settings: Settings) -> dict[str, Any]:
-    """Make both models in `folder`, or keep the complete ones there, and return the contents of models.json.
+def build(folder: Path, answers: Path, preferences: Path, settings: Settings) -> Figures:
+    """Make both models in `folder`, or keep the complete ones there, and return the figures of models.json.
 
     Raises DataError for files that cannot be used, and where `folder` holds models of other files or settings.
     """
     origin = {"settings": asdict(settings), "answers": _digest(answers), "preferences": _digest(preferences)}
     marker = folder / "models.json"
-    if marker.exists():
-        return _existing(marker, origin)
+    if written := complete(marker, origin):
+        return written["figures"]
     training, heldout = split(read_columns(answers, ANSWERS), read_columns(preferences, PREFERENCES), settings)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, side in (("prompts", training), ("heldout", heldout)):
-        lines = (json.dumps({"prompt": prompt}) + "\n" for prompt in side.prompts)
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_jsonl(folder / f"{name}.jsonl", ({"prompt": prompt} for prompt in side.prompts))
     merges = learn_bpe(training, settings.vocabulary)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
         pairrm = processes.submit(make_pairrm, training, heldout, merges, folder / "pairrm", settings)
         policy = processes.submit(make_policy, training, heldout, merges, folder / "policy", settings)
         figures = {**policy.result(), **pairrm.result()}
     counts = {"prompts": len(training.prompts), "heldout_prompts": len(heldout.prompts)}
-    written = {**origin, "figures": {**counts, **figures}}
-    partial = marker.with_suffix(".partial")
-    partial.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    partial.replace(marker)
-    return written
+    write_json(marker, {**origin, "figures": counts | figures})
+    return counts | figures
 
 
 def _digest(file: Path) -> str:
@@ -301,36 +308,15 @@ def _digest(file: Path) -> str:
         raise DataError(f"{file}: cannot be read: {error}") from error
 
 
-def _existing(marker: Path, origin: dict[str, Any]) -> dict[str, Any]:
-    written = json.loads(marker.read_text(encoding="utf-8"))
-    if other := [key for key, value in origin.items() if written.get(key) != value]:
-        raise DataError(f"{marker}: made with other {', '.join(other)}; choose another folder or delete this one")
-    return written
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line; prints the figures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.prepare.small_models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, metavar="OUTPUT", help="where the models go")
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; prints the figures and returns the exit code."""
+    parser = new_parser("recipes.prepare.small_models", __doc__)
+    parser.add_argument("folder", type=Path, metavar="OUTPUT", help="folder that the models are written to")
     parser.add_argument("--answers", type=Path, required=True, help="Parquet file: prompt, answer")
     parser.add_argument("--preferences", type=Path, required=True, help="Parquet file: prompt, answer_a, answer_b, ...")
-    for each in fields(Settings):
-        kind = type(each.default)
-        text = f"{each.metadata['help']} (%(default)s)"
-        parser.add_argument(f"--{each.name.replace('_', '-')}", type=kind, default=each.default, help=text)
-    options = vars(parser.parse_args(arguments))
-    folder, answers, preferences = (options.pop(name) for name in ("folder", "answers", "preferences"))
-    try:
-        written = build(folder, answers, preferences, Settings(**options))
-    except KumiteError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    print(json.dumps(written["figures"], indent=2))
+    settings, options = settings_from(parser, Settings, arguments)
+    return run(build, options.folder, options.answers, options.preferences, settings)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,8 @@
-"""Build the tearoom in which the policy judges itself:
+"""Write the tearoom in which the policy judges itself to a folder.
 
-    python -m recipes.experiments.tearoom.judge_build OUTPUT_FOLDER [--seed 0] [--impressed]
+    python -m recipes.experiments.tearoom.judge_build OUTPUT [--impressed]
+
+Written to OUTPUT:
 
     policy/         a Llama that imitates the flawed waiter (IFT) and a judge of waiters (EFT)
     prompts.jsonl   prompts for self-play
@@ -13,20 +15,18 @@ complete one is kept. recipes/experiments/tearoom/judge.py says what the world i
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import KumiteError
 from engine.seeds import derive_seed
 from recipes.experiments.tearoom import judge as tearoom_judge
 from recipes.experiments.tearoom import world as tearoom
 from recipes.experiments.tearoom.build import build_world
-from recipes.experiments.tearoom.models import measure, new_policy, policy_tokenizer
+from recipes.experiments.tearoom.models import Figures, measure, new_policy, policy_tokenizer
+from recipes.prepare.command_line import new_parser, run, settings_from
 from recipes.prepare.training import conversation, sft_trainer
 
 if TYPE_CHECKING:
@@ -43,16 +43,24 @@ class Settings:
     """What the world is made from; sizes are numbers of orders, all of them disjoint."""
 
     seed: int = 0
+    """Another seed: another world."""
     impressed: bool = False
-    """Whether the judge that the policy imitates gives points for small talk."""
+    """The judge that the policy imitates gives points for small talk."""
     demonstrations: int = 3000
+    """Prompts with a flawed answer, from which the policy learns to answer."""
     judgements: int = 3000
+    """Prompts with a judged answer, from which the policy learns to judge."""
     judge_heldout: int = 400
+    """Prompts set aside and not used."""
     epochs: float = 4.0
+    """Passes over both."""
     num_layers: int = 2
+    """Depth of the policy."""
     prompts: int = 2000
+    """Prompts for self-play."""
     heldout: int = 200
-    version: int = VERSION
+    """Prompts for evaluation."""
+    version: int = field(default=VERSION, init=False)
 
     @property
     def judge(self) -> tearoom_judge.Judge:
@@ -69,15 +77,15 @@ class Settings:
         )
 
 
-def build(folder: Path, settings: Settings) -> dict[str, Any]:
-    """Make the world in `folder`, or keep the complete one there, and return the contents of world.json.
+def build(folder: Path, settings: Settings) -> Figures:
+    """Make the world in `folder`, or keep the complete one there, and return the figures of world.json.
 
     Raises DataError where `folder` holds a world of other settings.
     """
     return build_world(folder, "tearoom-judge", settings, _train)
 
 
-def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, float]:
+def _train(folder: Path, split: tearoom.Split, settings: Settings) -> Figures:
     """SFT on answers and judgements together; the figures are those of held-out orders."""
     import torch
 
@@ -140,20 +148,13 @@ def _asked(prompt: JudgePrompt, number: int, order: str, answer: str) -> str:
     return message["content"]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line: `python -m recipes.experiments.tearoom.judge_build OUTPUT_FOLDER [--seed 0] [--impressed]`."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER", help="where the world goes")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes another world")
-    parser.add_argument("--impressed", action="store_true", help="the judge gives points for small talk")
-    options = parser.parse_args(arguments)
-    try:
-        world = build(options.folder, Settings(seed=options.seed, impressed=options.impressed))
-    except KumiteError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    print(json.dumps(world["figures"], indent=2))
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; prints the figures and returns the exit code."""
+    parser = new_parser("recipes.experiments.tearoom.judge_build", __doc__)
+    parser.add_argument("folder", type=Path, metavar="OUTPUT", help="folder that the world is written to")
+    settings, options = settings_from(parser, Settings, arguments)
+    return run(build, options.folder, settings)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -36,8 +36,8 @@ def self_rewarding(console: Console) -> Outcome:
 
     start = {}
     for name, impressed in (("fair", False), ("impressed", True)):
-        world = build(FOLDER / f"judge-world-{name}", Settings(impressed=impressed))
-        start[name] = world["figures"]["start_tokens_sampled"]
+        figures = build(FOLDER / f"judge-world-{name}", Settings(impressed=impressed))
+        start[name] = figures["start_tokens_sampled"]
     results = {trial.name: run(trial, console) for trial in trials()}
     lengths = {name: results[name].iterations[-1].mean_length or 0.0 for name in (INFLATED, CONTROLLED)}
     grew, kept = (lengths[name] / start["impressed"] for name in (INFLATED, CONTROLLED))

@@ -137,9 +137,7 @@ def test_a_folder_with_a_world_of_other_settings_is_refused(tmp_path):
 
 def test_the_command_line_reports_another_world_as_a_usage_error(tmp_path, capsys):
     (tmp_path / "world.json").write_text(json.dumps({"settings": {"seed": 7}}), encoding="utf-8")
-    with pytest.raises(SystemExit) as ended:
-        tearoom_build.main([str(tmp_path), "--seed", "0"])
-    assert ended.value.code == DataError.exit_code
+    assert tearoom_build.main([str(tmp_path), "--seed", "0"]) == DataError.exit_code
     assert "choose another folder" in capsys.readouterr().err
 
 
@@ -179,7 +177,7 @@ def test_the_world_starts_flawed_with_a_judge_that_agrees_with_the_oracle(world)
 def test_a_complete_world_is_kept_as_it_is(world):
     before = {file: file.stat().st_mtime_ns for file in world.rglob("*") if file.is_file()}
     written = json.loads((world / "world.json").read_text(encoding="utf-8"))
-    assert tearoom_build.build(world, Settings()) == written
+    assert tearoom_build.build(world, Settings()) == written["figures"]
     assert before == {file: file.stat().st_mtime_ns for file in world.rglob("*") if file.is_file()}
 
 

@@ -176,8 +176,7 @@ def test_models_of_a_small_story_judge_unseen_prompts_load_and_are_kept(tmp_path
     from actors.scorers.pairrm.checkpoint import load_pairrm
 
     answers, pairs = story(tmp_path)
-    written = build(tmp_path / "models", answers, pairs, SMALL)
-    figures = written["figures"]
+    figures = build(tmp_path / "models", answers, pairs, SMALL)
     assert figures["heldout_prompts"] == figures["pairrm_heldout_pairs"] == 12
     assert figures["pairrm_heldout_accuracy"] >= 11 / 12
     assert figures["longer_wins_heldout_accuracy"] == 0.5
@@ -188,7 +187,7 @@ def test_models_of_a_small_story_judge_unseen_prompts_load_and_are_kept(tmp_path
     assert len({json.loads(line)["prompt"] for part in texts for line in part}) == 60
 
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*")}
-    assert build(tmp_path / "models", answers, pairs, SMALL) == written
+    assert build(tmp_path / "models", answers, pairs, SMALL) == figures
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*")}
     with pytest.raises(DataError, match="other settings; choose another folder"):
         build(tmp_path / "models", answers, pairs, Settings(seed=1))
