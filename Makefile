@@ -8,17 +8,17 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SYSTEM_PYTHON := $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 
-.PHONY: help setup demo proof test test-fast lint format
+.PHONY: help setup demo experiments test test-fast lint format
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP)  ## .venv with the locked CPU environment (4 GB, about two minutes)
 
 demo: $(STAMP)  ## self-play with real vLLM, PairRM and DeepSpeed on two CPU cores, and a report
 	$(PYTHON) -m recipes.demo
 
-proof: $(STAMP)  ## the measurements behind what README and docs claim
+experiments: $(STAMP)  ## the measurements behind what README and docs claim
 	$(PYTHON) -m recipes.experiments.run
 
 test: $(STAMP)  ## every test, also those that start Ray, vLLM and DeepSpeed

@@ -8,7 +8,7 @@ import pytest
 from engine.algorithms.preference import sigmoid
 from engine.algorithms.spac import SPAC
 from recipes.experiments.coverage import world as coverage
-from recipes.experiments.coverage.measure import chosen_by_heldout, methods
+from recipes.experiments.coverage.experiment import chosen_by_heldout, methods
 from recipes.experiments.coverage.methods import BOUND, Learnt, Method, Rows, heldout_likelihood, train
 from recipes.experiments.coverage.world import ACTIONS, COMMON, CONTEXTS, make_world, over_estimation, true_value
 

@@ -10,8 +10,8 @@ import pytest
 from engine.algorithms.dpo import DPO
 from engine.algorithms.sppo import SPPO
 from recipes.experiments.cycle import game
+from recipes.experiments.cycle.experiment import TOLERANCE, average_from, figures_of, play_apart, step_errors
 from recipes.experiments.cycle.game import NASH, START, WINS
-from recipes.experiments.cycle.measure import TOLERANCE, average_from, figures_of, play_apart, step_errors
 from recipes.experiments.cycle.policy import Settings, dpo_rows, sppo_rows
 
 
