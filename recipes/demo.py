@@ -4,7 +4,7 @@
     make demo                                   (or: python -m recipes.demo)
     python -m recipes.demo seed=1 name=demo-1   any key of the config can be changed
 
-docs/small_world.md says what the world is and why its win rates mean something.
+docs/small_world.md says what the world is, and what its win rates show and do not show.
 """
 
 import sys

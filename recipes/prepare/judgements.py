@@ -1,20 +1,22 @@
-"""Examples that teach a model to judge, from rated answers: EFT in the words of arXiv 2401.10020.
+"""Examples that teach a model to judge, from rated answers: EFT (evaluation fine-tuning) in arXiv 2401.10020.
 
     python -m recipes.prepare.judgements OUTPUT.jsonl --prompt recipes/judges/additive_rubric.txt --rated rated.jsonl
 
-Each line of --rated holds `prompt` (a text, or a chat of role and content), `answer`, `score`, and may hold
-`judgement` (what to write, ending in the line "Score: n"; without it that line alone) and `rank` (of people, 1
-before 2). A line becomes the question that a pointwise judge asks at run time, filled into the same prompt file
-with a fresh mark, and the judgement as its reply, in TRL's conversational prompt-completion format for
-recipes/prepare/sft.py.
+Each line of --rated has `prompt` (a text, or a chat of role and content), `answer` and `score`. It may have
+`judgement` (the judge's reply, which ends in the line "Score: n"; without it that line is the reply) and `rank` (by
+people, 1 is best). Each line becomes one example in TRL's conversational prompt-completion format, for
+recipes/prepare/sft.py: the question that a pointwise judge gets at run time, filled into the same prompt file with a
+fresh mark, and the judgement as the reply.
 
-What is left out, by rule and counted:
-  1. A prompt whose scores do not order its answers as their ranks do, if they have ranks. The paper keeps judgements
-     whose order agrees with people's; that equal scores of different ranks disagree is our reading (--allow-ties).
-  2. Beyond --cap-share, examples of a too frequent score, drawn by hash (the paper has fewer of score 4). Held-out
-     examples keep the shares that scores have.
-OUTPUT's name with -heldout gets the prompts whose hash falls below --heldout-share, the one with .json the settings and
-the counts. Nothing is overwritten.
+Left out, and counted:
+  1. Prompts whose answers have ranks, where the scores do not order the answers as the ranks do. The paper keeps
+     judgements whose order agrees with people's. We read it so that equal scores of different ranks disagree;
+     --allow-ties changes this.
+  2. Examples of a score that has more than --cap-share of the training examples, chosen by hash (the paper has fewer
+     of score 4). Held-out examples are not thinned.
+
+OUTPUT-heldout.jsonl gets the prompts whose hash is below --heldout-share, and OUTPUT.json the settings and the counts.
+Nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -36,15 +38,15 @@ from engine.errors import DataError
 from engine.seeds import derive_seed
 from recipes.prepare.command_line import new_parser, refuse_existing, run, settings_from, write_json, write_jsonl
 
-MOST_PROBLEMS = 50
-"""Bad rows named in one message."""
-LARGEST = 1e15
-"""Of scores and ranks, which also keeps NaN and infinities out."""
+MAX_SHOWN = 50
+"""Bad lines that an error message lists; the others are counted."""
+LIMIT = 1e15
+"""Scores and ranks must be smaller, which also excludes NaN and infinities."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the examples are made with."""
+    """The options of the command line."""
 
     prompt: str
     """The judge's prompt file, as in recipes/judges/."""
@@ -79,9 +81,9 @@ class Rated:
 
 
 def read_rated(path: Path, settings: Settings) -> list[Rated]:
-    """Every line. Raises DataError naming all that is wrong with any of them."""
+    """Every line of the file. Raises DataError naming every problem of every line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would break at U+2028 within a text
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also split at U+2028 within a text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--rated {path}: {error}") from error
     rows, problems = [], []
@@ -89,15 +91,15 @@ def read_rated(path: Path, settings: Settings) -> list[Rated]:
         if not line.strip():
             continue
         row = _parsed(line)
-        if wrong := list(_wrong(row, settings)):
-            problems += [f"line {number}: {text}" for text in wrong]
+        if row_problems := list(_problems(row, settings)):
+            problems += [f"line {number}: {text}" for text in row_problems]
         else:
             rows.append(_rated(number, row))
-    problems += _half_ranked(rows)
+    problems += _missing_ranks(rows)
     if problems or not rows:
-        told = problems[:MOST_PROBLEMS] or ["it holds no rows"]
-        more = [f"and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
-        raise DataError(f"--rated {path} cannot be used:\n" + "\n".join(f"  - {text}" for text in [*told, *more]))
+        shown = problems[:MAX_SHOWN] or ["it has no rows"]
+        shown += [f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
+        raise DataError(f"--rated {path} cannot be used:\n" + "\n".join(f"  - {text}" for text in shown))
     return rows
 
 
@@ -108,8 +110,8 @@ def _parsed(line: str) -> Any:
         return None
 
 
-def _wrong(row: Any, settings: Settings) -> Iterator[str]:
-    """What is wrong with one line, in words."""
+def _problems(row: Any, settings: Settings) -> Iterator[str]:
+    """The problems of one line, in words."""
     if not isinstance(row, dict):
         yield "expected a JSON object with prompt, answer and score"
         return
@@ -118,7 +120,7 @@ def _wrong(row: Any, settings: Settings) -> Iterator[str]:
     if not isinstance(row.get("answer"), str):
         yield f"answer = {row.get('answer')!r}; expected a text"
     if row.get("rank") is not None and not _is_number(row["rank"]):
-        yield f"rank = {row['rank']!r}; expected a number, 1 before 2, or no rank"
+        yield f"rank = {row['rank']!r}; expected a number, where 1 is best, or no rank"
     low, high, score = settings.min_score, settings.max_score, row.get("score")
     if not _is_number(score) or parse_score(_score_line(score), low, high) != score:
         yield f"score = {score!r}; expected a number from {low:g} to {high:g} (--min-score, --max-score)"
@@ -136,7 +138,7 @@ def _is_prompt(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LIMIT < value < LIMIT
 
 
 def _score_line(score: float) -> str:
@@ -151,15 +153,15 @@ def _rated(number: int, row: dict[str, Any]) -> Rated:
 
 
 def by_prompt(rows: Sequence[Rated]) -> dict[str, list[Rated]]:
-    """Lines by what they answer, in the order of the file."""
-    found: dict[str, list[Rated]] = defaultdict(list)
+    """Lines by their prompt, in the order of the file."""
+    groups: dict[str, list[Rated]] = defaultdict(list)
     for row in rows:
-        found[row.instruction].append(row)
-    return found
+        groups[row.instruction].append(row)
+    return groups
 
 
-def _half_ranked(rows: Sequence[Rated]) -> list[str]:
-    """Lines without a rank whose prompt has ranks on other lines: no order could be checked against them."""
+def _missing_ranks(rows: Sequence[Rated]) -> list[str]:
+    """Problems of lines without a rank whose prompt has ranks on other lines, so that its order cannot be checked."""
     return [
         f"line {row.number}: no rank, but other answers to its prompt have one; give all or none"
         for group in by_prompt(rows).values()
@@ -169,7 +171,7 @@ def _half_ranked(rows: Sequence[Rated]) -> list[str]:
 
 
 def agrees(rows: Sequence[Rated], allow_ties: bool) -> bool:
-    """Whether the scores of one prompt's answers fall from each rank to the next (or stay, with `allow_ties`)."""
+    """Whether the scores of one prompt's answers fall from each rank to the next (or are equal, with `allow_ties`)."""
     ranked = [(row.rank, row.score) for row in rows if row.rank is not None]
     return all(
         better > worse or (better == worse and allow_ties)
@@ -179,9 +181,9 @@ def agrees(rows: Sequence[Rated], allow_ties: bool) -> bool:
 
 
 def most_of_one_score(counts: Sequence[int], share: float) -> int:
-    """The largest number n such that no score has more than `share` of what is left if each keeps at most n.
+    """The largest n for which no score has more than `share` of the examples, if each score keeps at most n.
 
-    Raises DataError where no such n is there: with s scores the share of one is 1/s at least.
+    counts: examples per score. Raises DataError where no n is small enough: with s scores one has 1/s at least.
     """
     for most in range(max(counts), 0, -1):
         if most <= share * sum(min(count, most) for count in counts) + 1e-9:
@@ -191,7 +193,7 @@ def most_of_one_score(counts: Sequence[int], share: float) -> int:
 
 
 def capped(rows: Sequence[Rated], settings: Settings) -> list[Rated]:
-    """`rows` in their order without those of a too frequent score, which ones of it is decided by hash."""
+    """`rows` in their order, without those of a score beyond the cap; a hash decides which of them are kept."""
     if not rows:
         return []
     counts = Counter(row.score for row in rows)
@@ -205,19 +207,19 @@ def capped(rows: Sequence[Rated], settings: Settings) -> list[Rated]:
 
 
 def is_heldout(instruction: str, settings: Settings) -> bool:
-    """By hash of the prompt, so that no prompt is in both parts and later files divide the same prompts alike."""
+    """By hash of the prompt: no prompt is in both parts, and other files divide the same prompts in the same way."""
     return derive_seed(settings.seed, "heldout", instruction) < settings.heldout_share * 2**31
 
 
 def example(row: Rated, prompt: JudgePrompt, seed: int) -> dict[str, Any]:
-    """The question as actors/scorers/judge/judge.py asks it, and the judgement."""
+    """The question as actors/scorers/judge/judge.py asks it, with the judgement as the reply."""
     mark = draw_mark(seed, f"example {row.number}", [row.instruction, row.answer])
     messages = prompt.fill(mark, {"instruction": row.instruction, "answer": row.answer})
     return {"prompt": list(messages), "completion": [{"role": "assistant", "content": row.judgement}]}
 
 
 def build(rows: Sequence[Rated], settings: Settings) -> tuple[list[Rated], list[Rated], dict[str, Any]]:
-    """Return the lines to train on, those held out, and what became of all."""
+    """Return the lines to train on, the held-out lines, and the counts."""
     groups = by_prompt(rows)
     consistent = [row for group in groups.values() if agrees(group, settings.allow_ties) for row in group]
     heldout = [row for row in consistent if is_heldout(row.instruction, settings)]
@@ -242,7 +244,7 @@ def _tally(rows: Sequence[Rated]) -> dict[str, int]:
 
 
 def check(settings: Settings) -> JudgePrompt:
-    """Read the judge's prompt. Raises DataError or ConfigError for settings that cannot be."""
+    """Read the judge's prompt. Raises DataError or ConfigError for invalid settings."""
     problems = []
     if not settings.min_score < settings.max_score:
         problems.append(f"--min-score {settings.min_score:g} is not below --max-score {settings.max_score:g}")
@@ -257,7 +259,7 @@ def check(settings: Settings) -> JudgePrompt:
 
 
 def write(output: Path, settings: Settings) -> dict[str, Any]:
-    """Write OUTPUT, its held-out part and its facts, the last of them OUTPUT; return the counts."""
+    """Write settings and counts, the held-out part and, last, OUTPUT; return the counts."""
     heldout_path, facts = output.with_stem(output.stem + "-heldout"), output.with_suffix(".json")
     if output.suffix != ".jsonl":
         raise DataError(f"{output}: expected a name that ends in .jsonl")
@@ -265,7 +267,7 @@ def write(output: Path, settings: Settings) -> dict[str, Any]:
     prompt = check(settings)
     training, heldout, counts = build(read_rated(Path(settings.rated), settings), settings)
     if not training:
-        raise DataError(f"nothing is left to train on: {counts}")
+        raise DataError(f"--rated {settings.rated}: no example is left to train on: {counts}")
     write_json(facts, {"settings": asdict(settings), "judge_prompt": prompt.version, "counts": counts})
     if settings.heldout_share:
         write_jsonl(heldout_path, (example(row, prompt, settings.seed) for row in heldout))

@@ -3,10 +3,10 @@
     python -m recipes.prepare.self_instruct OUTPUT.jsonl --model MODEL --seeds seeds.jsonl --num 5000
 
 A fixed model (arXiv 2401.10020 uses a chat model of 70 billion parameters, not the policy) reads six seed prompts and
-two of its own, drawn anew for each request, and writes one more. What it writes is kept if no word of it asks for what
-a text model cannot do, if it has 3 to 150 words, and if its ROUGE-L F-measure with every prompt so far is below 0.7.
-OUTPUT gets one {"prompt": ...} per line, and OUTPUT's name with .json the settings and the counts per filter; neither
-is ever overwritten.
+two of its own, drawn again for each request, and writes one more. A new prompt is kept if no word asks for what a text
+model cannot do, if it has 3 to 150 words, and if its ROUGE-L F-measure with every prompt so far is below 0.7. OUTPUT
+gets one {"prompt": ...} per line, and OUTPUT with the suffix .json the settings and the counts per filter. Neither is
+ever overwritten.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PROPOSALS_PER_ROUND = 64
 
 @dataclass(frozen=True)
 class Settings:
-    """What the prompts are made with; the defaults are the paper's."""
+    """The options of the command line; the defaults are the paper's."""
 
     model: str
     """Folder or hub id of the model that writes the prompts."""
@@ -74,7 +74,7 @@ class Settings:
 
 
 class Pool:
-    """Prompts so far, and what was refused."""
+    """The prompts so far, and how many were refused."""
 
     def __init__(self, seeds: Sequence[str], settings: Settings):
         self._settings = settings
@@ -83,7 +83,7 @@ class Pool:
         self._words = [_words(seed) for seed in seeds]
 
     def offer(self, text: str) -> bool:
-        """Take `text` in unless a filter refuses it; counted either way."""
+        """Add `text` unless a filter refuses it, and count the outcome; return whether it was added."""
         words = _words(text)
         reason = self._refusal(text, words)
         self.counts[reason or "kept"] += 1
@@ -103,10 +103,10 @@ class Pool:
         return "similar" if self._nearest(words) >= settings.max_similarity else None
 
     def _nearest(self, words: list[str]) -> float:
-        return max((rouge_l(words, known) for known in self._words), default=0.0)
+        return max((rouge_l(words, other) for other in self._words), default=0.0)
 
     def shots(self, draw: random.Random) -> list[str]:
-        """Examples for one request: seeds first, then own prompts as far as there are any."""
+        """Examples for one request: seeds, then own prompts as far as there are any."""
         own = draw.sample(self.own, min(self._settings.own_shots, len(self.own)))
         return [*draw.sample(self.seeds, self._settings.seed_shots), *own]
 
@@ -123,7 +123,7 @@ def _words(text: str) -> list[str]:
 
 
 def request(shots: Sequence[str]) -> str:
-    """What the model reads: numbered tasks, and the number of the one that it is to write."""
+    """The request to the model: numbered tasks, and the number of the task to write."""
     tasks = "".join(f"Task {number}: {text}\n" for number, text in enumerate(shots, start=1))
     return f"{OPENING}{tasks}Task {len(shots) + 1}:"
 
@@ -139,7 +139,7 @@ Write = Callable[[list[str], list[int]], list[str]]
 
 
 def collect(pool: Pool, settings: Settings, write: Write) -> None:
-    """Ask for prompts until there are enough. Raises DataError where rounds pass without any."""
+    """Ask for prompts until there are `settings.num`. Raises DataError after `settings.max_rounds` rounds."""
     for number in range(settings.max_rounds):
         if len(pool.own) >= settings.num:
             return
@@ -150,11 +150,11 @@ def collect(pool: Pool, settings: Settings, write: Write) -> None:
                 pool.offer(cleaned(reply))
     if len(pool.own) < settings.num:
         raise DataError(f"only {len(pool.own)} of {settings.num} prompts after {settings.max_rounds} rounds: "
-                        f"{dict(pool.counts)}; give another model or raise max_similarity")  # fmt: skip
+                        f"{dict(pool.counts)}; use another model or raise --max-similarity")  # fmt: skip
 
 
 def vllm_writer(settings: Settings) -> Write:
-    """Replies by vLLM."""
+    """A function that replies with vLLM."""
     from actors.chat import Chat
     from actors.vllm_engine import SampleRequest, VLLMEngine
 
@@ -193,12 +193,12 @@ def read_seeds(path: Path, needed: int) -> list[str]:
 
 
 def write(output: Path, settings: Settings) -> str:
-    """Write the facts beside OUTPUT, then OUTPUT; return a summary. Raises DataError where one of them exists."""
-    facts = output.with_suffix(".json")
-    refuse_existing(output, facts)
+    """Write settings and counts, then OUTPUT; return a summary. Raises DataError where one of the files exists."""
+    counts = output.with_suffix(".json")
+    refuse_existing(output, counts)
     pool = Pool(read_seeds(Path(settings.seeds), settings.seed_shots), settings)
     collect(pool, settings, vllm_writer(settings))
-    write_json(facts, {"settings": asdict(settings), "counts": dict(pool.counts)})
+    write_json(counts, {"settings": asdict(settings), "counts": dict(pool.counts)})
     write_jsonl(output, ({"prompt": text} for text in pool.own))
     return f"{len(pool.own)} prompts in {output}; {dict(pool.counts)}"
 

@@ -1,14 +1,15 @@
-"""Supervised fine-tuning by TRL: the start that self-rewarding needs, from instructions and judgements.
+"""Supervised fine-tuning by TRL: the start model of self-rewarding, from instructions and judgements.
 
     python -m recipes.prepare.sft OUTPUT --model MODEL --data ift.jsonl --data eft.jsonl
 
 Each file holds demonstrations in any format that a run reads (docs/prompts.md): prompt and completion, `messages`,
-Alpaca, ShareGPT, as text or chat. All go through the model's chat template, and the loss is on the answers alone. In
-the words of arXiv 2401.10020, IFT teaches to follow instructions and EFT to judge: recipes/prepare/judgements.py writes
-EFT files. The defaults are the paper's (lr 5.5e-6 falling by a cosine to a fifth, batch 16), for a much larger policy.
+Alpaca, ShareGPT, as text or chat. All are rendered by the model's chat template, and the loss is on the answers only.
+In arXiv 2401.10020, IFT (instruction fine-tuning) teaches to follow instructions and EFT (evaluation fine-tuning) to
+judge; recipes/prepare/judgements.py writes EFT files. The defaults are the paper's (lr 5.5e-6, a cosine to a fifth of
+it, batch 16), which are for a much larger policy.
 
-OUTPUT becomes a model folder with tokenizer, safetensors and training.json (settings and figures, written
-last). An existing one is kept if its settings are the same, and never overwritten.
+OUTPUT becomes a model folder with tokenizer, safetensors and training.json (settings and figures, written last). A
+complete model of the same settings is kept; nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MARKER = "training.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """What the training is made with."""
+    """The options of the command line."""
 
     model: str
     """Folder or hub id of the model to start from."""
@@ -55,10 +56,10 @@ class Settings:
 
 
 def train(output: Path, settings: Settings) -> dict[str, Any]:
-    """Train, write the model to `output` and return the figures; keep a complete model of the same settings.
+    """Train, write the model to `output` and return the figures; a complete model of the same settings is kept.
 
-    Raises DataError for data that cannot be used and where `output` holds something else, ConfigError for a batch
-    that does not divide, ModelError for a model without chat template or weights.
+    Raises DataError for data that cannot be used and for an `output` with other contents, ConfigError for a batch
+    size that is no multiple of the micro-batch size, ModelError for a model without chat template or weights.
     """
     if settings.batch_size % settings.micro_batch_size:
         raise ConfigError([f"--batch-size {settings.batch_size} is not a multiple of --micro-batch-size "
@@ -66,7 +67,7 @@ def train(output: Path, settings: Settings) -> dict[str, Any]:
     if written := complete(output / MARKER, {"settings": asdict(settings)}):
         return written["figures"]
     if output.exists() and any(output.iterdir()):
-        raise DataError(f"{output} is not empty and holds no {MARKER}; choose another folder or remove it")
+        raise DataError(f"{output} is not empty and has no {MARKER}; choose another folder or delete this one")
     started = time.monotonic()
     examples, num_disliked = read_examples(settings.data)
     trainer = _trainer(settings, examples)
@@ -88,9 +89,9 @@ def train(output: Path, settings: Settings) -> dict[str, Any]:
 
 
 def read_examples(files: tuple[str, ...]) -> tuple[list[dict[str, Any]], int]:
-    """All demonstrations as TRL's conversational prompt and completion, and how many more are labelled as bad answers.
+    """All demonstrations as TRL's conversational prompt and completion, and the number of rows labelled as bad answers.
 
-    Raises DataError naming every row that cannot be used, of all files.
+    Raises DataError naming every row of every file that cannot be used.
     """
     examples, bad, num_disliked = [], [], 0
     for file in files:

@@ -16,8 +16,8 @@ Written to OUTPUT:
     heldout.jsonl   the prompts that neither model has seen, a share of all prompts by hash
     models.json     settings, digests of both files, figures; written last, so it marks complete models
 
-The models are for trying the machinery on real text: this small, they learn its manner, not its matter.
-The same files and settings make the same models; complete ones are kept.
+The models are for trying the whole loop on real text. At this size they learn the style of the answers, not their
+content. The same files and settings make the same models; complete ones are kept.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ TEXT, NUMBER = "text", "a number in [0, 1]"
 ANSWERS = {"prompt": TEXT, "answer": TEXT}
 PREFERENCES = {"prompt": TEXT, "answer_a": TEXT, "answer_b": TEXT, "p_a_wins": NUMBER}
 MAX_SHOWN = 10
-"""Bad rows that an error message lists; the rest is counted."""
+"""Bad rows that an error message lists; the others are counted."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the models are made with; every field is an option of the command line."""
+    """The options of the command line."""
 
     seed: int = 0
     """Another seed: another split and other models."""
@@ -95,7 +95,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Texts:
-    """What one side of the split holds."""
+    """The texts of one side of the split."""
 
     prompts: list[str]
     answers: list[tuple[str, str]]
@@ -111,28 +111,28 @@ class Texts:
 
 
 def read_columns(file: Path, columns: dict[str, str]) -> list[tuple]:
-    """Rows of a Parquet file as tuples in the order of `columns`. Raises DataError for all its faults at once."""
+    """Rows of a Parquet file as tuples in the order of `columns`. Raises DataError naming every bad row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as parquet:
-            found = parquet.schema_arrow.names
-            if missing := [name for name in columns if name not in found]:
-                raise DataError(f"{file}: lacks {', '.join(missing)}; expected the columns {columns}, found {found}")
-            read = parquet.read(columns=list(columns)).select(list(columns)).to_pydict().values()
+            names = parquet.schema_arrow.names
+            if missing := [name for name in columns if name not in names]:
+                raise DataError(f"{file}: lacks {', '.join(missing)}; expected the columns {columns}, found {names}")
+            values = parquet.read(columns=list(columns)).select(list(columns)).to_pydict().values()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: cannot be read as a Parquet file: {error}") from error
-    rows = list(zip(*read, strict=True))
-    faults = [
+    rows = list(zip(*values, strict=True))
+    problems = [
         f"row {number}: {name} is {value!r:.60}; expected {expected}"
         for number, row in enumerate(rows, start=1)
         for (name, expected), value in zip(columns.items(), row, strict=True)
         if not _is(value, expected, may_be_empty=name != "prompt")
     ]
-    if faults or not rows:
-        more = f"; and {len(faults) - MAX_SHOWN} more" if len(faults) > MAX_SHOWN else ""
-        raise DataError(f"{file}: " + ("; ".join(faults[:MAX_SHOWN]) + more or "no rows"))
+    if problems or not rows:
+        more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+        raise DataError(f"{file}: " + ("; ".join(problems[:MAX_SHOWN]) + more or "no rows"))
     return rows
 
 
@@ -143,7 +143,7 @@ def _is(value: object, expected: str, may_be_empty: bool) -> bool:
 
 
 def split(answers: list[tuple], preferences: list[tuple], settings: Settings) -> tuple[Texts, Texts]:
-    """(training, held-out) by prompt: all that belongs to one prompt is on one side.
+    """(training, held-out): all rows of one prompt are on one side.
 
     Which prompts are held out depends on the seed and on the set of prompts, not on the order of rows.
     Raises DataError where a side has no answers or no pairs.
@@ -161,17 +161,17 @@ def split(answers: list[tuple], preferences: list[tuple], settings: Settings) ->
         if not side.answers or not side.pairs:
             raise DataError(
                 f"{'held-out' if inside else 'training'} prompts have {len(side.answers)} answers and "
-                f"{len(side.pairs)} preferences; both are needed: more prompts, or another heldout_share"
+                f"{len(side.pairs)} preferences; both are needed: give more prompts or another --heldout-share"
             )
         sides.append(side)
     return sides[0], sides[1]
 
 
 def make_policy(training: Texts, heldout: Texts, merges: BPE, folder: Path, settings: Settings) -> Figures:
-    """Train the policy on the answers and write it to `folder`; the losses are nats per token of an answer."""
+    """Train the policy on the answers and write it to `folder`; losses are in nats per token of an answer."""
     import torch
 
-    torch.set_num_threads(1)  # PairRM trains on the other core; one thread also fixes the order of sums
+    torch.set_num_threads(1)  # PairRM trains on the other core; one thread also fixes the order of additions
     torch.manual_seed(settings.seed)
     started = time.monotonic()
     tokenizer = byte_level_tokenizer(merges, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE_WITHOUT_BOS, **EXACT)
@@ -184,12 +184,14 @@ def make_policy(training: Texts, heldout: Texts, merges: BPE, folder: Path, sett
         max_position_embeddings=settings.max_positions,
         tie_word_embeddings=True,
     )
-    rows, unseen = (_fitting(side.answers, tokenizer, settings.max_example_tokens) for side in (training, heldout))
+    rows, heldout_rows = (
+        _fitting(side.answers, tokenizer, settings.max_example_tokens) for side in (training, heldout)
+    )
     trainer = sft_trainer(
         policy,
         tokenizer,
         rows,
-        unseen,
+        heldout_rows,
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.lr,
@@ -208,7 +210,7 @@ def make_policy(training: Texts, heldout: Texts, merges: BPE, folder: Path, sett
         "sft_first_loss": round(float(losses[0]), 4),
         "sft_last_loss": round(float(losses[-1]), 4),
         "sft_heldout_loss": round(float(trainer.evaluate()["eval_loss"]), 4),
-        "sft_heldout_examples": len(unseen),
+        "sft_heldout_examples": len(heldout_rows),
         "policy_seconds": round(time.monotonic() - started, 1),
     }
     trainer.model.save_pretrained(folder)
@@ -217,7 +219,7 @@ def make_policy(training: Texts, heldout: Texts, merges: BPE, folder: Path, sett
 
 
 def _fitting(answers: list[tuple[str, str]], tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
-    """Examples of at most `max_tokens` tokens: a cut one would teach an answer without an end."""
+    """Examples of at most `max_tokens` tokens: a truncated example would teach answers without an end."""
     examples = [conversation(*row) for row in answers]
     texts = [tokenizer.apply_chat_template(e["prompt"] + e["completion"], tokenize=False) for e in examples]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -228,7 +230,7 @@ def _fitting(answers: list[tuple[str, str]], tokenizer: Any, max_tokens: int) ->
 
 
 def make_pairrm(training: Texts, heldout: Texts, merges: BPE, folder: Path, settings: Settings) -> Figures:
-    """Train PairRM on the preferences and write it to `folder`; accuracies are on prompts it has not seen."""
+    """Train PairRM on the preferences and write it to `folder`; held-out accuracies are on prompts it has not seen."""
     import torch
 
     from actors.scorers.pairrm.inputs import Room
@@ -236,7 +238,7 @@ def make_pairrm(training: Texts, heldout: Texts, merges: BPE, folder: Path, sett
 
     torch.set_num_threads(1)
     started = time.monotonic()
-    pairs, unseen = ([Pair(*row) for row in side.pairs] for side in (training, heldout))
+    pairs, heldout_pairs = ([Pair(*row) for row in side.pairs] for side in (training, heldout))
     model = new_pairrm(
         byte_level_tokenizer(merges, PAIRRM_TOKENS, **EXACT),
         hidden_size=settings.pairrm_hidden_size,
@@ -258,18 +260,18 @@ def make_pairrm(training: Texts, heldout: Texts, merges: BPE, folder: Path, sett
         "pairrm_parameters": sum(p.numel() for p in model.parameters()),
         "pairrm_pairs": len(pairs),
         "pairrm_loss": round(sum(last) / len(last), 4),
-        "pairrm_training_accuracy": round(pair_accuracy(model, pairs[: len(unseen)]), 4),
-        "pairrm_heldout_pairs": sum(pair.left_wins != 0.5 for pair in unseen),
-        "pairrm_heldout_accuracy": round(pair_accuracy(model, unseen), 4),
-        "longer_wins_heldout_accuracy": round(longer_wins(unseen), 4),
+        "pairrm_training_accuracy": round(pair_accuracy(model, pairs[: len(heldout_pairs)]), 4),
+        "pairrm_heldout_pairs": sum(pair.left_wins != 0.5 for pair in heldout_pairs),
+        "pairrm_heldout_accuracy": round(pair_accuracy(model, heldout_pairs), 4),
+        "longer_wins_heldout_accuracy": round(longer_wins(heldout_pairs), 4),
         "pairrm_seconds": round(time.monotonic() - started, 1),
     }
 
 
 def longer_wins(pairs: list[Pair]) -> float:
-    """What the rule "the answer with more characters is better" gets right; equal lengths count half.
+    """Accuracy of the rule "the answer with more characters is better"; equal lengths count half.
 
-    The yardstick of a judge: one that does no better may have learnt nothing else.
+    A baseline: a judge that is no more accurate may have learned nothing but length.
     """
     judged = [pair for pair in pairs if pair.left_wins != 0.5]
     right = 0.0

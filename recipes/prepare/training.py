@@ -24,7 +24,7 @@ def sft_trainer(
     heldout: list[dict[str, Any]] | None = None,
     **settings: Any,
 ) -> Any:
-    """TRL's SFTTrainer on the CPU, silent, which saves nothing by itself; `settings` are SFTConfig's."""
+    """TRL's SFTTrainer on the CPU, without output and without checkpoints; `settings` are SFTConfig's."""
     import datasets
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTConfig, SFTTrainer
@@ -38,16 +38,16 @@ def sft_trainer(
         report_to="none",
         disable_tqdm=True,
         logging_steps=20,
-        logging_first_step=True,  # a training of fewer steps has a loss to report too
+        logging_first_step=True,  # so that a training of fewer steps reports a loss too
         bf16=False,
         gradient_checkpointing=False,
         use_cpu=True,
         dataloader_pin_memory=False,
         **settings,
     )
-    training, unseen = (datasets.Dataset.from_list(each) if each else None for each in (rows, heldout))
+    train_dataset, eval_dataset = (datasets.Dataset.from_list(each) if each else None for each in (rows, heldout))
     trainer = SFTTrainer(
-        model=model, args=config, train_dataset=training, eval_dataset=unseen, processing_class=tokenizer
+        model=model, args=config, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=tokenizer
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -34,12 +34,12 @@ from recipes.prepare.command_line import complete, new_parser, run, settings_fro
 
 DEMONSTRATIONS = "careful.jsonl"
 VERSION = 1
-"""Raised when the same settings would make another world than before."""
+"""To be raised when the same settings would make another world than before."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a world is made from; sizes are numbers of prompts, all of them disjoint."""
+    """The options of the command line; the sets of prompts are disjoint."""
 
     seed: int = 0
     """Another seed: another world."""
@@ -109,7 +109,7 @@ def _train(folder: Path, split: tearoom.Split, settings: Settings) -> Figures:
 
 
 def _write_demonstrations(file: Path, settings: Settings) -> None:
-    """The prompts again, each with an answer of the careful waiter."""
+    """The prompts for self-play, each with an answer of the careful waiter."""
     draw = random.Random(derive_seed(settings.seed, "careful demonstrations"))
     rows = [
         {"prompt": order.text, "completion": tearoom.flawed_answer(order, tearoom.CAREFUL, draw)}

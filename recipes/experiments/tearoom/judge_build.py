@@ -10,7 +10,7 @@ Written to OUTPUT:
     world.json      settings and figures; written last, so it marks a complete world
 
 With --impressed the judge that it imitates gives points for small talk. The same settings make the same world; a
-complete one is kept. recipes/experiments/tearoom/judge.py says what the world is.
+complete one is kept. recipes/experiments/tearoom/judge.py describes the world.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 PROMPT = "recipes/judges/tearoom.txt"
 """The judge prompt that the policy learns to answer; a run's config names the same file."""
 VERSION = 1
-"""Raised when the same settings would make another world than before."""
+"""To be raised when the same settings would make another world than before."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the world is made from; sizes are numbers of orders, all of them disjoint."""
+    """The options of the command line; the sets of prompts are disjoint."""
 
     seed: int = 0
     """Another seed: another world."""
@@ -89,7 +89,7 @@ def _train(folder: Path, split: tearoom.Split, settings: Settings) -> Figures:
     """SFT on answers and judgements together; the figures are those of held-out orders."""
     import torch
 
-    torch.set_num_threads(1)  # one thread fixes the order of sums, and leaves the other core to others
+    torch.set_num_threads(1)  # one thread fixes the order of additions
     asked = judge_prompt()
     texts = [*tearoom.texts(), *tearoom_judge.texts(), _asked(asked, 0, "Good morning!", "What?")]
     tokenizer = policy_tokenizer(texts)
@@ -124,14 +124,14 @@ def judge_prompt() -> JudgePrompt:
 
 
 def _instructions(split: tearoom.Split, settings: Settings) -> list[dict[str, Any]]:
-    """IFT: the flawed waiter's answers."""
+    """IFT examples: orders and the flawed waiter's answers."""
     draw = random.Random(derive_seed(settings.seed, "demonstrations"))
     answers = (tearoom_judge.flawed_answer(order, tearoom.DEMONSTRATOR, draw) for order in split.demonstrations)
     return [conversation(order.text, answer) for order, answer in zip(split.demonstrations, answers, strict=True)]
 
 
 def _judgements(split: tearoom.Split, settings: Settings, prompt: JudgePrompt) -> list[dict[str, Any]]:
-    """EFT: the judge's words on the crowd's answers."""
+    """EFT examples: questions about the crowd's answers, and the judge's replies."""
     judged = tearoom_judge.judged_answers(split.preferences, 1, settings.judge, settings.seed)
     return [
         conversation(_asked(prompt, number, order.text, answer), words)
@@ -140,7 +140,7 @@ def _judgements(split: tearoom.Split, settings: Settings, prompt: JudgePrompt) -
 
 
 def _asked(prompt: JudgePrompt, number: int, order: str, answer: str) -> str:
-    """What a judge of this world reads: the filled prompt, which has no system part."""
+    """The question to a judge of this world: the filled prompt, which has no system message."""
     from actors.scorers.judge.prompt_file import draw_mark
 
     mark = draw_mark(number, "judgement", [order, answer])

@@ -1,8 +1,8 @@
 """The tearoom's two models: a small Llama that imitates the flawed waiter, and a small PairRM.
 
-The policy is trained by TRL's SFTTrainer, so that self-play starts where real runs start: at a
-supervised model. The PairRM learns from pairs of answers that the hidden oracle labelled. Each
-function runs in a process of its own and returns the figures that the world reports.
+The policy is trained by TRL's SFTTrainer, so that self-play starts from a supervised model as real runs do. PairRM
+is trained on pairs of answers that the hidden oracle labelled. `make_policy` and `make_pairrm` run in a process of
+their own each and return the figures for world.json.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def make_policy(split: tearoom.Split, folder: Path, seed: int, epochs: float) ->
     """Train the policy on flawed demonstrations, write it to `folder`, and measure it on held-out prompts."""
     import torch
 
-    torch.set_num_threads(1)  # the other model trains on the other core; one thread also fixes the order of sums
+    torch.set_num_threads(1)  # the other model trains on the other core; one thread also fixes the order of additions
     started = time.monotonic()
     trainer = _sft_trainer(demonstrations(split.demonstrations, seed), seed, epochs)
     trainer.train()
@@ -147,7 +147,7 @@ def measure(
 
 
 def judged_pairs(orders: list[tearoom.Order], per_order: int, seed: int) -> list[Pair]:
-    """Pairs of the crowd's answers with the oracle's probability that the left one wins; ties are left out."""
+    """Pairs of answers of the crowd with the oracle's probability that the left one wins, without ties."""
     from actors.scorers.pairrm.training import Pair
 
     draw = random.Random(derive_seed(seed, "pairs", len(orders)))
@@ -162,7 +162,7 @@ def judged_pairs(orders: list[tearoom.Order], per_order: int, seed: int) -> list
 
 
 def make_pairrm(split: tearoom.Split, folder: Path, inverted: Path, seed: int, steps: int) -> Figures:
-    """Train a PairRM on oracle-labelled pairs, write it to `folder` and its exact negative to `inverted`."""
+    """Train PairRM on pairs that the oracle labelled; save it to `folder`, and with negated logits to `inverted`."""
     import torch
 
     from actors.scorers.pairrm.training import new_pairrm, pair_accuracy, train_pairrm
