@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """The measurements behind what README and docs claim.
 
     make experiments                            (or: python -m recipes.experiments.run)

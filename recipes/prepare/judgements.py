@@ -2,11 +2,11 @@
 
     python -m recipes.prepare.judgements OUTPUT.jsonl --prompt recipes/judges/additive_rubric.txt --rated rated.jsonl
 
-Each line of --rated has `prompt` (a text, or a chat of role and content), `answer` and `score`. It may have
-`judgement` (the judge's reply, which ends in the line "Score: n"; without it that line is the reply) and `rank` (by
-people, 1 is best). Each line becomes one example in TRL's conversational prompt-completion format, for
-recipes/prepare/sft.py: the question that a pointwise judge gets at run time, filled into the same prompt file with a
-fresh mark, and the judgement as the reply.
+Each line of --rated holds `prompt` (a text, or a chat of role and content), `answer`, `score`, and may hold
+`judgement` (what to write, ending in the line "Score: n"; without it that line alone) and `rank` (of people, 1
+before 2). A line becomes the question that a pointwise judge asks at run time, filled into the same prompt file
+with a fresh mark, and the judgement as its reply, in TRL's conversational prompt-completion format for
+recipes/prepare/sft.py.
 
 Left out, and counted:
   1. Prompts whose answers have ranks, where the scores do not order the answers as the ranks do. The paper keeps
@@ -38,10 +38,10 @@ from engine.errors import DataError
 from engine.seeds import derive_seed
 from recipes.prepare.command_line import new_parser, refuse_existing, run, settings_from, write_json, write_jsonl
 
-MAX_SHOWN = 50
-"""Bad lines that an error message lists; the others are counted."""
-LIMIT = 1e15
-"""Scores and ranks must be smaller, which also excludes NaN and infinities."""
+MOST_PROBLEMS = 50
+"""Bad rows named in one message."""
+LARGEST = 1e15
+"""Of scores and ranks, which also keeps NaN and infinities out."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Rated:
 
 
 def read_rated(path: Path, settings: Settings) -> list[Rated]:
-    """Every line of the file. Raises DataError naming every problem of every line."""
+    """Every line. Raises DataError naming all that is wrong with any of them."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also split at U+2028 within a text
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would break at U+2028 within a text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--rated {path}: {error}") from error
     rows, problems = [], []
@@ -91,15 +91,15 @@ def read_rated(path: Path, settings: Settings) -> list[Rated]:
         if not line.strip():
             continue
         row = _parsed(line)
-        if row_problems := list(_problems(row, settings)):
-            problems += [f"line {number}: {text}" for text in row_problems]
+        if wrong := list(_wrong(row, settings)):
+            problems += [f"line {number}: {text}" for text in wrong]
         else:
             rows.append(_rated(number, row))
-    problems += _missing_ranks(rows)
+    problems += _half_ranked(rows)
     if problems or not rows:
-        shown = problems[:MAX_SHOWN] or ["it has no rows"]
-        shown += [f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else []
-        raise DataError(f"--rated {path} cannot be used:\n" + "\n".join(f"  - {text}" for text in shown))
+        told = problems[:MOST_PROBLEMS] or ["it holds no rows"]
+        more = [f"and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
+        raise DataError(f"--rated {path} cannot be used:\n" + "\n".join(f"  - {text}" for text in [*told, *more]))
     return rows
 
 
@@ -110,8 +110,8 @@ def _parsed(line: str) -> Any:
         return None
 
 
-def _problems(row: Any, settings: Settings) -> Iterator[str]:
-    """The problems of one line, in words."""
+def _wrong(row: Any, settings: Settings) -> Iterator[str]:
+    """What is wrong with one line, in words."""
     if not isinstance(row, dict):
         yield "expected a JSON object with prompt, answer and score"
         return
@@ -120,7 +120,7 @@ def _problems(row: Any, settings: Settings) -> Iterator[str]:
     if not isinstance(row.get("answer"), str):
         yield f"answer = {row.get('answer')!r}; expected a text"
     if row.get("rank") is not None and not _is_number(row["rank"]):
-        yield f"rank = {row['rank']!r}; expected a number, where 1 is best, or no rank"
+        yield f"rank = {row['rank']!r}; expected a number, 1 before 2, or no rank"
     low, high, score = settings.min_score, settings.max_score, row.get("score")
     if not _is_number(score) or parse_score(_score_line(score), low, high) != score:
         yield f"score = {score!r}; expected a number from {low:g} to {high:g} (--min-score, --max-score)"
@@ -138,7 +138,7 @@ def _is_prompt(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -LIMIT < value < LIMIT
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def _score_line(score: float) -> str:
@@ -160,8 +160,8 @@ def by_prompt(rows: Sequence[Rated]) -> dict[str, list[Rated]]:
     return groups
 
 
-def _missing_ranks(rows: Sequence[Rated]) -> list[str]:
-    """Problems of lines without a rank whose prompt has ranks on other lines, so that its order cannot be checked."""
+def _half_ranked(rows: Sequence[Rated]) -> list[str]:
+    """Lines without a rank whose prompt has ranks on other lines: no order could be checked against them."""
     return [
         f"line {row.number}: no rank, but other answers to its prompt have one; give all or none"
         for group in by_prompt(rows).values()
