@@ -1,4 +1,4 @@
-# One command for each thing that people do here. Everything runs in .venv, which `make setup` makes.
+# One command per task. Everything runs in .venv, which `make setup` makes.
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -25,7 +25,7 @@ experiments: $(STAMP)  ## the measurements behind what README and docs claim
 test: $(STAMP)  ## every test, also those that start Ray, vLLM and DeepSpeed
 	$(PYTHON) -m pytest
 
-test-fast: $(STAMP)  ## the tests that take milliseconds
+test-fast: $(STAMP)  ## the tests without real engines
 	$(PYTHON) -m pytest -m "not real"
 
 lint: $(STAMP)  ## style, formatting and types
@@ -33,12 +33,12 @@ lint: $(STAMP)  ## style, formatting and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy engine
 
-format: $(STAMP)  ## mend style and formatting
+format: $(STAMP)  ## fix style and formatting
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-# The stamp holds the lock's digest rather than its date: a fresh clone or a linked environment is not set up again.
-# torch comes first and by its CPU build's own version; `torch==2.13.0` alone could bring the CUDA build.
+# The stamp has the lock's digest, not its date, so that a new clone with an existing environment is not set up again.
+# torch is installed first and by the version of its CPU build; `torch==2.13.0` alone could install the CUDA build.
 # pip warns once per request about each of its configured locations that does not exist; those lines stay in the log.
 $(STAMP): requirements-cpu.txt
 	@test -n "$(SYSTEM_PYTHON)" || { echo "Kumite needs Python 3.11 or newer as python3.11 or python3 on the PATH."; exit 1; }
