@@ -83,7 +83,7 @@ def test_every_order_says_what_the_oracle_understands():
         assert tearoom.understand(order.text) == expected, order.text
 
 
-def test_demonstrations_are_good_and_bad_and_their_length_is_not_the_key():
+def test_demonstrations_are_good_and_bad_and_their_length_does_not_reveal_which():
     draw = random.Random(0)
     orders = Settings().split().demonstrations
     answers = [tearoom.flawed_answer(order, tearoom.DEMONSTRATOR, draw) for order in orders]
@@ -100,7 +100,7 @@ def test_the_inverted_oracle_is_the_negative():
     assert tearoom.inverted_oracle(ask(PROMPT), answers) == [-u for u in tearoom.oracle(ask(PROMPT), answers)]
 
 
-def test_the_random_scorer_repeats_itself_and_knows_nothing_of_quality():
+def test_the_random_scorer_repeats_its_scores_which_have_nothing_to_do_with_quality():
     orders = Settings().split().prompts[:1000]
     draw = random.Random(0)
     answers = [tearoom.flawed_answer(order, tearoom.DEMONSTRATOR, draw) for order in orders]
@@ -111,7 +111,7 @@ def test_the_random_scorer_repeats_itself_and_knows_nothing_of_quality():
     assert abs(np.corrcoef(scores, truth)[0, 1]) < 4 / np.sqrt(1000)  # four standard errors of no correlation
 
 
-def test_the_vocabulary_knows_every_word_of_every_order_and_answer():
+def test_the_vocabulary_has_every_word_of_every_order_and_answer():
     from tokenizers import pre_tokenizers
 
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -109,7 +109,7 @@ def test_every_bad_row_is_named_at_once(tmp_path):
     assert "row 1" not in text
 
 
-def test_a_missing_column_a_missing_file_and_an_empty_one_are_told(tmp_path):
+def test_a_missing_column_a_missing_file_and_an_empty_file_are_named(tmp_path):
     with pytest.raises(DataError, match="lacks answer;"):
         read_columns(write(tmp_path / "a.parquet", prompt=["p"], reply=["r"]), ANSWERS)
     with pytest.raises(DataError, match="no rows"):
