@@ -1,11 +1,11 @@
-"""Time our PairRM against llm_blender's on the same random checkpoint and texts, after asserting equal logits.
+"""Compare the speed of our PairRM and llm_blender's on the same random checkpoint and texts, after checking the logits.
 
     python benchmarks/pairrm.py [--prompts 8] [--answers 4] [--repeats 5] [--threads 1] [--hidden 256] [--layers 4]
 
-llm_blender 0.0.2 runs with the two shims that transformers 5 makes necessary, at batch size 1 (what SPPO's
-scripts use) and 8 (its default). Weights are random, in the shape of a small DeBERTa-v3; text lengths are
-drawn log-normal, all texts differ, none is cut. Variants take turns, so that a busy neighbour slows all;
-CPU seconds are printed beside wall-clock seconds because neighbours do not change those much.
+llm_blender 0.0.2 runs with the two shims that transformers 5 requires, at batch size 1 (as in SPPO's scripts) and 8
+(its default). Weights are random, in the shape of a small DeBERTa-v3. Text lengths are log-normal, all texts differ
+and none is cut. The variants alternate, so that other load on the machine slows all of them; CPU seconds are printed
+beside wall-clock seconds because other load changes them less.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TOLERANCE = 1e-4
 
 
 def save_checkpoint(folder: str, hidden: int, layers: int) -> None:
-    """A random PairRM with DeBERTa-v3's position buckets, with logits well away from 0."""
+    """Save a random PairRM with DeBERTa-v3's position buckets and with logits far from 0."""
     vocab = [(token, 0.0) for token in ("[PAD]", "[CLS]", "[SEP]", "[UNK]")]
     vocab += [("▁" + word, -3.0) for word in WORDS] + [(c, -6.0) for c in string.ascii_letters + "▁"]
     tokenizer = DebertaV2Tokenizer(vocab=vocab)
@@ -87,7 +87,7 @@ def logits(scorer: Scorer, table: pa.Table) -> np.ndarray:
 
 
 def assert_equal(scorers: dict[str, Scorer], table: pa.Table) -> None:
-    """All variants agree on every logit and on every ranking."""
+    """Check that all variants agree on every logit and on every ranking."""
     results = {name: logits(scorer, table) for name, scorer in scorers.items()}
     ours = results.pop("kumite")
     for name, theirs in results.items():
@@ -105,7 +105,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def sgemm_ceiling() -> float:
-    """GFLOP per CPU second of a 2048^3 float32 product: what this machine can do at best."""
+    """GFLOP per CPU second of a 2048^3 float32 product: an upper bound for this machine."""
     a, b = torch.rand(2, 2048, 2048)
     return 2 * 2048**3 / min(timed(lambda: a @ b)[1] for _ in range(3)) / 1e9
 
@@ -129,7 +129,7 @@ def main() -> None:
             "llm_blender, batch 1": started(BlenderConfig(path=folder, batch_size=1)),
             "llm_blender, batch 8": started(BlenderConfig(path=folder, batch_size=8)),
         }
-    print(f"{vars(options)}, float32, {sgemm_ceiling():.0f} GFLOP per CPU second at best")
+    print(f"{vars(options)}, float32, {sgemm_ceiling():.0f} GFLOP per CPU second at most")
     assert_equal(scorers, table)
     rounds = [
         {name: timed(lambda scorer=scorer: scorer.score(table)) for name, scorer in scorers.items()}

@@ -4,7 +4,7 @@
     make demo                                   (or: python -m recipes.demo)
     python -m recipes.demo seed=1 name=demo-1   any key of the config can be changed
 
-docs/small_world.md says what the world is and why its win rates mean something.
+docs/small_world.md says what the world is, and what its win rates show and do not show.
 """
 
 import sys
@@ -24,7 +24,7 @@ def demo(overrides: list[str]) -> int:
     from recipes.experiments.tearoom.build import Settings, build
 
     print(f"building the tearoom in {WORLD} (about a minute, kept for later)", flush=True)
-    figures = build(WORLD, Settings())["figures"]
+    figures = build(WORLD, Settings())
     print(
         f"policy: {figures['policy_parameters']:,} parameters, started on {figures['sft_examples']:,} flawed "
         f"demonstrations\nPairRM: {figures['pairrm_parameters']:,} parameters, agrees with the oracle on "

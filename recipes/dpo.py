@@ -6,7 +6,7 @@ Offline, on a preference set in any of the field's formats, with full weights or
     python recipes/dpo.py --config recipes/configs/smoke_dpo.yaml
     python recipes/dpo.py --config my.yaml algorithm.losses='{ipo_avg: 1}' algorithm.beta=0.05
 
-Iterative: the policy answers, any scorer compares, best against worst trains:
+Iterative: the policy answers, any scorer compares, and the best answer is trained against the worst:
 
     python recipes/dpo.py --config recipes/configs/smoke_online_dpo.yaml
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, distinguishable with any colour vision."""
+GREY = "#999999"
 MAX_POINTS = 600
 """Per curve; a longer curve shows means of equal stretches."""
 FEW_POINTS = 20
@@ -84,7 +85,7 @@ def training_curves(records: list[Record]) -> str | None:
     panels = {title: curves for title, curves in panels.items() if curves}
     if not panels:
         return None
-    figure = _figure(9.0, 2.6)
+    figure = new_figure(9.0, 2.6)
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, colour in zip(curves, COLOURS, strict=False):
             for steps in iterations:
@@ -92,8 +93,8 @@ def training_curves(records: list[Record]) -> str | None:
                 axes.plot(x, y, color=colour, linewidth=1.2, marker="." if len(x) < FEW_POINTS else "")
             axes.lines[-1].set_label(name)
         for steps in iterations[1:]:
-            axes.axvline(steps[0][0] - 0.5, color="#999999", linewidth=0.8, linestyle=":")
-        _label(axes, title, "optimizer step", "")
+            axes.axvline(steps[0][0] - 0.5, color=GREY, linewidth=0.8, linestyle=":")
+        label_axes(axes, title, "optimizer step", "")
         if len(curves) > 1:
             axes.legend(fontsize=7, frameon=False)
     return _uri(figure)
@@ -107,15 +108,15 @@ def win_rates(summary: Summary) -> str | None:
     }
     if not any(against.values()):
         return None
-    figure = _figure(6.0, 3.0)
+    figure = new_figure(6.0, 3.0)
     axes = figure.subplots()
-    axes.axhline(0.5, color="#999999", linewidth=0.8, linestyle="--")
+    axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     for (label, points), colour, shift in zip(against.items(), COLOURS, (-0.05, 0.05), strict=False):
         if points:
             _errorbar(axes, points, label, colour, shift)
     axes.set_xticks([i.iteration for i in summary.iterations][:: 1 + len(summary.iterations) // 20])
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    _label(axes, "", "iteration", "win rate")
+    label_axes(axes, "", "iteration", "win rate")
     axes.legend(fontsize=8, frameon=False)
     return _uri(figure)
 
@@ -128,7 +129,7 @@ def stage_times(summary: Summary) -> str | None:
     stages = list(dict.fromkeys(stage for iteration in timed for stage in iteration.times()))
     colours = {stage: COLOURS[n % len(COLOURS)] for n, stage in enumerate(stages)}
     bars = [(i, stage, *times) for i in timed for stage, times in i.times().items()]
-    figure = _figure(9.0, 0.9 + 0.2 * (len(bars) + len(timed)))
+    figure = new_figure(9.0, 0.9 + 0.2 * (len(bars) + len(timed)))
     axes = figure.subplots()
     places = _places([iteration for iteration, *_ in bars])
     for place, (_, stage, busy, waiting) in zip(places, bars, strict=True):
@@ -136,7 +137,7 @@ def stage_times(summary: Summary) -> str | None:
         axes.barh(place, waiting, left=busy, color=colours[stage], height=0.8, alpha=0.2)
     axes.set_yticks(places, [f"{i.iteration}  {stage}" for i, stage, *_ in bars], fontsize=7)
     axes.invert_yaxis()
-    _label(axes, "", "seconds: busy (solid) and waiting (pale)", "iteration and stage")
+    label_axes(axes, "", "seconds: busy (solid) and waiting (pale)", "iteration and stage")
     return _uri(figure)
 
 
@@ -176,13 +177,19 @@ def _curve(steps: Steps, name: str, max_points: int) -> tuple[list[int], list[fl
     return [stretch[-1][0] for stretch in stretches], [sum(y for _, y in s) / len(s) for s in stretches]
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # pyplot would keep global state and look for a display
+def _uri(figure: Figure) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure)).decode("ascii")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; sizes in inches."""
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
+def label_axes(axes: Axes, title: str, x: str = "", y: str = "") -> None:
+    """Small titles, and no frame above and to the right."""
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)
@@ -190,10 +197,11 @@ def _label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _uri(figure: Figure) -> str:
+def svg(figure: Figure) -> bytes:
+    """The figure as an SVG image; the same drawing gives the same bytes."""
     from matplotlib import rc_context
 
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "kumite"}):  # otherwise the names within the file are random
+    with rc_context({"svg.hashsalt": "kumite"}):  # otherwise names within the file are random
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()

@@ -101,6 +101,11 @@ class Disk:
             ) from error
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Put `text` at `path` as UTF-8, durably and all at once, as Disk.write does. Raises StoreError."""
+    Disk().write(path, text.encode("utf-8"))
+
+
 def sync(path: Path) -> None:
     """fsync a file or a folder by name."""
     descriptor = os.open(path, os.O_RDONLY)

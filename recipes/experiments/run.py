@@ -1,7 +1,6 @@
-#!/usr/bin/env python
 """The measurements behind what README and docs claim.
 
-    make proof                                  (or: python -m recipes.experiments.run)
+    make experiments                            (or: python -m recipes.experiments.run)
     python -m recipes.experiments.run sppo cycle          some parts alone
 
     sppo             the tearoom: three seeds that must improve, three controls that must not
@@ -9,12 +8,12 @@
     spin             SPIN in the same worlds, on a careful waiter's demonstrations
     cycle            SPPO's real learner against the closed form in a game with a known equilibrium
     coverage         SPAC, DPO and SFT offline, where half of the data covers little
-    self-rewarding   a small policy that judges itself, and what length control mends
+    self-rewarding   a small policy that judges itself, and what length control changes
 
-Exit code 0 says that every claim held; runs/proof/proof.json has the figures. An interrupted proof continues.
+Exit code 0 says that every claim holds. The figures are written to runs/experiments/experiments.json, the curves
+beside it. The same command continues what was interrupted.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -22,52 +21,54 @@ from collections.abc import Callable
 from rich.console import Console
 
 from engine.errors import KumiteError
-from recipes.experiments import games
-from recipes.experiments.tearoom import experiment as tearoom
-from recipes.experiments.tearoom import self_rewarding
-from recipes.experiments.trials import FOLDER, Outcome
+from recipes.experiments.coverage.experiment import coverage
+from recipes.experiments.cycle.experiment import cycle
+from recipes.experiments.results import FOLDER, Result
+from recipes.experiments.tearoom.curves import draw_curves
+from recipes.experiments.tearoom.experiment import dpo, self_rewarding, spin, sppo
+from recipes.prepare.command_line import new_parser, write_json
 
-PARTS: dict[str, Callable[[Console], Outcome]] = {
-    "sppo": tearoom.sppo,
-    "dpo": tearoom.dpo,
-    "spin": tearoom.spin,
-    "cycle": games.cycle,
-    "coverage": games.coverage,
-    "self-rewarding": self_rewarding.self_rewarding,
+EXPERIMENTS: dict[str, Callable[[Console], Result]] = {
+    "sppo": sppo,
+    "dpo": dpo,
+    "spin": spin,
+    "cycle": cycle,
+    "coverage": coverage,
+    "self-rewarding": self_rewarding,
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="parts to measure; all if none is named")
-    names = parser.parse_args().parts or list(PARTS)
-    if unknown := [name for name in names if name not in PARTS]:
-        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; prints tables and returns the exit code."""
+    parser = new_parser("recipes.experiments.run", __doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure; everything if none is named")
+    names = parser.parse_args(arguments).parts or list(EXPERIMENTS)
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
     console = Console(width=None if sys.stdout.isatty() else 160)
-    outcomes: dict[str, Outcome] = {}
+    results: list[Result] = []
     try:
         for name in names:
-            outcomes[name] = PARTS[name](console)
-            _keep(name, outcomes[name])
+            results.append(EXPERIMENTS[name](console))
+            record(name, results[-1])
     except KumiteError as error:
-        console.print(f"error: {error}", markup=False)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    for outcome in outcomes.values():
-        for table in outcome.tables:
+    for result in results:
+        for table in result.tables:
             console.print(table)
-        for line in outcome.lines:
+        for line in result.lines:
             console.print(line, markup=False)
-    return 0 if all(outcome.holds for outcome in outcomes.values()) else 1
+    return 0 if all(result.holds for result in results) else 1
 
 
-def _keep(name: str, outcome: Outcome) -> None:
-    """Add a part's figures to proof.json, beside those of the other parts."""
-    path = FOLDER / "proof.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known[name] = {"holds": outcome.holds, "lines": list(outcome.lines), "figures": outcome.figures}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+def record(name: str, result: Result) -> None:
+    """Add a part's figures to experiments.json, beside those of the other parts, and draw the curves again."""
+    path = FOLDER / "experiments.json"
+    experiments = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    experiments[name] = {"holds": result.holds, "lines": list(result.lines), "figures": result.figures}
+    write_json(path, experiments)
+    draw_curves({part: recorded["figures"] for part, recorded in experiments.items()}, FOLDER)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Examples that teach a model to judge, from rated answers: EFT in the words of arXiv 2401.10020.
+"""Examples that teach a model to judge, from rated answers: EFT (evaluation fine-tuning) in arXiv 2401.10020.
 
     python -m recipes.prepare.judgements OUTPUT.jsonl --prompt recipes/judges/additive_rubric.txt --rated rated.jsonl
 
@@ -9,20 +8,20 @@ Each row of --rated (JSONL, JSON, Parquet or Arrow) holds `prompt` (a text, or a
 prompt file with a fresh mark, and the judgement as its reply, in TRL's conversational prompt-completion format for
 recipes/prepare/sft.py.
 
-What is left out, by rule and counted:
-  1. A prompt whose scores do not order its answers as their ranks do, if they have ranks. The paper keeps judgements
-     whose order agrees with people's; that equal scores of different ranks disagree is our reading (--allow-ties).
-  2. Beyond --cap-share, examples of a too frequent score, drawn by hash (the paper has fewer of score 4). Held-out
-     examples keep the shares that scores have.
-OUTPUT's name with -heldout gets the prompts whose hash falls below --heldout-share, the one with .json the settings and
-the counts. Nothing is overwritten.
+Left out, and counted:
+  1. Prompts whose answers have ranks, where the scores do not order the answers as the ranks do. The paper keeps
+     judgements whose order agrees with people's. We read it so that equal scores of different ranks disagree;
+     --allow-ties changes this.
+  2. Examples of a score that has more than --cap-share of the training examples, chosen by hash (the paper has fewer
+     of score 4). Held-out examples are not thinned.
+
+OUTPUT-heldout.jsonl gets the prompts whose hash is below --heldout-share, and OUTPUT.json the settings and the counts.
+Nothing is overwritten.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -36,8 +35,9 @@ from actors.scorers.judge.prompt_file import JudgePrompt, draw_mark, read_judge_
 from engine.config.judge import JudgeConfig, PolicyServer
 from engine.data.rows import read_rows, select_by_name
 from engine.data.values import RefusedRow, list_refused
-from engine.errors import DataError, KumiteError
+from engine.errors import DataError
 from engine.seeds import derive_seed
+from recipes.prepare.command_line import new_parser, refuse_existing, run, settings_from, write_json, write_jsonl
 
 LARGEST = 1e15
 """Of scores and ranks, which also keeps NaN and infinities out."""
@@ -45,19 +45,24 @@ LARGEST = 1e15
 
 @dataclass(frozen=True)
 class Settings:
-    """What the examples are made with."""
+    """The options of the command line."""
 
     prompt: str
+    """The judge's prompt file, as in recipes/judges/."""
     rated: str
+    """JSON lines of rated answers."""
     min_score: float = 0.0
+    """Lowest score of the judge."""
     max_score: float = 5.0
+    """Highest score of the judge."""
     cap_share: float = 1.0
-    """The largest share of training examples that one score may have, in (0, 1]."""
+    """Largest share of the training examples that one score may have, in (0, 1]."""
     heldout_share: float = 0.25
-    """Of prompts, in [0, 1); about the paper's, 541 of 2,171 examples."""
+    """Share of the prompts that is held out, in [0, 1); the paper's is about this, 541 of 2,171 examples."""
     allow_ties: bool = False
-    """Whether equal scores agree with different ranks."""
+    """Equal scores agree with different ranks."""
     seed: int = 0
+    """Another seed: other examples are held out and left out."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +141,11 @@ def _rated(number: int, row: dict[str, Any]) -> Rated:
 
 
 def by_prompt(rows: Sequence[Rated]) -> dict[str, list[Rated]]:
-    """Lines by what they answer, in the order of the file."""
-    found: dict[str, list[Rated]] = defaultdict(list)
+    """Lines by their prompt, in the order of the file."""
+    groups: dict[str, list[Rated]] = defaultdict(list)
     for row in rows:
-        found[row.instruction].append(row)
-    return found
+        groups[row.instruction].append(row)
+    return groups
 
 
 def _half_ranked(rows: Sequence[Rated]) -> list[tuple[int, str]]:
@@ -154,7 +159,7 @@ def _half_ranked(rows: Sequence[Rated]) -> list[tuple[int, str]]:
 
 
 def agrees(rows: Sequence[Rated], allow_ties: bool) -> bool:
-    """Whether the scores of one prompt's answers fall from each rank to the next (or stay, with `allow_ties`)."""
+    """Whether the scores of one prompt's answers fall from each rank to the next (or are equal, with `allow_ties`)."""
     ranked = [(row.rank, row.score) for row in rows if row.rank is not None]
     return all(
         better > worse or (better == worse and allow_ties)
@@ -164,9 +169,9 @@ def agrees(rows: Sequence[Rated], allow_ties: bool) -> bool:
 
 
 def most_of_one_score(counts: Sequence[int], share: float) -> int:
-    """The largest number n such that no score has more than `share` of what is left if each keeps at most n.
+    """The largest n for which no score has more than `share` of the examples, if each score keeps at most n.
 
-    Raises DataError where no such n is there: with s scores the share of one is 1/s at least.
+    counts: examples per score. Raises DataError where no n is small enough: with s scores one has 1/s at least.
     """
     for most in range(max(counts), 0, -1):
         if most <= share * sum(min(count, most) for count in counts) + 1e-9:
@@ -176,7 +181,7 @@ def most_of_one_score(counts: Sequence[int], share: float) -> int:
 
 
 def capped(rows: Sequence[Rated], settings: Settings) -> list[Rated]:
-    """`rows` in their order without those of a too frequent score, which ones of it is decided by hash."""
+    """`rows` in their order, without those of a score beyond the cap; a hash decides which of them are kept."""
     if not rows:
         return []
     counts = Counter(row.score for row in rows)
@@ -190,19 +195,19 @@ def capped(rows: Sequence[Rated], settings: Settings) -> list[Rated]:
 
 
 def is_heldout(instruction: str, settings: Settings) -> bool:
-    """By hash of the prompt, so that no prompt is in both parts and later files divide the same prompts alike."""
+    """By hash of the prompt: no prompt is in both parts, and other files divide the same prompts in the same way."""
     return derive_seed(settings.seed, "heldout", instruction) < settings.heldout_share * 2**31
 
 
 def example(row: Rated, prompt: JudgePrompt, seed: int) -> dict[str, Any]:
-    """The question as actors/scorers/judge/judge.py asks it, and the judgement."""
+    """The question as actors/scorers/judge/judge.py asks it, with the judgement as the reply."""
     mark = draw_mark(seed, f"example {row.number}", [row.instruction, row.answer])
     messages = prompt.fill(mark, {"instruction": row.instruction, "answer": row.answer})
     return {"prompt": list(messages), "completion": [{"role": "assistant", "content": row.judgement}]}
 
 
 def build(rows: Sequence[Rated], settings: Settings) -> tuple[list[Rated], list[Rated], dict[str, Any]]:
-    """Return the lines to train on, those held out, and what became of all."""
+    """Return the lines to train on, the held-out lines, and the counts."""
     groups = by_prompt(rows)
     consistent = [row for group in groups.values() if agrees(group, settings.allow_ties) for row in group]
     heldout = [row for row in consistent if is_heldout(row.instruction, settings)]
@@ -227,7 +232,7 @@ def _tally(rows: Sequence[Rated]) -> dict[str, int]:
 
 
 def check(settings: Settings) -> JudgePrompt:
-    """Read the judge's prompt. Raises DataError or ConfigError for settings that cannot be."""
+    """Read the judge's prompt. Raises DataError or ConfigError for invalid settings."""
     problems = []
     if not settings.min_score < settings.max_score:
         problems.append(f"--min-score {settings.min_score:g} is not below --max-score {settings.max_score:g}")
@@ -242,46 +247,28 @@ def check(settings: Settings) -> JudgePrompt:
 
 
 def write(output: Path, settings: Settings) -> dict[str, Any]:
-    """Write OUTPUT, its held-out part and its facts, the last of them OUTPUT; return the counts."""
+    """Write settings and counts, the held-out part and, last, OUTPUT; return the counts."""
     heldout_path, facts = output.with_stem(output.stem + "-heldout"), output.with_suffix(".json")
     if output.suffix != ".jsonl":
         raise DataError(f"{output}: expected a name that ends in .jsonl")
-    if existing := [str(path) for path in (output, heldout_path, facts) if path.exists()]:
-        raise DataError(f"{', '.join(existing)} exists; nothing is overwritten, choose another name")
+    refuse_existing(output, heldout_path, facts)
     prompt = check(settings)
     training, heldout, counts = build(read_rated(settings.rated, settings), settings)
     if not training:
-        raise DataError(f"nothing is left to train on: {counts}")
-    told = {"settings": asdict(settings), "judge_prompt": prompt.version, "counts": counts}
-    files = {facts: json.dumps(told, indent=2) + "\n"}
-    for path, rows in ((heldout_path, heldout), (output, training)):
-        files[path] = "".join(json.dumps(example(row, prompt, settings.seed)) + "\n" for row in rows)
-    if not settings.heldout_share:
-        del files[heldout_path]
-    for path, text in files.items():
-        part = path.with_name(path.name + ".partial")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        raise DataError(f"--rated {settings.rated}: no example is left to train on: {counts}")
+    write_json(facts, {"settings": asdict(settings), "judge_prompt": prompt.version, "counts": counts})
+    if settings.heldout_share:
+        write_jsonl(heldout_path, (example(row, prompt, settings.seed) for row in heldout))
+    write_jsonl(output, (example(row, prompt, settings.seed) for row in training))
     return counts
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl")
-    parser.add_argument("--allow-ties", action="store_true", help="equal scores agree with different ranks")
-    for name, value in asdict(Settings("", "")).items():
-        if name != "allow_ties":
-            option, told = f"--{name.replace('_', '-')}", "a file" if value == "" else f"default {value}"
-            parser.add_argument(option, type=type(value), default=value, required=value == "", help=told)
-    given = vars(parser.parse_args(arguments))
-    output: Path = given.pop("output")
-    try:
-        counts = write(output, Settings(**given))
-    except KumiteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(counts, indent=2))
-    return 0
+    """Command line; prints the counts and returns the exit code."""
+    parser = new_parser("recipes.prepare.judgements", __doc__)
+    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl", help="file that the examples are written to")
+    settings, options = settings_from(parser, Settings, arguments)
+    return run(write, options.output, settings)
 
 
 if __name__ == "__main__":

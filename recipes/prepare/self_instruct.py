@@ -1,18 +1,16 @@
-#!/usr/bin/env python
 """New prompts from old ones, by few-shot self-instruct (arXiv 2212.10560), as self-rewarding uses them.
 
     python -m recipes.prepare.self_instruct OUTPUT.jsonl --model MODEL --seeds seeds.jsonl --num 5000
 
 A fixed model (arXiv 2401.10020 uses a chat model of 70 billion parameters, not the policy) reads six seed prompts and
-two of its own, drawn anew for each request, and writes one more. What it writes is kept if no word of it asks for what
-a text model cannot do, if it has 3 to 150 words, and if its ROUGE-L F-measure with every prompt so far is below 0.7.
-OUTPUT gets one {"prompt": ...} per line, and OUTPUT's name with .json the settings and the counts per filter; neither
-is ever overwritten.
+two of its own, drawn again for each request, and writes one more. A new prompt is kept if no word asks for what a text
+model cannot do, if it has 3 to 150 words, and if its ROUGE-L F-measure with every prompt so far is below 0.7. OUTPUT
+gets one {"prompt": ...} per line, and OUTPUT with the suffix .json the settings and the counts per filter. Neither is
+ever overwritten.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -23,8 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
-from engine.errors import DataError, KumiteError
+from engine.errors import DataError
 from engine.seeds import derive_seed
+from recipes.prepare.command_line import new_parser, refuse_existing, run, settings_from, write_json, write_jsonl
 
 KEYWORDS = frozenset(
     {"image", "images", "graph", "graphs", "picture", "pictures", "photo", "photos", "file", "files", "map", "maps"}
@@ -38,29 +37,44 @@ PROPOSALS_PER_ROUND = 64
 
 @dataclass(frozen=True)
 class Settings:
-    """What the prompts are made with; the defaults are the paper's."""
+    """The options of the command line; the defaults are the paper's."""
 
     model: str
+    """Folder or hub id of the model that writes the prompts."""
     seeds: str
+    """JSON lines with a seed prompt each, as `prompt` or `instruction`."""
     num: int = 1000
+    """New prompts to collect."""
     seed_shots: int = 6
+    """Seed prompts that a request shows."""
     own_shots: int = 2
+    """New prompts that a request shows, as far as there are any."""
     temperature: float = 0.6
+    """Sampling temperature."""
     top_p: float = 0.9
+    """Nucleus sampling: probability mass of the tokens that are sampled from."""
     max_prompt_tokens: int = 2048
-    """Room for the eight examples; the model needs this and max_new_tokens."""
+    """Room for the examples of a request; the model's context must hold this and --max-new-tokens."""
     max_new_tokens: int = 256
+    """Length of a reply."""
     max_similarity: float = 0.7
+    """A prompt is kept if its ROUGE-L F-measure with every other prompt is below this."""
     min_words: int = 3
+    """Fewest words of a prompt."""
     max_words: int = 150
+    """Most words of a prompt."""
     dtype: str = "bfloat16"
+    """The model's dtype in vLLM."""
     chat_template: str | None = None
+    """Jinja file to use instead of the model's chat template."""
     max_rounds: int = 1000
+    """Rounds of 64 requests after which collecting is given up."""
     seed: int = 0
+    """Another seed: other requests and other replies."""
 
 
 class Pool:
-    """Prompts so far, and what was refused."""
+    """The prompts so far, and how many were refused."""
 
     def __init__(self, seeds: Sequence[str], settings: Settings):
         self._settings = settings
@@ -69,7 +83,7 @@ class Pool:
         self._words = [_words(seed) for seed in seeds]
 
     def offer(self, text: str) -> bool:
-        """Take `text` in unless a filter refuses it; counted either way."""
+        """Add `text` unless a filter refuses it, and count the outcome; return whether it was added."""
         words = _words(text)
         reason = self._refusal(text, words)
         self.counts[reason or "kept"] += 1
@@ -89,10 +103,10 @@ class Pool:
         return "similar" if self._nearest(words) >= settings.max_similarity else None
 
     def _nearest(self, words: list[str]) -> float:
-        return max((rouge_l(words, known) for known in self._words), default=0.0)
+        return max((rouge_l(words, other) for other in self._words), default=0.0)
 
     def shots(self, draw: random.Random) -> list[str]:
-        """Examples for one request: seeds first, then own prompts as far as there are any."""
+        """Examples for one request: seeds, then own prompts as far as there are any."""
         own = draw.sample(self.own, min(self._settings.own_shots, len(self.own)))
         return [*draw.sample(self.seeds, self._settings.seed_shots), *own]
 
@@ -109,7 +123,7 @@ def _words(text: str) -> list[str]:
 
 
 def request(shots: Sequence[str]) -> str:
-    """What the model reads: numbered tasks, and the number of the one that it is to write."""
+    """The request to the model: numbered tasks, and the number of the task to write."""
     tasks = "".join(f"Task {number}: {text}\n" for number, text in enumerate(shots, start=1))
     return f"{OPENING}{tasks}Task {len(shots) + 1}:"
 
@@ -125,7 +139,7 @@ Write = Callable[[list[str], list[int]], list[str]]
 
 
 def collect(pool: Pool, settings: Settings, write: Write) -> None:
-    """Ask for prompts until there are enough. Raises DataError where rounds pass without any."""
+    """Ask for prompts until there are `settings.num`. Raises DataError after `settings.max_rounds` rounds."""
     for number in range(settings.max_rounds):
         if len(pool.own) >= settings.num:
             return
@@ -136,11 +150,11 @@ def collect(pool: Pool, settings: Settings, write: Write) -> None:
                 pool.offer(cleaned(reply))
     if len(pool.own) < settings.num:
         raise DataError(f"only {len(pool.own)} of {settings.num} prompts after {settings.max_rounds} rounds: "
-                        f"{dict(pool.counts)}; give another model or raise max_similarity")  # fmt: skip
+                        f"{dict(pool.counts)}; use another model or raise --max-similarity")  # fmt: skip
 
 
 def vllm_writer(settings: Settings) -> Write:
-    """Replies by vLLM."""
+    """A function that replies with vLLM."""
     from actors.chat import Chat
     from actors.vllm_engine import SampleRequest, VLLMEngine
 
@@ -178,31 +192,23 @@ def read_seeds(path: Path, needed: int) -> list[str]:
     return [str(text) for text in texts]
 
 
+def write(output: Path, settings: Settings) -> str:
+    """Write settings and counts, then OUTPUT; return a summary. Raises DataError where one of the files exists."""
+    counts = output.with_suffix(".json")
+    refuse_existing(output, counts)
+    pool = Pool(read_seeds(Path(settings.seeds), settings.seed_shots), settings)
+    collect(pool, settings, vllm_writer(settings))
+    write_json(counts, {"settings": asdict(settings), "counts": dict(pool.counts)})
+    write_jsonl(output, ({"prompt": text} for text in pool.own))
+    return f"{len(pool.own)} prompts in {output}; {dict(pool.counts)}"
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl")
-    for name, value in asdict(Settings("", "")).items():
-        kind = str if value is None else type(value)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=value, required=value == "", help=f"default {value}"
-        )
-    given = vars(parser.parse_args(arguments))
-    output: Path = given.pop("output")
-    settings, facts = Settings(**given), output.with_suffix(".json")
-    try:
-        if existing := [str(path) for path in (output, facts) if path.exists()]:
-            raise DataError(f"{', '.join(existing)} exists; nothing is overwritten, choose another name")
-        pool = Pool(read_seeds(Path(settings.seeds), settings.seed_shots), settings)
-        collect(pool, settings, vllm_writer(settings))
-    except KumiteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    facts.write_text(json.dumps({"settings": asdict(settings), "counts": dict(pool.counts)}, indent=2) + "\n")
-    part = output.with_name(output.name + ".partial")
-    part.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in pool.own), encoding="utf-8")
-    part.replace(output)
-    print(f"{len(pool.own)} prompts in {output}; {dict(pool.counts)}")
-    return 0
+    """Command line; prints the counts and returns the exit code."""
+    parser = new_parser("recipes.prepare.self_instruct", __doc__)
+    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl", help="file that the prompts are written to")
+    settings, options = settings_from(parser, Settings, arguments)
+    return run(write, options.output, settings)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,19 @@
-#!/usr/bin/env python
-"""Supervised fine-tuning by TRL: the start that self-rewarding needs, from instructions and judgements.
+"""Supervised fine-tuning by TRL: the start model of self-rewarding, from instructions and judgements.
 
     python -m recipes.prepare.sft OUTPUT --model MODEL --data ift.jsonl --data eft.jsonl
 
 Each file holds demonstrations in any format that a run reads (docs/prompts.md): prompt and completion, `messages`,
-Alpaca, ShareGPT, as text or chat. All go through the model's chat template, and the loss is on the answers alone. In
-the words of arXiv 2401.10020, IFT teaches to follow instructions and EFT to judge: recipes/prepare/judgements.py writes
-EFT files. The defaults are the paper's (lr 5.5e-6 falling by a cosine to a fifth, batch 16), for a much larger policy.
+Alpaca, ShareGPT, as text or chat. All are rendered by the model's chat template, and the loss is on the answers only.
+In arXiv 2401.10020, IFT (instruction fine-tuning) teaches to follow instructions and EFT (evaluation fine-tuning) to
+judge; recipes/prepare/judgements.py writes EFT files. The defaults are the paper's (lr 5.5e-6, a cosine to a fifth of
+it, batch 16), which are for a much larger policy.
 
-OUTPUT becomes a model folder with tokenizer, safetensors and training.json (settings and figures, written
-last). An existing one is kept if its settings are the same, and never overwritten.
+OUTPUT becomes a model folder with tokenizer, safetensors and training.json (settings and figures, written last). A
+complete model of the same settings is kept; nothing is overwritten.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
@@ -27,42 +25,49 @@ from engine.config.prompts import PromptsConfig
 from engine.data.formats import RequiredAnswers
 from engine.data.ingest import read_prompts
 from engine.data.values import RefusedRow, list_refused
-from engine.errors import ConfigError, DataError, KumiteError, ModelError
+from engine.errors import ConfigError, DataError, ModelError
+from recipes.prepare.command_line import complete, new_parser, run, settings_from, write_json
 
 MARKER = "training.json"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the training is made with."""
+    """The options of the command line."""
 
     model: str
+    """Folder or hub id of the model to start from."""
     data: tuple[str, ...]
+    """A file of examples."""
     epochs: float = 2.0
+    """Passes over the examples."""
     lr: float = 5.5e-6
+    """Largest learning rate."""
     last_lr: float = 0.2
-    """Share of `lr` at which the cosine ends."""
+    """Share of the largest learning rate at which the cosine ends."""
     batch_size: int = 16
-    """A multiple of `micro_batch_size`."""
+    """Examples per optimizer step, a multiple of the micro-batch size."""
     micro_batch_size: int = 4
+    """Examples per forward pass."""
     max_tokens: int = 2048
-    """Longer examples keep their start."""
+    """Tokens of prompt and answer; longer examples keep their start."""
     seed: int = 0
+    """Another seed: another order of the examples."""
 
 
 def train(output: Path, settings: Settings) -> dict[str, Any]:
-    """Train, write the model to `output` and return the figures; keep a complete model of the same settings.
+    """Train, write the model to `output` and return the figures; a complete model of the same settings is kept.
 
-    Raises DataError for data that cannot be used and where `output` holds something else, ConfigError for a batch
-    that does not divide, ModelError for a model without chat template or weights.
+    Raises DataError for data that cannot be used and for an `output` with other contents, ConfigError for a batch
+    size that is no multiple of the micro-batch size, ModelError for a model without chat template or weights.
     """
     if settings.batch_size % settings.micro_batch_size:
         raise ConfigError([f"--batch-size {settings.batch_size} is not a multiple of --micro-batch-size "
                            f"{settings.micro_batch_size}"])  # fmt: skip
-    if (output / MARKER).exists():
-        return _existing(output / MARKER, settings)
+    if written := complete(output / MARKER, {"settings": asdict(settings)}):
+        return written["figures"]
     if output.exists() and any(output.iterdir()):
-        raise DataError(f"{output} is not empty and holds no {MARKER}; choose another folder or remove it")
+        raise DataError(f"{output} is not empty and has no {MARKER}; choose another folder or delete this one")
     started = time.monotonic()
     examples, num_disliked = read_examples(settings.data)
     trainer = _trainer(settings, examples)
@@ -79,28 +84,14 @@ def train(output: Path, settings: Settings) -> dict[str, Any]:
         "last_loss": sum(losses[-10:]) / len(losses[-10:]),
         "seconds": round(time.monotonic() - started, 1),
     }
-    part = output / f"{MARKER}.partial"
-    part.write_text(json.dumps({"settings": asdict(settings), "figures": figures}, indent=2) + "\n", encoding="utf-8")
-    part.replace(output / MARKER)
+    write_json(output / MARKER, {"settings": asdict(settings), "figures": figures})
     return figures
 
 
-def _existing(marker: Path, settings: Settings) -> dict[str, Any]:
-    known = json.loads(marker.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(asdict(settings)))
-    changed = [f"{key}: {known['settings'].get(key)!r}, now {value!r}" for key, value in wanted.items()
-               if known["settings"].get(key) != value]  # fmt: skip
-    if changed:
-        raise DataError(
-            f"{marker.parent} was trained with other settings ({'; '.join(changed)}); choose another folder"
-        )
-    return known["figures"]
-
-
 def read_examples(files: tuple[str, ...]) -> tuple[list[dict[str, Any]], int]:
-    """All demonstrations as TRL's conversational prompt and completion, and how many more are labelled as bad answers.
+    """All demonstrations as TRL's conversational prompt and completion, and the number of rows labelled as bad answers.
 
-    Raises DataError naming every row that cannot be used, of all files.
+    Raises DataError naming every row of every file that cannot be used.
     """
     examples, refused, num_disliked = [], [], 0
     required = RequiredAnswers(1, required_by="recipes/prepare/sft.py")
@@ -162,23 +153,11 @@ def _trainer(settings: Settings, examples: list[dict[str, Any]]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    default = Settings("", ())
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, metavar="OUTPUT")
-    parser.add_argument("--model", required=True, help="folder or hub id of the model to start from")
-    parser.add_argument("--data", action="append", required=True, help="a file of examples; may be given again")
-    for name in ("epochs", "lr", "last_lr", "batch_size", "micro_batch_size", "max_tokens", "seed"):
-        value = getattr(default, name)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
-    given = vars(parser.parse_args(arguments))
-    output = given.pop("output")
-    try:
-        figures = train(output, Settings(**{**given, "data": tuple(given["data"])}))
-    except KumiteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(figures, indent=2))
-    return 0
+    """Command line; prints the figures and returns the exit code."""
+    parser = new_parser("recipes.prepare.sft", __doc__)
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder that the model is written to")
+    settings, options = settings_from(parser, Settings, arguments)
+    return run(train, options.output, settings)
 
 
 if __name__ == "__main__":

@@ -16,78 +16,86 @@ Written to OUTPUT:
     heldout.jsonl   the prompts that neither model has seen, a share of all prompts by hash
     models.json     settings, digests of both files, figures; written last, so it marks complete models
 
-The models are for trying the machinery on real text: this small, they learn its manner, not its matter.
-The same files and settings make the same models; complete ones are kept.
+The models are for trying the whole loop on real text. At this size they learn the style of the answers, not their
+content. The same files and settings make the same models; complete ones are kept.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import multiprocessing
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import DataError, KumiteError
+from actors.tiny_policy import CHAT_TEMPLATE_WITHOUT_BOS, EXACT, byte_level_tokenizer, learn_bpe, new_llama
+from engine.errors import DataError
 from engine.seeds import derive_seed
-from recipes.prepare.training import (
-    CHAT_TEMPLATE,
-    PAIRRM_TOKENS,
-    POLICY_ROLES,
-    POLICY_TOKENS,
-    bpe_tokenizer,
-    byte_level_bpe,
-    conversation,
-    new_llama,
-    sft_trainer,
-)
+from recipes.prepare.command_line import complete, new_parser, run, settings_from, write_json, write_jsonl
+from recipes.prepare.training import conversation, sft_trainer
 
 if TYPE_CHECKING:
+    from tokenizers.models import BPE
+
     from actors.scorers.pairrm.training import Pair
 
 Figures = dict[str, float]
+POLICY_TOKENS = {"pad_token": "<|pad|>", "eos_token": "<|end|>"}
+POLICY_ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+PAIRRM_TOKENS = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 TEXT, NUMBER = "text", "a number in [0, 1]"
 ANSWERS = {"prompt": TEXT, "answer": TEXT}
 PREFERENCES = {"prompt": TEXT, "answer_a": TEXT, "answer_b": TEXT, "p_a_wins": NUMBER}
 MAX_SHOWN = 10
-"""Bad rows that an error message lists; the rest is counted."""
-
-
-def _option(default: float, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+"""Bad rows that an error message lists; the others are counted."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the models are made with; every field is an option of the command line."""
+    """The options of the command line."""
 
-    seed: int = _option(0, "another seed: another split and other models")
-    heldout_share: float = _option(0.1, "share of the prompts that neither model sees")
-    vocabulary: int = _option(4096, "tokens that the tokenizer learns from the texts, at most")
-    hidden_size: int = _option(192, "width of the policy, a multiple of 32")
-    num_layers: int = _option(4, "depth of the policy")
-    max_positions: int = _option(2048, "tokens of prompt and answer that the policy can hold in a run")
-    max_example_tokens: int = _option(256, "longer examples are left out of the policy's training, and counted")
-    epochs: float = _option(1.6, "passes over the answers")
-    batch_size: int = _option(8, "examples per step of the policy's training")
-    lr: float = _option(1.5e-3, "the policy's largest learning rate")
-    pairrm_hidden_size: int = _option(128, "width of PairRM")
-    pairrm_num_layers: int = _option(2, "depth of PairRM")
-    pairrm_source_tokens: int = _option(128, "PairRM's room for the prompt")
-    pairrm_answer_tokens: int = _option(112, "PairRM's room for each answer, to which unused prompt room is added")
-    pairrm_steps: int = _option(350, "steps of PairRM's training")
-    pairrm_batch_size: int = _option(16, "pairs per step")
-    pairrm_lr: float = _option(1e-3, "PairRM's largest learning rate")
+    seed: int = 0
+    """Another seed: another split and other models."""
+    heldout_share: float = 0.1
+    """Share of the prompts that neither model sees."""
+    vocabulary: int = 4096
+    """Tokens that the tokenizer learns from the texts, at most."""
+    hidden_size: int = 192
+    """Width of the policy, a multiple of 32."""
+    num_layers: int = 4
+    """Depth of the policy."""
+    max_positions: int = 2048
+    """Tokens of prompt and answer that the policy can hold in a run."""
+    max_example_tokens: int = 256
+    """Longer examples are left out of the policy's training, and counted."""
+    epochs: float = 1.6
+    """Passes over the answers."""
+    batch_size: int = 8
+    """Examples per step of the policy's training."""
+    lr: float = 1.5e-3
+    """The policy's largest learning rate."""
+    pairrm_hidden_size: int = 128
+    """Width of PairRM."""
+    pairrm_num_layers: int = 2
+    """Depth of PairRM."""
+    pairrm_source_tokens: int = 128
+    """PairRM's room for the prompt."""
+    pairrm_answer_tokens: int = 112
+    """PairRM's room for each answer, to which unused prompt room is added."""
+    pairrm_steps: int = 350
+    """Steps of PairRM's training."""
+    pairrm_batch_size: int = 16
+    """Pairs per step."""
+    pairrm_lr: float = 1e-3
+    """PairRM's largest learning rate."""
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What one side of the split holds."""
+    """The texts of one side of the split."""
 
     prompts: list[str]
     answers: list[tuple[str, str]]
@@ -103,28 +111,28 @@ class Texts:
 
 
 def read_columns(file: Path, columns: dict[str, str]) -> list[tuple]:
-    """Rows of a Parquet file as tuples in the order of `columns`. Raises DataError for all its faults at once."""
+    """Rows of a Parquet file as tuples in the order of `columns`. Raises DataError naming every bad row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as parquet:
-            found = parquet.schema_arrow.names
-            if missing := [name for name in columns if name not in found]:
-                raise DataError(f"{file}: lacks {', '.join(missing)}; expected the columns {columns}, found {found}")
-            read = parquet.read(columns=list(columns)).select(list(columns)).to_pydict().values()
+            names = parquet.schema_arrow.names
+            if missing := [name for name in columns if name not in names]:
+                raise DataError(f"{file}: lacks {', '.join(missing)}; expected the columns {columns}, found {names}")
+            values = parquet.read(columns=list(columns)).select(list(columns)).to_pydict().values()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file}: cannot be read as a Parquet file: {error}") from error
-    rows = list(zip(*read, strict=True))
-    faults = [
+    rows = list(zip(*values, strict=True))
+    problems = [
         f"row {number}: {name} is {value!r:.60}; expected {expected}"
         for number, row in enumerate(rows, start=1)
         for (name, expected), value in zip(columns.items(), row, strict=True)
         if not _is(value, expected, may_be_empty=name != "prompt")
     ]
-    if faults or not rows:
-        more = f"; and {len(faults) - MAX_SHOWN} more" if len(faults) > MAX_SHOWN else ""
-        raise DataError(f"{file}: " + ("; ".join(faults[:MAX_SHOWN]) + more or "no rows"))
+    if problems or not rows:
+        more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+        raise DataError(f"{file}: " + ("; ".join(problems[:MAX_SHOWN]) + more or "no rows"))
     return rows
 
 
@@ -135,7 +143,7 @@ def _is(value: object, expected: str, may_be_empty: bool) -> bool:
 
 
 def split(answers: list[tuple], preferences: list[tuple], settings: Settings) -> tuple[Texts, Texts]:
-    """(training, held-out) by prompt: all that belongs to one prompt is on one side.
+    """(training, held-out): all rows of one prompt are on one side.
 
     Which prompts are held out depends on the seed and on the set of prompts, not on the order of rows.
     Raises DataError where a side has no answers or no pairs.
@@ -153,34 +161,37 @@ def split(answers: list[tuple], preferences: list[tuple], settings: Settings) ->
         if not side.answers or not side.pairs:
             raise DataError(
                 f"{'held-out' if inside else 'training'} prompts have {len(side.answers)} answers and "
-                f"{len(side.pairs)} preferences; both are needed: more prompts, or another heldout_share"
+                f"{len(side.pairs)} preferences; both are needed: give more prompts or another --heldout-share"
             )
         sides.append(side)
     return sides[0], sides[1]
 
 
-def make_policy(training: Texts, heldout: Texts, learnt: dict[str, Any], folder: Path, settings: Settings) -> Figures:
-    """Train the policy on the answers and write it to `folder`; the losses are nats per token of an answer."""
+def make_policy(training: Texts, heldout: Texts, merges: BPE, folder: Path, settings: Settings) -> Figures:
+    """Train the policy on the answers and write it to `folder`; losses are in nats per token of an answer."""
     import torch
 
-    torch.set_num_threads(1)  # PairRM trains on the other core; one thread also fixes the order of sums
+    torch.set_num_threads(1)  # PairRM trains on the other core; one thread also fixes the order of additions
     torch.manual_seed(settings.seed)
     started = time.monotonic()
-    tokenizer = bpe_tokenizer(learnt, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE)
+    tokenizer = byte_level_tokenizer(merges, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE_WITHOUT_BOS, **EXACT)
     policy = new_llama(
+        derive_seed(settings.seed, "policy"),
         tokenizer,
-        settings.seed,
         hidden_size=settings.hidden_size,
         intermediate_size=settings.hidden_size * 8 // 3,
-        num_layers=settings.num_layers,
-        max_positions=settings.max_positions,
+        num_hidden_layers=settings.num_layers,
+        max_position_embeddings=settings.max_positions,
+        tie_word_embeddings=True,
     )
-    rows, unseen = (_fitting(side.answers, tokenizer, settings.max_example_tokens) for side in (training, heldout))
+    rows, heldout_rows = (
+        _fitting(side.answers, tokenizer, settings.max_example_tokens) for side in (training, heldout)
+    )
     trainer = sft_trainer(
         policy,
         tokenizer,
         rows,
-        unseen,
+        heldout_rows,
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.lr,
@@ -199,7 +210,7 @@ def make_policy(training: Texts, heldout: Texts, learnt: dict[str, Any], folder:
         "sft_first_loss": round(float(losses[0]), 4),
         "sft_last_loss": round(float(losses[-1]), 4),
         "sft_heldout_loss": round(float(trainer.evaluate()["eval_loss"]), 4),
-        "sft_heldout_examples": len(unseen),
+        "sft_heldout_examples": len(heldout_rows),
         "policy_seconds": round(time.monotonic() - started, 1),
     }
     trainer.model.save_pretrained(folder)
@@ -208,7 +219,7 @@ def make_policy(training: Texts, heldout: Texts, learnt: dict[str, Any], folder:
 
 
 def _fitting(answers: list[tuple[str, str]], tokenizer: Any, max_tokens: int) -> list[dict[str, Any]]:
-    """Examples of at most `max_tokens` tokens: a cut one would teach an answer without an end."""
+    """Examples of at most `max_tokens` tokens: a truncated example would teach answers without an end."""
     examples = [conversation(*row) for row in answers]
     texts = [tokenizer.apply_chat_template(e["prompt"] + e["completion"], tokenize=False) for e in examples]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -218,8 +229,8 @@ def _fitting(answers: list[tuple[str, str]], tokenizer: Any, max_tokens: int) ->
     return kept
 
 
-def make_pairrm(training: Texts, heldout: Texts, learnt: dict[str, Any], folder: Path, settings: Settings) -> Figures:
-    """Train PairRM on the preferences and write it to `folder`; accuracies are on prompts it has not seen."""
+def make_pairrm(training: Texts, heldout: Texts, merges: BPE, folder: Path, settings: Settings) -> Figures:
+    """Train PairRM on the preferences and write it to `folder`; held-out accuracies are on prompts it has not seen."""
     import torch
 
     from actors.scorers.pairrm.inputs import Room
@@ -227,9 +238,9 @@ def make_pairrm(training: Texts, heldout: Texts, learnt: dict[str, Any], folder:
 
     torch.set_num_threads(1)
     started = time.monotonic()
-    pairs, unseen = ([Pair(*row) for row in side.pairs] for side in (training, heldout))
+    pairs, heldout_pairs = ([Pair(*row) for row in side.pairs] for side in (training, heldout))
     model = new_pairrm(
-        bpe_tokenizer(learnt, PAIRRM_TOKENS),
+        byte_level_tokenizer(merges, PAIRRM_TOKENS, **EXACT),
         hidden_size=settings.pairrm_hidden_size,
         num_layers=settings.pairrm_num_layers,
         room=Room(settings.pairrm_source_tokens, settings.pairrm_answer_tokens),
@@ -249,18 +260,18 @@ def make_pairrm(training: Texts, heldout: Texts, learnt: dict[str, Any], folder:
         "pairrm_parameters": sum(p.numel() for p in model.parameters()),
         "pairrm_pairs": len(pairs),
         "pairrm_loss": round(sum(last) / len(last), 4),
-        "pairrm_training_accuracy": round(pair_accuracy(model, pairs[: len(unseen)]), 4),
-        "pairrm_heldout_pairs": sum(pair.left_wins != 0.5 for pair in unseen),
-        "pairrm_heldout_accuracy": round(pair_accuracy(model, unseen), 4),
-        "longer_wins_heldout_accuracy": round(longer_wins(unseen), 4),
+        "pairrm_training_accuracy": round(pair_accuracy(model, pairs[: len(heldout_pairs)]), 4),
+        "pairrm_heldout_pairs": sum(pair.left_wins != 0.5 for pair in heldout_pairs),
+        "pairrm_heldout_accuracy": round(pair_accuracy(model, heldout_pairs), 4),
+        "longer_wins_heldout_accuracy": round(longer_wins(heldout_pairs), 4),
         "pairrm_seconds": round(time.monotonic() - started, 1),
     }
 
 
 def longer_wins(pairs: list[Pair]) -> float:
-    """What the rule "the answer with more characters is better" gets right; equal lengths count half.
+    """Accuracy of the rule "the answer with more characters is better"; equal lengths count half.
 
-    The yardstick of a judge: one that does no better may have learnt nothing else.
+    A baseline: a judge that is no more accurate may have learned nothing but length.
     """
     judged = [pair for pair in pairs if pair.left_wins != 0.5]
     right = 0.0
@@ -270,31 +281,26 @@ def longer_wins(pairs: list[Pair]) -> float:
     return right / len(judged) if judged else float("nan")
 
 
-def build(folder: Path, answers: Path, preferences: Path, settings: Settings) -> dict[str, Any]:
-    """Make both models in `folder`, or keep the complete ones there, and return the contents of models.json.
+def build(folder: Path, answers: Path, preferences: Path, settings: Settings) -> Figures:
+    """Make both models in `folder`, or keep the complete ones there, and return the figures of models.json.
 
     Raises DataError for files that cannot be used, and where `folder` holds models of other files or settings.
     """
     origin = {"settings": asdict(settings), "answers": _digest(answers), "preferences": _digest(preferences)}
     marker = folder / "models.json"
-    if marker.exists():
-        return _existing(marker, origin)
+    if written := complete(marker, origin):
+        return written["figures"]
     training, heldout = split(read_columns(answers, ANSWERS), read_columns(preferences, PREFERENCES), settings)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, side in (("prompts", training), ("heldout", heldout)):
-        lines = (json.dumps({"prompt": prompt}) + "\n" for prompt in side.prompts)
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    learnt = byte_level_bpe(training, settings.vocabulary)
+        write_jsonl(folder / f"{name}.jsonl", ({"prompt": prompt} for prompt in side.prompts))
+    merges = learn_bpe(training, settings.vocabulary)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
-        pairrm = processes.submit(make_pairrm, training, heldout, learnt, folder / "pairrm", settings)
-        policy = processes.submit(make_policy, training, heldout, learnt, folder / "policy", settings)
+        pairrm = processes.submit(make_pairrm, training, heldout, merges, folder / "pairrm", settings)
+        policy = processes.submit(make_policy, training, heldout, merges, folder / "policy", settings)
         figures = {**policy.result(), **pairrm.result()}
     counts = {"prompts": len(training.prompts), "heldout_prompts": len(heldout.prompts)}
-    written = {**origin, "figures": {**counts, **figures}}
-    partial = marker.with_suffix(".partial")
-    partial.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    partial.replace(marker)
-    return written
+    write_json(marker, {**origin, "figures": counts | figures})
+    return counts | figures
 
 
 def _digest(file: Path) -> str:
@@ -304,36 +310,15 @@ def _digest(file: Path) -> str:
         raise DataError(f"{file}: cannot be read: {error}") from error
 
 
-def _existing(marker: Path, origin: dict[str, Any]) -> dict[str, Any]:
-    written = json.loads(marker.read_text(encoding="utf-8"))
-    if other := [key for key, value in origin.items() if written.get(key) != value]:
-        raise DataError(f"{marker}: made with other {', '.join(other)}; choose another folder or delete this one")
-    return written
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line; prints the figures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.prepare.small_models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, metavar="OUTPUT", help="where the models go")
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; prints the figures and returns the exit code."""
+    parser = new_parser("recipes.prepare.small_models", __doc__)
+    parser.add_argument("folder", type=Path, metavar="OUTPUT", help="folder that the models are written to")
     parser.add_argument("--answers", type=Path, required=True, help="Parquet file: prompt, answer")
     parser.add_argument("--preferences", type=Path, required=True, help="Parquet file: prompt, answer_a, answer_b, ...")
-    for each in fields(Settings):
-        kind = type(each.default)
-        text = f"{each.metadata['help']} (%(default)s)"
-        parser.add_argument(f"--{each.name.replace('_', '-')}", type=kind, default=each.default, help=text)
-    options = vars(parser.parse_args(arguments))
-    folder, answers, preferences = (options.pop(name) for name in ("folder", "answers", "preferences"))
-    try:
-        written = build(folder, answers, preferences, Settings(**options))
-    except KumiteError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    print(json.dumps(written["figures"], indent=2))
+    settings, options = settings_from(parser, Settings, arguments)
+    return run(build, options.folder, options.answers, options.preferences, settings)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,8 +1,8 @@
-"""The methods that learn from the pairs of coverage_world: SFT, DPO, SPAC in its forms, with one budget for all.
+"""The methods that learn from the pairs of world.py: SFT, DPO, and SPAC in its forms, with one budget for all.
 
-The policy is a table of logits, one per context and action: what one context learns says nothing of another.
-All seeds' tables are trained at once; Adam works on each number by itself, so they do not touch each other. The
-losses are the engine's own. Nothing here sees a true value.
+The policy is a table of logits, one per context and action, so contexts do not generalise to each other. The tables
+of all seeds are trained at once; Adam treats each number separately, so they do not affect each other. The losses
+are the engine's own. No method sees a true value.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ class Method:
 
     name: str
     algorithm: Algorithm | None
-    """Whose loss trains; None: the log-likelihood of the chosen action (SFT)."""
+    """Its loss is trained on; None: the log-likelihood of the chosen action (SFT)."""
     reference: Literal["previous", "start"] = "previous"
-    """What log-ratios compare with: the policy at the round's start, or the first one."""
+    """The reference of the log-ratios: the policy at the start of the round, or the first policy."""
     form: Form = "policy"
     """critic: the loss trains a table of bounded rewards, which the policy then follows in closed form."""
     eps: float = 1e-8
-    """Adam's. Where gradients are far below it, steps are proportional to them; far above, equally long for all
-    numbers, those of actions seen once included."""
+    """Adam's. Where gradients are far below it, steps are proportional to them; far above it, all numbers get steps of
+    equal length, also those of actions seen once."""
 
     @property
     def samples(self) -> bool:
-        """Whether each pair brings a sample of the policy into the loss."""
+        """Whether the loss compares a sample of the policy beside each pair."""
         return isinstance(self.algorithm, SPAC) and self.algorithm.penalty_weight > 0
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """What S runs ended with."""
+    """What S runs have learned."""
 
     policies: Reals
     """[ROUNDS, S, X, A] after each round."""
     critic: Reals | None
-    """[S, X, A] in the values' unit, up to a constant per context: the reward that the log-ratio to a fixed
-    reference means, or the mean over rounds of the rewards that the policy followed. None for SFT."""
+    """[S, X, A] in the values' unit, up to a constant per context: the implicit reward of the log-ratio to a fixed
+    reference, or the mean over rounds of the rewards that the policy followed. None for SFT."""
     spent: dict[str, int]
     """Per run: gradient steps, pairs read, and samples drawn from the policy."""
 
@@ -71,7 +71,7 @@ class Learnt:
 
     @property
     def average(self) -> Reals:
-        """The uniform mixture of the rounds' policies, of which the theory speaks."""
+        """The uniform mixture of the rounds' policies, for which the theory holds."""
         return self.policies.mean(axis=0)
 
 
@@ -128,7 +128,7 @@ def _fit(method: Method, table: Tensor, reference: Tensor, entries: Tensor, lr: 
 
     table = table.clone().requires_grad_()
     optimizer = torch.optim.Adam([table], lr=lr, eps=method.eps)
-    # A critic's rewards stand for log-ratios as they are, so their reference is 0.
+    # A critic's rewards take the place of log-ratios, so their reference is 0.
     base = torch.zeros_like(reference) if method.form == "critic" else reference
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -139,12 +139,12 @@ def _fit(method: Method, table: Tensor, reference: Tensor, entries: Tensor, lr: 
 
 
 def _take(table: Tensor, entries: Tensor) -> Tensor:
-    """[rows, n] numbers of a table [S, X, A]; unlike indexing, its backward pass is quick."""
+    """[rows, n] numbers of a table [S, X, A]; the backward pass is faster than that of indexing."""
     return table.flatten().index_select(0, entries.flatten()).view_as(entries)
 
 
 def _output(method: Method, table: Tensor) -> Tensor:
-    """[S, X, A] log-probabilities; for a critic eta times its rewards, which lie within BOUND."""
+    """[S, X, A] log-probabilities; for a critic eta times its rewards, which are within BOUND."""
     if method.form == "critic":
         assert method.algorithm is not None
         return BOUND * (table / BOUND).tanh() / method.algorithm.reward_scale()
@@ -152,7 +152,7 @@ def _output(method: Method, table: Tensor) -> Tensor:
 
 
 def _losses(method: Method, logps: Tensor, reference: Tensor) -> Tensor:
-    """[rows] by the algorithm's own loss. logps, reference: [rows, n], chosen, rejected and perhaps a sample."""
+    """[rows] the algorithm's loss. logps, reference: [rows, n] of chosen, rejected and, for SPAC, a sample."""
     if method.algorithm is None:
         return -logps[:, 0]
     ones = logps.new_ones(logps.shape)
@@ -170,7 +170,7 @@ def _critic(method: Method, log_ratios: list[Tensor]) -> Reals | None:
 def heldout_likelihood(world: World, policy: Reals) -> float:
     """Mean log-likelihood of the held-out preferences under sigmoid(s * (log pi(chosen) - log pi(rejected))).
 
-    s >= 0 is the best one, so that a method is not judged by how sharp its policies are. Nats, at most 0.
+    s >= 0 is the best one, so that the sharpness of a policy does not matter. In nats, at most 0.
     """
     pairs = world.heldout
     with np.errstate(divide="ignore"):

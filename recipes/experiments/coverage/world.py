@@ -3,12 +3,11 @@
 Contexts stand for prompts and actions for answers. Every action's true value is a standard normal draw. Pairs
 of different actions come from a behaviour policy and are labelled by Bradley-Terry, P(a beats b) =
 sigmoid(v_a - v_b). In the first half of the contexts the behaviour is uniform and there are many pairs; in the
-second it keeps to a few actions and there are few pairs, so most actions are seen once or never.
+second it plays mostly a few common actions and there are few pairs, so most actions are seen once or never.
 
 The guarantee of SPAC (arXiv 2406.04274) is relative to policies that the data cover (single-policy
-concentrability). In the world "best" the few common actions include the best one, as that asks; in the world
-"any" they are drawn at random, and the guarantee says nothing of the optimum. numpy only; knows nothing of
-learning.
+concentrability). In the world "best" the few common actions include the best one, as the guarantee requires; in the
+world "any" they are drawn at random, and the guarantee does not hold for the optimum. numpy only.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ CONTEXTS = 20
 """In each half."""
 ACTIONS = 10
 COMMON = 3
-"""Actions that the behaviour keeps to in the badly covered half."""
+"""Common actions of the behaviour in the badly covered half."""
 COMMON_MASS = 0.95
 PAIRS = (60, 15)
 """Training pairs per context, in the well and in the badly covered half."""
@@ -89,14 +88,14 @@ def _draw_pairs(draw: np.random.Generator, values: Reals, behaviour: Reals, per_
 
 
 def most_wins(world: World) -> Reals:
-    """[X, A] the policy that plays the action chosen most often in each context: a count, no learning."""
+    """[X, A] the policy that plays the action chosen most often in each context."""
     wins = np.zeros_like(world.values)
     np.add.at(wins, (world.training.context, world.training.chosen), 1.0)
     return np.eye(ACTIONS)[wins.argmax(axis=1)]
 
 
 def most_wins_overall(world: World) -> Reals:
-    """[X, A] the constant that plays one action everywhere: the one chosen most often in all data."""
+    """[X, A] the policy that plays the action chosen most often in all data, everywhere."""
     wins = np.bincount(world.training.chosen, minlength=ACTIONS)
     return np.tile(np.eye(ACTIONS)[wins.argmax()], (len(world.values), 1))
 
@@ -107,10 +106,10 @@ def true_value(world: World, policy: Reals) -> Reals:
 
 
 def over_estimation(world: World, policy: Reals, critic: Reals) -> Reals:
-    """[X] what the critic claims that `policy` gains over the behaviour, minus what it truly gains.
+    """[X] the gain of `policy` over the behaviour by the critic, minus its true gain.
 
-    critic: [X, A] in the values' unit. Differences to the behaviour's mean, because preferences leave a constant
-    per context open.
+    critic: [X, A] in the values' unit. Gains are differences to the behaviour's mean, because preferences do not
+    determine a constant per context.
     """
     claimed = ((policy - world.behaviour) * critic).sum(axis=1)
     return claimed - ((policy - world.behaviour) * world.values).sum(axis=1)

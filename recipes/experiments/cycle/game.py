@@ -1,7 +1,6 @@
-"""The cyclic game and what its theory says: three answers that beat each other in a circle, in closed form.
+"""The cyclic game in closed form: three answers that beat each other in a circle. numpy only.
 
-Preferences like these have no reward: whatever ranks the answers contradicts one of them. numpy only; knows
-nothing of models or learners.
+No reward explains such preferences: every ranking of the answers contradicts one of them.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ Update = Callable[[Vector], Vector]
 WINS: Matrix = np.array([[0.5, 0.9, 0.3], [0.1, 0.5, 0.8], [0.7, 0.2, 0.5]])
 """[i, j]: P(answer i beats answer j)."""
 NASH: Vector = np.array([3, 2, 4]) / 9
-"""The only policy that no answer beats more often than it is beaten."""
+"""The only policy against which no answer wins more than half of the time."""
 START: Vector = np.array([0.6, 0.3, 0.1])
 
 
 def exploitability(policy: Vector) -> float:
-    """max_y P(y beats `policy`) - 1/2: what the best single answer gains; 0 for NASH alone."""
+    """max_y P(y beats `policy`) - 1/2: the gain of the best single answer; 0 only for NASH."""
     return float((WINS @ policy).max() - 0.5)
 
 
@@ -65,13 +64,13 @@ def bradley_terry_rewards(weights: Matrix) -> Vector:
 
 
 def dpo_update(beta: float) -> Update:
-    """Iterated DPO on all pairs alike: its optimum adds the same Bradley-Terry rewards / beta every time."""
+    """Iterated DPO on all pairs with equal weights: each iteration adds the same Bradley-Terry rewards / beta."""
     rewards = bradley_terry_rewards(np.ones((3, 3)))
     return lambda policy: rewards / beta
 
 
 def refitted_update(beta: float) -> Update:
-    """Iterated DPO on pairs drawn from pi_t: the rewards are fitted again under these weights."""
+    """Iterated DPO on pairs drawn from pi_t: the rewards are fitted again in each iteration, under these weights."""
     return lambda policy: bradley_terry_rewards(np.outer(policy, policy)) / beta
 
 
@@ -82,7 +81,7 @@ def average_exploitability(policies: Matrix) -> Vector:
 
 
 def revolutions(policies: Matrix) -> float:
-    """How often the path went around NASH, counted from the angle of log(policy / NASH)."""
+    """How many times the path goes around NASH, from the angle of log(policy / NASH)."""
     logs = np.log(policies / NASH)
     x, y = logs[:, 0] - logs[:, 1], (logs[:, 0] + logs[:, 1] - 2 * logs[:, 2]) / np.sqrt(3)
     return float(abs(np.diff(np.unwrap(np.arctan2(y, x))).sum()) / (2 * np.pi))

@@ -1,8 +1,8 @@
 """The cyclic game, played by the real learner: a Llama whose vocabulary is the three answers and nothing else.
 
-Its softmax is the policy over the answers: no mass lies anywhere else and nothing is renormalised. The
-prompt is one of the three tokens; as input it means nothing. Win rates are exact, WINS @ pi_t, with pi_t read
-from the learner's own log-probabilities. Knows nothing of generators, scorers or Ray.
+Its softmax is the policy over the answers, so that no probability lies elsewhere and nothing is renormalised. The
+prompt is one of the three tokens and has no meaning. Win rates are exact, WINS @ pi_t, with pi_t from the learner's
+own log-probabilities. There is no generator, no scorer and no Ray.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actors.tiny_policy import new_llama
 from recipes.experiments.cycle.game import START, WINS, Matrix, Vector
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 PROMPT = [0]
 ANSWERS = [[0], [1], [2]]
 TENTHS = 10
-"""WINS is in tenths, so that so many labelled pairs show a probability exactly."""
+"""Labelled pairs per two answers. WINS is in tenths, so that ten pairs represent each probability exactly."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how hard the learner plays."""
+    """How long the learner plays, and at which learning rate."""
 
     seed: int = 0
     iterations: int = 200
@@ -47,7 +48,7 @@ def sppo_rows(eta: float, policy: Vector) -> list[dict]:
 
 
 def dpo_rows(policy: Vector) -> list[dict]:
-    """Ten labelled pairs for each two answers, won as often as WINS says; the policy does not matter."""
+    """Ten labelled pairs for each two answers, each won as often as WINS says, whatever the policy."""
     from engine.algorithms.base import row_of
 
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j for _ in range(round(TENTHS * WINS[i, j]))]
@@ -58,25 +59,19 @@ def dpo_rows(policy: Vector) -> list[dict]:
 
 
 def write_start(folder: Path, seed: int) -> Path:
-    """A Llama of one layer whose policy is START: a random body, and a head set so that the logits are log START."""
+    """Write a Llama of one random layer whose policy is START, by a head that makes the logits log START."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+    model = new_llama(
+        seed,
         vocab_size=len(START),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,
-        num_attention_heads=1,
-        head_dim=32,
         max_position_embeddings=16,
         initializer_range=0.1,
         tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
     )
-    model = LlamaForCausalLM(config)
     with torch.no_grad():
         state = model.model(torch.tensor([PROMPT])).last_hidden_state[0, -1]
         model.lm_head.weight.copy_(torch.outer(torch.tensor(np.log(START)).float(), state / state.square().sum()))
@@ -87,8 +82,8 @@ def write_start(folder: Path, seed: int) -> Path:
 def play(folder: Path, algorithm: Algorithm, rows_for: Callable[[Vector], list[dict]], settings: Settings) -> Matrix:
     """[iterations + 1, 3] policies of self-play by actors.learner.learner.Learner, one rank, in this process.
 
-    Every iteration opens the folder that the one before wrote, as a run does. Meant for a process of its own:
-    the learner joins a process group and sets the environment for it.
+    Every iteration opens the folder that the iteration before wrote, as a run does. Call it in a process of its
+    own: the learner joins a process group and sets the environment for it.
     """
     import pyarrow as pa
     from transformers.utils import logging
@@ -124,7 +119,7 @@ def _policy(logps: list[list[float]]) -> Vector:
 
 
 def _learner_config(num_rows: int, settings: Settings) -> LearnerConfig:
-    """All rows in every step; the learning rate falls to 0, so that an iteration ends at rest."""
+    """All rows in every step; the learning rate falls to 0, so that an iteration converges."""
     from engine.config.learner import LearnerConfig, OptimizerConfig, ScheduleConfig
 
     return LearnerConfig(

@@ -1,5 +1,9 @@
 """Write the tearoom to a folder: prompts, the policy that a run starts from, and a trained PairRM.
 
+    python -m recipes.experiments.tearoom.build OUTPUT
+
+Written to OUTPUT:
+
     policy/            Llama with tokenizer and chat template, imitating the flawed waiter
     pairrm/            the scorer that a run learns from, in the layout of PairRM-hf
     pairrm_inverted/   the same with its last layer negated, for control runs
@@ -13,41 +17,47 @@ The same settings make the same world; a complete one is kept.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import random
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.errors import DataError, KumiteError
 from engine.seeds import derive_seed
-from recipes.experiments.tearoom import models as tearoom_models
 from recipes.experiments.tearoom import world as tearoom
+from recipes.experiments.tearoom.models import Figures, make_pairrm, make_policy
+from recipes.prepare.command_line import complete, new_parser, run, settings_from, write_json, write_jsonl
 
 DEMONSTRATIONS = "careful.jsonl"
 VERSION = 1
-"""Raised when the same settings would make another world than before."""
+"""To be raised when the same settings would make another world than before."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a world is made from; sizes are numbers of prompts, all of them disjoint."""
+    """The options of the command line; the sets of prompts are disjoint."""
 
     seed: int = 0
+    """Another seed: another world."""
     demonstrations: int = 3000
+    """Prompts with a flawed answer, on which the policy is trained."""
     sft_epochs: float = 5.0
+    """Passes over the demonstrations."""
     preferences: int = 3000
+    """Prompts with pairs of answers, on which PairRM is trained."""
     judge_heldout: int = 400
+    """Prompts on which PairRM is measured."""
     pairrm_steps: int = 400
+    """Steps of PairRM's training."""
     prompts: int = 2400
+    """Prompts for self-play."""
     heldout: int = 300
-    version: int = VERSION
+    """Prompts for evaluation."""
+    version: int = field(default=VERSION, init=False)
 
     def split(self) -> tearoom.Split:
         return tearoom.split(
@@ -60,99 +70,61 @@ class Settings:
         )
 
 
-def build(folder: Path, settings: Settings) -> dict[str, Any]:
-    """Make the world in `folder`, or keep the complete one there, and return the contents of world.json.
+def build(folder: Path, settings: Settings) -> Figures:
+    """Make the world in `folder`, or keep the complete one there, and return the figures of world.json.
 
     Raises DataError where `folder` holds a world of other settings.
     """
-    world = build_world(folder, "tearoom", settings, _train)
+    figures = build_world(folder, "tearoom", settings, _train)
     if not (folder / DEMONSTRATIONS).exists():
         _write_demonstrations(folder / DEMONSTRATIONS, settings)
-    return world
+    return figures
 
 
-def build_world(folder: Path, name: str, settings: Any, train: Callable[..., dict[str, float]]) -> dict[str, Any]:
-    """Prompts, then `train(folder, split, settings)` -> figures, then world.json in one go; a complete world is kept.
+def build_world(folder: Path, name: str, settings: Any, train: Callable[..., Figures]) -> Figures:
+    """Write the prompts, call `train(folder, split, settings)` for the figures, then write world.json.
 
-    settings: a dataclass with `split()`.
+    A complete world is kept. settings: a dataclass with `split()`.
     """
-    marker = folder / "world.json"
-    if marker.exists():
-        return _existing(marker, settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    marker, origin = folder / "world.json", {"world": name, "settings": asdict(settings)}
+    if written := complete(marker, origin):
+        return written["figures"]
     started = time.monotonic()
     split = settings.split()
-    _write_prompts(folder / "prompts.jsonl", split.prompts)
-    _write_prompts(folder / "heldout.jsonl", split.heldout)
+    for part, orders in (("prompts", split.prompts), ("heldout", split.heldout)):
+        write_jsonl(folder / f"{part}.jsonl", ({"prompt": order.text} for order in orders))
     figures = train(folder, split, settings)
     figures = {**figures, "seconds": round(time.monotonic() - started, 1)}
-    world = {"world": name, "settings": asdict(settings), "figures": figures}
-    partial = marker.with_suffix(".partial")
-    partial.write_text(json.dumps(world, indent=2) + "\n", encoding="utf-8")
-    partial.replace(marker)
-    return world
+    write_json(marker, {**origin, "figures": figures})
+    return figures
 
 
-def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, float]:
+def _train(folder: Path, split: tearoom.Split, settings: Settings) -> Figures:
     """Train both models at once, each in a fresh process with one core."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
-        pairrm = processes.submit(
-            tearoom_models.make_pairrm,
-            split,
-            folder / "pairrm",
-            folder / "pairrm_inverted",
-            settings.seed,
-            settings.pairrm_steps,
-        )
-        policy = processes.submit(
-            tearoom_models.make_policy, split, folder / "policy", settings.seed, settings.sft_epochs
-        )
+        folders = folder / "pairrm", folder / "pairrm_inverted"
+        pairrm = processes.submit(make_pairrm, split, *folders, settings.seed, settings.pairrm_steps)
+        policy = processes.submit(make_policy, split, folder / "policy", settings.seed, settings.sft_epochs)
         return {**policy.result(), **pairrm.result()}
 
 
-def _existing(marker: Path, settings: Any) -> dict[str, Any]:
-    world = json.loads(marker.read_text(encoding="utf-8"))
-    if world.get("settings") != asdict(settings):
-        raise DataError(
-            f"{marker} is a world with the settings {world.get('settings')}, not {asdict(settings)}; "
-            "choose another folder or delete this one"
-        )
-    return world
-
-
 def _write_demonstrations(file: Path, settings: Settings) -> None:
-    """The prompts again, each with an answer of the careful waiter."""
+    """The prompts for self-play, each with an answer of the careful waiter."""
     draw = random.Random(derive_seed(settings.seed, "careful demonstrations"))
     rows = [
         {"prompt": order.text, "completion": tearoom.flawed_answer(order, tearoom.CAREFUL, draw)}
         for order in settings.split().prompts
     ]
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(file)
+    write_jsonl(file, rows)
 
 
-def _write_prompts(file: Path, orders: list[tearoom.Order]) -> None:
-    """One order per line, as a data set of prompts."""
-    lines = (json.dumps({"prompt": order.text}) + "\n" for order in orders)
-    file.write_text("".join(lines), encoding="utf-8")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line: `python -m recipes.experiments.tearoom.build OUTPUT_FOLDER [--seed 0]`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.experiments.tearoom.build", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER", help="where the world goes")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes another world")
-    options = parser.parse_args(arguments)
-    try:
-        world = build(options.folder, Settings(seed=options.seed))
-    except KumiteError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    print(json.dumps(world["figures"], indent=2))
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; prints the figures and returns the exit code."""
+    parser = new_parser("recipes.experiments.tearoom.build", __doc__)
+    parser.add_argument("folder", type=Path, metavar="OUTPUT", help="folder that the world is written to")
+    settings, options = settings_from(parser, Settings, arguments)
+    return run(build, options.folder, settings)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,8 @@
-"""Build the tearoom in which the policy judges itself:
+"""Write the tearoom in which the policy judges itself to a folder.
 
-    python -m recipes.experiments.tearoom.judge_build OUTPUT_FOLDER [--seed 0] [--impressed]
+    python -m recipes.experiments.tearoom.judge_build OUTPUT [--impressed]
+
+Written to OUTPUT:
 
     policy/         a Llama that imitates the flawed waiter (IFT) and a judge of waiters (EFT)
     prompts.jsonl   prompts for self-play
@@ -8,26 +10,24 @@
     world.json      settings and figures; written last, so it marks a complete world
 
 With --impressed the judge that it imitates gives points for small talk. The same settings make the same world; a
-complete one is kept. recipes/experiments/tearoom/judge.py says what the world is.
+complete one is kept. recipes/experiments/tearoom/judge.py describes the world.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import KumiteError
 from engine.seeds import derive_seed
 from recipes.experiments.tearoom import judge as tearoom_judge
 from recipes.experiments.tearoom import world as tearoom
 from recipes.experiments.tearoom.build import build_world
-from recipes.experiments.tearoom.models import POLICY_TOKENS, measure, word_tokenizer
-from recipes.prepare.training import CHAT_TEMPLATE, conversation, new_llama, sft_trainer
+from recipes.experiments.tearoom.models import Figures, measure, new_policy, policy_tokenizer
+from recipes.prepare.command_line import new_parser, run, settings_from
+from recipes.prepare.training import conversation, sft_trainer
 
 if TYPE_CHECKING:
     from actors.scorers.judge.prompt_file import JudgePrompt
@@ -35,24 +35,32 @@ if TYPE_CHECKING:
 PROMPT = "recipes/judges/tearoom.txt"
 """The judge prompt that the policy learns to answer; a run's config names the same file."""
 VERSION = 1
-"""Raised when the same settings would make another world than before."""
+"""To be raised when the same settings would make another world than before."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the world is made from; sizes are numbers of orders, all of them disjoint."""
+    """The options of the command line; the sets of prompts are disjoint."""
 
     seed: int = 0
+    """Another seed: another world."""
     impressed: bool = False
-    """Whether the judge that the policy imitates gives points for small talk."""
+    """The judge that the policy imitates gives points for small talk."""
     demonstrations: int = 3000
+    """Prompts with a flawed answer, from which the policy learns to answer."""
     judgements: int = 3000
+    """Prompts with a judged answer, from which the policy learns to judge."""
     judge_heldout: int = 400
+    """Prompts set aside and not used."""
     epochs: float = 4.0
+    """Passes over both."""
     num_layers: int = 2
+    """Depth of the policy."""
     prompts: int = 2000
+    """Prompts for self-play."""
     heldout: int = 200
-    version: int = VERSION
+    """Prompts for evaluation."""
+    version: int = field(default=VERSION, init=False)
 
     @property
     def judge(self) -> tearoom_judge.Judge:
@@ -69,36 +77,26 @@ class Settings:
         )
 
 
-def build(folder: Path, settings: Settings) -> dict[str, Any]:
-    """Make the world in `folder`, or keep the complete one there, and return the contents of world.json.
+def build(folder: Path, settings: Settings) -> Figures:
+    """Make the world in `folder`, or keep the complete one there, and return the figures of world.json.
 
     Raises DataError where `folder` holds a world of other settings.
     """
     return build_world(folder, "tearoom-judge", settings, _train)
 
 
-def _train(folder: Path, split: tearoom.Split, settings: Settings) -> dict[str, float]:
+def _train(folder: Path, split: tearoom.Split, settings: Settings) -> Figures:
     """SFT on answers and judgements together; the figures are those of held-out orders."""
     import torch
 
-    torch.set_num_threads(1)  # one thread fixes the order of sums, and leaves the other core to others
+    torch.set_num_threads(1)  # one thread fixes the order of additions
     asked = judge_prompt()
     texts = [*tearoom.texts(), *tearoom_judge.texts(), _asked(asked, 0, "Good morning!", "What?")]
-    tokenizer = word_tokenizer(POLICY_TOKENS, ["<|user|>", "<|assistant|>"], texts)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer = policy_tokenizer(texts)
     rows = [*_instructions(split, settings), *_judgements(split, settings, asked)]
     random.Random(derive_seed(settings.seed, "examples")).shuffle(rows)
-    model = new_llama(
-        tokenizer,
-        settings.seed,
-        hidden_size=128,
-        intermediate_size=512,
-        num_layers=settings.num_layers,
-        max_positions=512,
-        initializer_range=0.06,
-    )
     trainer = sft_trainer(
-        model,
+        new_policy(tokenizer, settings.seed, settings.num_layers, max_positions=512),
         tokenizer,
         rows,
         num_train_epochs=settings.epochs,
@@ -126,14 +124,14 @@ def judge_prompt() -> JudgePrompt:
 
 
 def _instructions(split: tearoom.Split, settings: Settings) -> list[dict[str, Any]]:
-    """IFT: the flawed waiter's answers."""
+    """IFT examples: orders and the flawed waiter's answers."""
     draw = random.Random(derive_seed(settings.seed, "demonstrations"))
     answers = (tearoom_judge.flawed_answer(order, tearoom.DEMONSTRATOR, draw) for order in split.demonstrations)
     return [conversation(order.text, answer) for order, answer in zip(split.demonstrations, answers, strict=True)]
 
 
 def _judgements(split: tearoom.Split, settings: Settings, prompt: JudgePrompt) -> list[dict[str, Any]]:
-    """EFT: the judge's words on the crowd's answers."""
+    """EFT examples: questions about the crowd's answers, and the judge's replies."""
     judged = tearoom_judge.judged_answers(split.preferences, 1, settings.judge, settings.seed)
     return [
         conversation(_asked(prompt, number, order.text, answer), words)
@@ -142,7 +140,7 @@ def _judgements(split: tearoom.Split, settings: Settings, prompt: JudgePrompt) -
 
 
 def _asked(prompt: JudgePrompt, number: int, order: str, answer: str) -> str:
-    """What a judge of this world reads: the filled prompt, which has no system part."""
+    """The question to a judge of this world: the filled prompt, which has no system message."""
     from actors.scorers.judge.prompt_file import draw_mark
 
     mark = draw_mark(number, "judgement", [order, answer])
@@ -150,20 +148,13 @@ def _asked(prompt: JudgePrompt, number: int, order: str, answer: str) -> str:
     return message["content"]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line: `python -m recipes.experiments.tearoom.judge_build OUTPUT_FOLDER [--seed 0] [--impressed]`."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER", help="where the world goes")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes another world")
-    parser.add_argument("--impressed", action="store_true", help="the judge gives points for small talk")
-    options = parser.parse_args(arguments)
-    try:
-        world = build(options.folder, Settings(seed=options.seed, impressed=options.impressed))
-    except KumiteError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    print(json.dumps(world["figures"], indent=2))
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; prints the figures and returns the exit code."""
+    parser = new_parser("recipes.experiments.tearoom.judge_build", __doc__)
+    parser.add_argument("folder", type=Path, metavar="OUTPUT", help="folder that the world is written to")
+    settings, options = settings_from(parser, Settings, arguments)
+    return run(build, options.folder, settings)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,8 +1,8 @@
 """The tearoom's two models: a small Llama that imitates the flawed waiter, and a small PairRM.
 
-The policy is trained by TRL's SFTTrainer, so that self-play starts where real runs start: at a
-supervised model. The PairRM learns from pairs of answers that the hidden oracle labelled. Each
-function runs in a process of its own and returns the figures that the world reports.
+The policy is trained by TRL's SFTTrainer, so that self-play starts from a supervised model as real runs do. PairRM
+is trained on pairs of answers that the hidden oracle labelled. `make_policy` and `make_pairrm` run in a process of
+their own each and return the figures for world.json.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.tiny_policy import CHAT_TEMPLATE_WITHOUT_BOS, TINY_ROLES, byte_level_tokenizer, new_llama
 from engine.seeds import derive_seed
 from recipes.experiments.tearoom import world as tearoom
-from recipes.prepare.training import CHAT_TEMPLATE, conversation, new_llama, sft_trainer
+from recipes.prepare.training import conversation, sft_trainer
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -31,41 +32,42 @@ MAX_NEW_TOKENS = 24
 
 
 def word_tokenizer(
-    named: dict[str, str], further: Iterable[str] = (), texts: Iterable[str] | None = None
+    special_tokens: dict[str, str],
+    roles: Sequence[str] = (),
+    texts: Iterable[str] | None = None,
+    chat_template: str | None = None,
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word of `texts` (the tearoom's), its leading space included, so that decoding
-    is exact."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    """A tokenizer with one token per word of `texts` (default: the tearoom's).
+
+    A word includes the space before it, so that decoding gives the text back exactly.
+    """
+    from tokenizers import models, pre_tokenizers
 
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = sorted({word for text in texts or tearoom.texts() for word, _ in splitter.pre_tokenize_str(text)})
-    vocabulary = {token: index for index, token in enumerate([*named.values(), *further, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=named["unk_token"]))
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, additional_special_tokens=list(further), model_max_length=256, **named
-    )
+    ids = {token: index for index, token in enumerate([*special_tokens.values(), *roles, *words])}
+    model = models.WordLevel(ids, unk_token=special_tokens["unk_token"])
+    return byte_level_tokenizer(model, special_tokens, roles, chat_template, model_max_length=256)
 
 
-def policy_tokenizer() -> PreTrainedTokenizerFast:
-    """The policy's tokenizer, about 100 tokens, with its chat template."""
-    tokenizer = word_tokenizer(POLICY_TOKENS, ["<|user|>", "<|assistant|>"])
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+def policy_tokenizer(texts: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
+    """The policy's tokenizer with its chat template; about 100 tokens for the tearoom's texts."""
+    return word_tokenizer(POLICY_TOKENS, TINY_ROLES, texts, CHAT_TEMPLATE_WITHOUT_BOS)
 
 
-def new_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """An untrained Llama of about half a million parameters; head_dim 32 is the least that vLLM serves."""
+def new_policy(
+    tokenizer: PreTrainedTokenizerFast, seed: int, num_layers: int = 2, max_positions: int = 256
+) -> LlamaForCausalLM:
+    """An untrained Llama, of about half a million parameters with the tearoom's tokenizer."""
     return new_llama(
+        derive_seed(seed, "policy"),
         tokenizer,
-        seed,
         hidden_size=128,
         intermediate_size=512,
-        num_layers=2,
-        max_positions=256,
-        initializer_range=0.06,  # at the usual 0.02 so narrow a model has not learnt to copy the order in 5 epochs
+        num_hidden_layers=num_layers,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=True,
+        initializer_range=0.06,  # with the usual 0.02 so narrow a model does not learn to copy the order in 5 epochs
     )
 
 
@@ -80,7 +82,7 @@ def make_policy(split: tearoom.Split, folder: Path, seed: int, epochs: float) ->
     """Train the policy on flawed demonstrations, write it to `folder`, and measure it on held-out prompts."""
     import torch
 
-    torch.set_num_threads(1)  # the other model trains on the other core; one thread also fixes the order of sums
+    torch.set_num_threads(1)  # the other model trains on the other core; one thread also fixes the order of additions
     started = time.monotonic()
     trainer = _sft_trainer(demonstrations(split.demonstrations, seed), seed, epochs)
     trainer.train()
@@ -145,7 +147,7 @@ def measure(
 
 
 def judged_pairs(orders: list[tearoom.Order], per_order: int, seed: int) -> list[Pair]:
-    """Pairs of the crowd's answers with the oracle's probability that the left one wins; ties are left out."""
+    """Pairs of answers of the crowd with the oracle's probability that the left one wins, without ties."""
     from actors.scorers.pairrm.training import Pair
 
     draw = random.Random(derive_seed(seed, "pairs", len(orders)))
@@ -160,7 +162,7 @@ def judged_pairs(orders: list[tearoom.Order], per_order: int, seed: int) -> list
 
 
 def make_pairrm(split: tearoom.Split, folder: Path, inverted: Path, seed: int, steps: int) -> Figures:
-    """Train a PairRM on oracle-labelled pairs, write it to `folder` and its exact negative to `inverted`."""
+    """Train PairRM on pairs that the oracle labelled; save it to `folder`, and with negated logits to `inverted`."""
     import torch
 
     from actors.scorers.pairrm.training import new_pairrm, pair_accuracy, train_pairrm

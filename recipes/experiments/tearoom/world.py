@@ -1,11 +1,8 @@
 """The tearoom: a language small enough to learn in a minute, with a hidden measure of quality.
 
-A guest orders a drink; the policy answers as the waiter. Here are the grammar of orders, a flawed
-waiter whose answers a policy starts from, the hidden oracle that says how good an answer is, and
-scorers for control runs. Pure Python, nothing of models: recipes/experiments/tearoom/models.py trains
-them, recipes/experiments/tearoom/build.py writes the world to a folder:
-
-    python -m recipes.experiments.tearoom.build OUTPUT_FOLDER --seed 0
+A guest orders a drink; the policy answers as the waiter. This module has the grammar of orders, a flawed waiter
+whose answers the policy is first trained on, the hidden oracle that measures answers, and scorers for control runs,
+in plain Python. models.py trains the models; build.py writes the world to a folder.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ FORMS = (
     "We need {drink} with {extra} for {guest} this {time}.",
 )
 HOUSE_DRINK = DRINKS[0]
-"""What the flawed waiter serves when he does not listen."""
+"""What the flawed waiter serves instead of what was ordered."""
 
 POLITE_OPENINGS = ("Of course!", "Gladly, dear!", "With pleasure.")
 RUDE_OPENINGS = ("Again?", "Oh, hurry.", "Whatever.")
@@ -50,7 +47,7 @@ Messages = Sequence[dict[str, str]]
 
 @dataclass(frozen=True)
 class Order:
-    """What one guest wants, and the words it is said in."""
+    """The order of one guest, and the sentence for it."""
 
     drink: str
     extra: str
@@ -67,7 +64,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Flaws:
-    """Probability of each fault in an answer of the flawed waiter, independent of the others."""
+    """Probability of each flaw in an answer; the flaws are independent."""
 
     rude_opening: float
     house_drink: float
@@ -77,13 +74,13 @@ class Flaws:
 
 
 DEMONSTRATOR = Flaws(rude_opening=0.6, house_drink=0.5, forgotten_extra=0.55, rude_farewell=0.55, wrong_time=0.2)
-"""Whom the policy imitates at the start: each fault is more likely than not, so greedy answers are bad."""
+"""The policy starts from these answers. Most flaws have a probability of 0.5 or more, so greedy answers are bad."""
 
 CROWD = Flaws(rude_opening=0.5, house_drink=0.25, forgotten_extra=0.4, rude_farewell=0.5, wrong_time=0.25)
-"""Whose answers the preference model sees: about as often good as bad, and wrong drinks of every kind."""
+"""The waiters whose answers PairRM is trained on: about as often good as bad, with wrong drinks of every kind."""
 
 CAREFUL = Flaws(rude_opening=0.05, house_drink=0.05, forgotten_extra=0.1, rude_farewell=0.05, wrong_time=0.05)
-"""Whose answers are the demonstrations that SPIN learns from."""
+"""The waiter whose answers are SPIN's demonstrations."""
 
 
 def orders() -> list[Order]:
@@ -110,7 +107,7 @@ def split(seed: int, *, demonstrations: int, preferences: int, judge_heldout: in
 
 
 def flawed_answer(order: Order, flaws: Flaws, draw: random.Random, stray_drink: float = 0.0) -> str:
-    """One answer of a waiter with `flaws`; `stray_drink` is the chance of any other wrong drink."""
+    """One answer of a waiter with `flaws`; `stray_drink`: probability that the drink is drawn at random."""
     opening = draw.choice(RUDE_OPENINGS if draw.random() < flaws.rude_opening else POLITE_OPENINGS)
     serving = draw.choice(FORGETFUL_SERVINGS if draw.random() < flaws.forgotten_extra else SERVINGS)
     drink = HOUSE_DRINK if draw.random() < flaws.house_drink else order.drink
@@ -121,10 +118,7 @@ def flawed_answer(order: Order, flaws: Flaws, draw: random.Random, stray_drink: 
 
 
 def understand(prompt: str) -> dict[str, str | None]:
-    """The drink, extra and time of day that an order names; None for what it does not name.
-
-    A guest may say "good morning" or order "lemon" twice; the first mention counts.
-    """
+    """The drink, extra and time of day that an order names, or None where it names none; the first mention counts."""
     words = WORDS.findall(prompt.lower())
     kinds = {"drink": DRINKS, "extra": EXTRAS, "time": TIMES}
     return {kind: next((word for word in words if word in names), None) for kind, names in kinds.items()}
@@ -134,15 +128,15 @@ def utility(prompt: str, answer: str) -> float:
     """How good an answer is, in nats: a difference of 1 is preferred with probability sigmoid(1) = 0.73.
 
     Right drink 2 (only if no other drink is named), right extra 1, fitting time of day 1, a polite
-    opening 1.5; minus 1.5 for each rude sentence, 0.5 for each word said twice running and 1 for no
+    opening 1.5; minus 1.5 for each rude sentence, 0.5 for each word that is repeated at once and 1 for a missing
     end. Every merit counts once, so a longer answer gains nothing by its length.
     """
-    wanted = understand(prompt)
+    ordered = understand(prompt)
     words = WORDS.findall(answer.lower())
     rude_sentences = sum(bool(RUDE_WORDS & set(WORDS.findall(part))) for part in re.split(r"[.!?]", answer.lower()))
-    merits = 2.0 * ({word for word in words if word in DRINKS} == {wanted["drink"]})
-    merits += 1.0 * ({word for word in words if word in EXTRAS} == {wanted["extra"]})
-    merits += 1.0 * ({word for word in words if word in TIMES} == {wanted["time"]})
+    merits = 2.0 * ({word for word in words if word in DRINKS} == {ordered["drink"]})
+    merits += 1.0 * ({word for word in words if word in EXTRAS} == {ordered["extra"]})
+    merits += 1.0 * ({word for word in words if word in TIMES} == {ordered["time"]})
     merits += 1.5 * bool(POLITE_WORDS & set(words))
     repeats = sum(a == b for a, b in pairwise(words))
     return merits - 1.5 * rude_sentences - 0.5 * repeats - 1.0 * (not answer.rstrip().endswith((".", "!", "?")))
@@ -159,14 +153,14 @@ def oracle(messages: Messages, answers: Sequence[str]) -> list[float]:
 
 
 def inverted_oracle(messages: Messages, answers: Sequence[str]) -> list[float]:
-    """Control: prefers what the oracle rejects. A policy that learns from it must get worse."""
+    """Control: the oracle's preferences reversed. A policy that learns from it must get worse."""
     return [-value for value in _utilities(messages, answers)]
 
 
 def random_scorer(messages: Messages, answers: Sequence[str], seed: int = 0) -> list[float]:
     """Control: normal scores of standard deviation 2 nats that depend on prompt and answer by hash alone.
 
-    The same answer to the same prompt always gets the same score, and the score says nothing. A policy
+    The same answer to the same prompt always gets the same score, which has nothing to do with quality. A policy
     that learns from it must not improve.
     """
     prompt = messages[-1]["content"]
@@ -174,7 +168,7 @@ def random_scorer(messages: Messages, answers: Sequence[str], seed: int = 0) -> 
 
 
 def texts() -> list[str]:
-    """Every word of prompts and answers, in the places where it can stand: what a tokenizer must know."""
+    """Texts that contain every word of prompts and answers with and without a space before it, for a tokenizer."""
     prompts = [order.text for order in orders() if order.guest == GUESTS[0] or order.extra == EXTRAS[0]]
     answers = [
         f"{opening} {serving} {farewell}".format(drink=drink, extra=extra, time=time)

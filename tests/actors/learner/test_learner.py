@@ -13,6 +13,7 @@ import torch
 
 from actors.learner.policy import load_policy
 from actors.learner.step_metrics import GradientWatch
+from actors.tiny_policy import new_llama
 from engine.algorithms import SPPO
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
@@ -106,10 +107,8 @@ def two(logs):
 
 def write_llama(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.float32) -> Path:
     """A random Llama of 2 layers with what a policy folder has beside its weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1)
-    config = LlamaConfig(
+    model = new_llama(
+        seed=1,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -123,7 +122,7 @@ def write_llama(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.
         bos_token_id=1,
         eos_token_id=2,
     )
-    LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
     # Saving this one would fail transformers' validation: a temperature without sampling.

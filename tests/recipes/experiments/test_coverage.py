@@ -8,7 +8,7 @@ import pytest
 from engine.algorithms.preference import sigmoid
 from engine.algorithms.spac import SPAC
 from recipes.experiments.coverage import world as coverage
-from recipes.experiments.coverage.measure import chosen_by_heldout, methods
+from recipes.experiments.coverage.experiment import chosen_by_heldout, methods
 from recipes.experiments.coverage.methods import BOUND, Learnt, Method, Rows, heldout_likelihood, train
 from recipes.experiments.coverage.world import ACTIONS, COMMON, CONTEXTS, make_world, over_estimation, true_value
 
@@ -31,7 +31,7 @@ def seen(world, contexts) -> np.ndarray:
     return counts[contexts]
 
 
-def test_the_same_seed_gives_the_same_world_and_another_one_another(world):
+def test_the_same_seed_gives_the_same_world_and_another_seed_another_world(world):
     again, other = make_world(1000, "best"), make_world(1001, "best")
     assert np.array_equal(world.values, again.values)
     assert np.array_equal(world.training.chosen, again.training.chosen)
@@ -61,7 +61,7 @@ def test_the_best_action_is_common_where_the_guarantee_asks_for_it(covered, alwa
     assert world.behaviour.sum(axis=1) == pytest.approx(np.ones(2 * CONTEXTS))
 
 
-def test_labels_err_as_often_as_bradley_terry_says():
+def test_labels_are_wrong_as_often_as_bradley_terry_says():
     worlds = [make_world(seed, "any") for seed in range(1000, 1020)]
     right, expected = [], []
     for world in worlds:
@@ -73,14 +73,14 @@ def test_labels_err_as_often_as_bradley_terry_says():
     assert 0.65 < np.mean(right) < 0.85
 
 
-def test_values_are_known(world):
+def test_the_value_of_the_best_policy_is_the_mean_of_the_best_values(world):
     best = np.eye(ACTIONS)[world.values.argmax(axis=1)]
     assert true_value(world, best) == pytest.approx(world.values.max(axis=1))
     halves = world.by_half(true_value(world, best))
     assert halves["all"] == pytest.approx((halves["high"] + halves["low"]) / 2)
 
 
-def test_the_true_values_are_no_over_estimation_whatever_constant_is_added(world):
+def test_true_values_plus_a_constant_per_context_are_no_over_estimation(world):
     policy = coverage.most_wins(world)
     shifted = world.values + np.arange(2 * CONTEXTS)[:, None]
     assert over_estimation(world, policy, shifted) == pytest.approx(np.zeros(2 * CONTEXTS), abs=1e-9)
@@ -89,7 +89,7 @@ def test_the_true_values_are_no_over_estimation_whatever_constant_is_added(world
     assert over_estimation(world, policy, flattered) == pytest.approx(1 - played)
 
 
-def test_all_methods_spend_the_same(rows):
+def test_all_methods_have_the_same_budget(rows):
     spent = {method.name: train(method, rows, lr=0.01).spent for method in methods()}
     first = spent["DPO"]
     assert {name for name, each in spent.items() if each["gradient_steps"] != first["gradient_steps"]} == set()
@@ -99,7 +99,7 @@ def test_all_methods_spend_the_same(rows):
     assert draws == {name: 10 * per_round if name.startswith("SPAC") else 0 for name in draws}
 
 
-def test_worlds_trained_together_do_not_touch_each_other(world):
+def test_worlds_trained_together_do_not_affect_each_other(world):
     method = Method("iterated DPO", SPAC(beta=1.0, critic_weight=0.0))
     alone = train(method, Rows([world]), lr=0.03).last[0]
     together = train(method, Rows([world, make_world(1001, "best")]), lr=0.03).last[0]
@@ -126,7 +126,7 @@ def test_the_explicit_critic_is_bounded_and_the_policy_follows_it(rows):
     assert learnt.last == pytest.approx(followed / followed.sum(axis=-1, keepdims=True), abs=1e-9)
 
 
-def test_selection_looks_at_heldout_pairs_and_not_at_how_sharp_a_policy_is(world):
+def test_selection_uses_heldout_pairs_and_ignores_how_sharp_a_policy_is(world):
     truth = np.exp(world.values - world.values.max(axis=1, keepdims=True))
     truth /= truth.sum(axis=1, keepdims=True)
     sharper = truth**2 / (truth**2).sum(axis=1, keepdims=True)

@@ -10,8 +10,8 @@ import pytest
 from engine.algorithms.dpo import DPO
 from engine.algorithms.sppo import SPPO
 from recipes.experiments.cycle import game
+from recipes.experiments.cycle.experiment import TOLERANCE, average_from, figures_of, play_apart, step_errors
 from recipes.experiments.cycle.game import NASH, START, WINS
-from recipes.experiments.cycle.measure import TOLERANCE, average_from, figures_of, play_apart, step_errors
 from recipes.experiments.cycle.policy import Settings, dpo_rows, sppo_rows
 
 
@@ -19,7 +19,7 @@ def test_two_answers_win_against_each_other_with_complementary_probabilities():
     assert np.allclose(WINS + WINS.T, 1.0)
 
 
-def test_nobody_gains_against_nash_and_everybody_against_anything_else():
+def test_no_answer_gains_against_nash_and_some_answer_gains_against_any_other_policy():
     assert game.exploitability(NASH) == pytest.approx(0.0, abs=1e-12)
     assert NASH.sum() == pytest.approx(1.0)
     corners = [game.exploitability(corner) for corner in np.eye(3)]
@@ -34,7 +34,7 @@ def test_the_average_of_multiplicative_weights_is_nearly_nash(eta, expected):
     assert game.average_exploitability(policies[:-1])[-1] == pytest.approx(expected, abs=5e-6)
 
 
-def test_the_last_iterate_goes_round_and_round():
+def test_the_last_iterate_circles_around_nash():
     policies = game.trajectory(START, game.sppo_update(1.0), 200)
     assert game.revolutions(policies) > 3
     late = [game.exploitability(policy) for policy in policies[150:]]
@@ -49,13 +49,13 @@ def test_bradley_terry_fits_each_answers_expected_wins():
     assert (weights * (WINS - fitted)).sum(axis=1) == pytest.approx([0.0] * 3, abs=1e-12)
 
 
-def test_iterated_dpo_names_a_winner_where_there_is_none():
+def test_iterated_dpo_ends_with_one_answer_although_another_beats_it():
     policies = game.trajectory(START, game.dpo_update(1.0), 40)
     assert policies[-1] == pytest.approx([1.0, 0.0, 0.0], abs=1e-6)
     assert game.exploitability(policies[-1]) == pytest.approx(0.2, abs=1e-6)
 
 
-def test_fitting_the_rewards_again_on_the_policys_own_pairs_does_not_settle_either():
+def test_iterated_dpo_with_rewards_fitted_again_on_the_policys_own_pairs_does_not_converge():
     policies = game.trajectory(START, game.refitted_update(1.0), 40)
     assert max(game.exploitability(policy) for policy in policies[30:]) > 0.2
 
@@ -68,14 +68,14 @@ def test_the_targets_of_a_row_can_be_reached_exactly():
     assert START * np.exp(log_ratio) == pytest.approx(game.reweighted(START, game.sppo_update(2.0)(START)))
 
 
-def test_labelled_pairs_show_the_win_probabilities_exactly():
+def test_labelled_pairs_represent_the_win_probabilities_exactly():
     wins = np.zeros((3, 3))
     for row in dpo_rows(START):
         wins[tuple(row["answer_index"])] += 1
     assert wins / (wins + wins.T + 10 * np.eye(3)) + 0.5 * np.eye(3) == pytest.approx(WINS)
 
 
-def test_the_claims_see_the_closed_form_and_a_departure_from_it():
+def test_the_claims_hold_for_the_closed_form_and_fail_for_a_deviation_from_it():
     sppo = game.trajectory(START, game.sppo_update(1.0), 200)
     dpo = game.trajectory(START, game.dpo_update(1.0), 40)
     assert all(figures_of(sppo, dpo)["claims"].values())

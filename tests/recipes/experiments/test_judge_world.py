@@ -53,7 +53,7 @@ def test_a_judgement_says_its_findings_and_a_score_that_a_run_can_read():
     assert parse_score(words, 0, 5) == 5.0
 
 
-def test_a_judge_who_slips_is_wrong_as_often_as_he_slips():
+def test_findings_are_wrong_with_the_probability_of_a_slip():
     draw = random.Random(1)
     said = [tearoom_judge.judgement(ORDER, GOOD, Judge(slip=0.2), draw) for _ in range(400)]
     wrong = sum(f"{name} no" in words for words in said for name in MERITS) / (400 * len(MERITS))

@@ -82,7 +82,7 @@ def test_every_order_says_what_the_oracle_understands():
         assert tearoom.understand(order.text) == expected, order.text
 
 
-def test_demonstrations_are_good_and_bad_and_their_length_is_not_the_key():
+def test_demonstrations_are_good_and_bad_and_their_length_does_not_reveal_which():
     draw = random.Random(0)
     orders = Settings().split().demonstrations
     answers = [tearoom.flawed_answer(order, tearoom.DEMONSTRATOR, draw) for order in orders]
@@ -99,7 +99,7 @@ def test_the_inverted_oracle_is_the_negative():
     assert tearoom.inverted_oracle(ask(PROMPT), answers) == [-u for u in tearoom.oracle(ask(PROMPT), answers)]
 
 
-def test_the_random_scorer_repeats_itself_and_knows_nothing_of_quality():
+def test_the_random_scorer_repeats_its_scores_which_have_nothing_to_do_with_quality():
     orders = Settings().split().prompts[:1000]
     draw = random.Random(0)
     answers = [tearoom.flawed_answer(order, tearoom.DEMONSTRATOR, draw) for order in orders]
@@ -110,7 +110,7 @@ def test_the_random_scorer_repeats_itself_and_knows_nothing_of_quality():
     assert abs(np.corrcoef(scores, truth)[0, 1]) < 4 / np.sqrt(1000)  # four standard errors of no correlation
 
 
-def test_the_vocabulary_knows_every_word_of_every_order_and_answer():
+def test_the_vocabulary_has_every_word_of_every_order_and_answer():
     from tokenizers import pre_tokenizers
 
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -136,9 +136,7 @@ def test_a_folder_with_a_world_of_other_settings_is_refused(tmp_path):
 
 def test_the_command_line_reports_another_world_as_a_usage_error(tmp_path, capsys):
     (tmp_path / "world.json").write_text(json.dumps({"settings": {"seed": 7}}), encoding="utf-8")
-    with pytest.raises(SystemExit) as ended:
-        tearoom_build.main([str(tmp_path), "--seed", "0"])
-    assert ended.value.code == DataError.exit_code
+    assert tearoom_build.main([str(tmp_path), "--seed", "0"]) == DataError.exit_code
     assert "choose another folder" in capsys.readouterr().err
 
 
@@ -178,7 +176,7 @@ def test_the_world_starts_flawed_with_a_judge_that_agrees_with_the_oracle(world)
 def test_a_complete_world_is_kept_as_it_is(world):
     before = {file: file.stat().st_mtime_ns for file in world.rglob("*") if file.is_file()}
     written = json.loads((world / "world.json").read_text(encoding="utf-8"))
-    assert tearoom_build.build(world, Settings()) == written
+    assert tearoom_build.build(world, Settings()) == written["figures"]
     assert before == {file: file.stat().st_mtime_ns for file in world.rglob("*") if file.is_file()}
 
 

@@ -126,7 +126,7 @@ def test_the_cap_leaves_as_many_as_the_share_allows(have, share, most) -> None:
     assert most_of_one_score(have, share) == most
 
 
-def test_a_share_that_cannot_be_is_refused() -> None:
+def test_an_impossible_share_is_refused() -> None:
     with pytest.raises(DataError, match="3 different scores cannot all have less than 1/3"):
         most_of_one_score([5, 5, 5], 0.3)
 
@@ -212,7 +212,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "eft-heldout.jsonl").read_text() == "mine" and not (tmp_path / "eft.jsonl").exists()
 
 
-def test_settings_that_cannot_be_are_named_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_invalid_settings_are_named_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--min-score", "5", "--max-score", "1", "--cap-share", "0", "--heldout-share", "1"]
     assert make(tmp_path, [rated()], *options) == 2
     told = capsys.readouterr().err

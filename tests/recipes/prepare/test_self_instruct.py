@@ -84,7 +84,7 @@ def test_collecting_ends_with_the_number_asked_for_and_is_the_same_each_time():
     assert len(results[0]) == 5 and results[0] == results[1]
 
 
-def test_a_model_that_only_repeats_itself_is_told_with_counts():
+def test_a_model_that_only_repeats_itself_is_an_error_with_counts():
     with pytest.raises(DataError, match=r"only 1 of 5 prompts after 2 rounds.*similar"):
         collect(pool(), Settings("m", "s", num=5, max_rounds=2), lambda requests, seeds: ["Sing of the sea."] * 64)
 

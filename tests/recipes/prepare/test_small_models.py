@@ -11,14 +11,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.chat import Chat
+from actors.tiny_policy import CHAT_TEMPLATE_WITHOUT_BOS, byte_level_tokenizer, learn_bpe
 from engine.config.load import load
 from engine.config.prompts import PromptsConfig
 from engine.config.run import ModelConfig
 from engine.data.ingest import ingest
 from engine.errors import DataError
 from recipes.prepare import small_models
-from recipes.prepare.small_models import ANSWERS, PREFERENCES, Settings, build, read_columns, split
-from recipes.prepare.training import CHAT_TEMPLATE, POLICY_ROLES, POLICY_TOKENS, bpe_tokenizer, byte_level_bpe
+from recipes.prepare.small_models import (
+    ANSWERS,
+    POLICY_ROLES,
+    POLICY_TOKENS,
+    PREFERENCES,
+    Settings,
+    build,
+    read_columns,
+    split,
+)
 
 CONFIG = Path("recipes/configs/real_prompts.yaml")
 COLOURS = ("red", "blue", "grün", "白い", "🟣")
@@ -100,7 +109,7 @@ def test_every_bad_row_is_named_at_once(tmp_path):
     assert "row 1" not in text
 
 
-def test_a_missing_column_a_missing_file_and_an_empty_one_are_told(tmp_path):
+def test_a_missing_column_a_missing_file_and_an_empty_file_are_named(tmp_path):
     with pytest.raises(DataError, match="lacks answer;"):
         read_columns(write(tmp_path / "a.parquet", prompt=["p"], reply=["r"]), ANSWERS)
     with pytest.raises(DataError, match="no rows"):
@@ -127,8 +136,8 @@ def test_the_rule_that_longer_wins_is_right_for_the_longer_and_half_right_for_eq
 
 
 def test_the_tokenizer_writes_any_text_and_reads_it_back():
-    learnt = byte_level_bpe(["the tea is green, the cup is blue"] * 3, 300)
-    tokenizer = bpe_tokenizer(learnt, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE)
+    merges = learn_bpe(["the tea is green, the cup is blue"] * 3, 300)
+    tokenizer = byte_level_tokenizer(merges, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE_WITHOUT_BOS)
     for text in ("zwölf Boxkämpfer", "日本語 и עברית", "a  b\n\n\tc 🙂 don't", "\x00\x7f"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer(" the tea").input_ids) < 8
@@ -149,8 +158,9 @@ def test_the_config_for_real_prompts_names_what_the_recipe_writes():
 def test_all_public_instructions_fit_the_config_and_a_small_vocabulary(public_data, tmp_path):
     file = public_data / "alpaca_eval" / "instructions.parquet"
     texts = pq.read_table(file, columns=["instruction"])["instruction"].to_pylist()
-    learnt = byte_level_bpe(texts, Settings().vocabulary)
-    bpe_tokenizer(learnt, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE).save_pretrained(tmp_path)
+    merges = learn_bpe(texts, Settings().vocabulary)
+    tokenizer = byte_level_tokenizer(merges, POLICY_TOKENS, POLICY_ROLES, CHAT_TEMPLATE_WITHOUT_BOS)
+    tokenizer.save_pretrained(tmp_path)
     config = load(CONFIG)
     prompts = PromptsConfig(source=str(file), column="instruction", use="all")
     chat = Chat(ModelConfig(path=str(tmp_path)))
@@ -166,8 +176,7 @@ def test_models_of_a_small_story_judge_unseen_prompts_load_and_are_kept(tmp_path
     from actors.scorers.pairrm.checkpoint import load_pairrm
 
     answers, pairs = story(tmp_path)
-    written = build(tmp_path / "models", answers, pairs, SMALL)
-    figures = written["figures"]
+    figures = build(tmp_path / "models", answers, pairs, SMALL)
     assert figures["heldout_prompts"] == figures["pairrm_heldout_pairs"] == 12
     assert figures["pairrm_heldout_accuracy"] >= 11 / 12
     assert figures["longer_wins_heldout_accuracy"] == 0.5
@@ -178,7 +187,7 @@ def test_models_of_a_small_story_judge_unseen_prompts_load_and_are_kept(tmp_path
     assert len({json.loads(line)["prompt"] for part in texts for line in part}) == 60
 
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*")}
-    assert build(tmp_path / "models", answers, pairs, SMALL) == written
+    assert build(tmp_path / "models", answers, pairs, SMALL) == figures
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "models").rglob("*")}
     with pytest.raises(DataError, match="other settings; choose another folder"):
         build(tmp_path / "models", answers, pairs, Settings(seed=1))

@@ -1,34 +1,30 @@
-#!/usr/bin/env python
-"""Does pessimism pay where the data are thin? SPAC against DPO and SFT on offline preferences with known values.
+"""Does pessimism help where the data are thin? SPAC, DPO and SFT on offline preferences with known values.
 
-    python -m recipes.experiments.coverage.measure OUT
+Two worlds (world.py), ten seeds each. Every method (methods.py) gets the same pairs, the same gradient steps and
+the same learning rates to choose from, and each seed's rate is chosen by the likelihood of held-out preferences,
+never by true values. Reported per half of the contexts, with 95 % t-intervals over seeds: the true value of the
+learned policy, and the over-estimation by its critic. lambda = 1 and eta = 1 were set before anything was measured;
+a map shows the results of other choices. What the map suggested is measured once more on ten other seeds.
 
-Two worlds (coverage_world.py), ten seeds each. Every method (coverage_methods.py) gets the same pairs, the same
-gradient steps and the same learning rates to choose from, and each seed's rate is chosen by the likelihood of
-held-out preferences, never by true values. Reported per half of the contexts, with 95 % t-intervals over seeds:
-the true value of the learned policy, and what its critic over-estimates. lambda = 1 and eta = 1 were set before
-anything was measured; a map shows what other choices would have given. What the map suggested is measured once
-more on ten seeds that it had not seen.
-
-OUT receives coverage.json and coverage.svg. About five minutes of CPU time. There are no claims here, only
-figures: docs/spac.md says what they mean.
+About five minutes of CPU time. coverage.json gets the figures, coverage.svg the drawing. Nothing is claimed
+beforehand: docs/spac.md reports the figures as they came out, and what they mean.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from engine.algorithms.dpo import DPO
 from engine.algorithms.spac import SPAC, Surrogate
 from engine.evaluation.statistics import spread
+from engine.report.plots import COLOURS, GREY, label_axes, new_figure
 from recipes.experiments.coverage.methods import ROUNDS, STEPS, Form, Learnt, Method, Rows, heldout_likelihood, train
 from recipes.experiments.coverage.world import (
     HALVES,
@@ -40,6 +36,8 @@ from recipes.experiments.coverage.world import (
     over_estimation,
     true_value,
 )
+from recipes.experiments.results import FOLDER, Result, measure_once, save_svg, table_with
+from recipes.prepare.command_line import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,19 +57,38 @@ MAPS: tuple[tuple[str, Surrogate, Form, tuple[float, ...]], ...] = (
 )
 """Name, surrogate, form and etas of the maps over lambda."""
 
-SHOWN = ("last", "over_estimation")
-
 CONFIRMED_LAMBDA = 16.0
-"""Read off the map of the first ten seeds, then measured on these ten others."""
+"""Chosen from the map of the first ten seeds, then measured on ten others."""
 CONFIRMED_EPS = (1e-8, 1e-3)
-"""Adam's eps mattered more than any loss on the first ten seeds, so both ends are measured again."""
+"""On the first ten seeds Adam's eps mattered more than the loss, so a small and a large one are measured again."""
 FRESH_SEEDS = range(50, 60)
 
 Figures = dict[str, Any]
 
 
+def coverage(console: Console) -> Result:
+    console.rule("coverage")
+    figures = measure_once(FOLDER / "coverage" / "coverage.json", measure)
+    tables = tuple(_table(covered, world) for covered, world in figures["worlds"].items())
+    return Result(tables, ("docs/spac.md says what follows from these tables and what does not",), True, figures)
+
+
+def _table(covered: str, world: Figures) -> Table:
+    title = f"true value of the last policy, 95 % t-intervals over seeds; common actions: {covered}"
+    columns = ("high coverage", "low coverage", "over-estimation, high", "over-estimation, low")
+    table = table_with(title, "method", *columns)
+    for name, method in world["methods"].items():
+        both = [method.get(what, {}) for what in ("last", "over_estimation")]
+        table.add_row(name, *(_cell(part.get(half)) for part in both for half in HALVES))
+    return table
+
+
+def _cell(figures: dict[str, float] | None) -> str:
+    return f"{figures['mean']:.2f} [{figures['low']:.2f}, {figures['high']:.2f}]" if figures else "–"
+
+
 def methods() -> list[Method]:
-    """What is compared."""
+    """The methods that are compared."""
     penalised = {surrogate: SPAC(beta=1 / ETA, lam=LAMBDA, surrogate=surrogate) for surrogate in SURROGATES}
     return [
         Method("SFT", None),
@@ -85,13 +102,13 @@ def methods() -> list[Method]:
 
 
 def chosen_by_heldout(worlds: list[World], tried: list[Learnt]) -> list[int]:
-    """For each world, which of the runs explains its held-out preferences best; the smallest rate among equals."""
+    """[worlds] index of the run that explains a world's held-out preferences best; the smallest rate among equals."""
     scores = [[heldout_likelihood(world, run.last[s]) for run in tried] for s, world in enumerate(worlds)]
     return [int(np.argmax(row)) for row in scores]
 
 
 def search(method: Method, worlds: list[World], rows: Rows) -> tuple[list[Learnt], list[int]]:
-    """All runs, one per learning rate, and for each world which one counts."""
+    """All runs, one per learning rate, and for each world the index of the one that counts."""
     tried = [train(method, rows, lr) for lr in LEARNING_RATES]
     return tried, chosen_by_heldout(worlds, tried)
 
@@ -99,15 +116,15 @@ def search(method: Method, worlds: list[World], rows: Rows) -> tuple[list[Learnt
 def assess(method: Method, worlds: list[World], rows: Rows) -> Figures:
     """Per half and seed: true values of the last policy and of the average, and the critic's over-estimation."""
     tried, picks = search(method, worlds, rows)
-    found: dict[str, list[dict[str, float]]] = {"last": [], "average": [], "over_estimation": []}
+    figures: dict[str, list[dict[str, float]]] = {"last": [], "average": [], "over_estimation": []}
     for s, (world, pick) in enumerate(zip(worlds, picks, strict=True)):
         run = tried[pick]
-        found["last"].append(world.by_half(true_value(world, run.last[s])))
-        found["average"].append(world.by_half(true_value(world, run.average[s])))
+        figures["last"].append(world.by_half(true_value(world, run.last[s])))
+        figures["average"].append(world.by_half(true_value(world, run.average[s])))
         if run.critic is not None:
-            found["over_estimation"].append(world.by_half(over_estimation(world, run.last[s], run.critic[s])))
+            figures["over_estimation"].append(world.by_half(over_estimation(world, run.last[s], run.critic[s])))
     return {
-        **{name: _halves(per_seed) for name, per_seed in found.items() if per_seed},
+        **{name: _halves(per_seed) for name, per_seed in figures.items() if per_seed},
         "learning_rates": [LEARNING_RATES[pick] for pick in picks],
         "spent": tried[0].spent,
     }
@@ -122,23 +139,22 @@ def interval(per_seed: list[dict[str, float]], half: str) -> dict[str, float]:
 
 
 def confirmation(covered: Covered) -> Figures:
-    """Per eps of Adam, DPO and the forms of SPAC at CONFIRMED_LAMBDA on fresh seeds."""
+    """Per eps of Adam: DPO, and the forms of SPAC at CONFIRMED_LAMBDA, on other seeds."""
     worlds = [make_world(seed, covered) for seed in FRESH_SEEDS]
     rows = Rows(worlds)
-    weighed = {s: SPAC(beta=1 / ETA, lam=CONFIRMED_LAMBDA, surrogate=s) for s in SURROGATES}
+    penalised = {s: SPAC(beta=1 / ETA, lam=CONFIRMED_LAMBDA, surrogate=s) for s in SURROGATES}
     compared = [method for method in methods() if method.name in ("DPO", "iterated DPO")]
-    compared += [Method(f"SPAC {s}", weighed[s]) for s in ("softplus", "spin")]
-    compared.append(Method("SPAC explicit critic", weighed["raw"], form="critic"))
+    compared += [Method(f"SPAC {s}", penalised[s]) for s in ("softplus", "spin")]
+    compared.append(Method("SPAC explicit critic", penalised["raw"], form="critic"))
     result: Figures = {}
     for eps in CONFIRMED_EPS:
-        found = {method.name: assess(replace(method, eps=eps), worlds, rows) for method in compared}
-        gaps = {f"minus_{name.replace(' ', '_').lower()}": differences(found, name) for name in ("DPO", "iterated DPO")}
-        result[f"{eps:g}"] = {"methods": found, **gaps}
+        figures = {method.name: assess(replace(method, eps=eps), worlds, rows) for method in compared}
+        result[f"{eps:g}"] = {"methods": figures, **all_differences(figures)}
     return result
 
 
 def baselines(worlds: list[World]) -> Figures:
-    """True values of policies that learn nothing by gradient: the start, the data's, counts, and the optimum."""
+    """True values of policies that no gradient trains: the start, the data's behaviour, counts, and the optimum."""
     policies: dict[str, Any] = {
         "uniform (the start)": lambda world: np.full_like(world.values, 1 / world.values.shape[1]),
         "one action everywhere": most_wins_overall,
@@ -152,27 +168,34 @@ def baselines(worlds: list[World]) -> Figures:
     }
 
 
-def differences(found: Figures, other: str) -> Figures:
+def all_differences(methods: Figures) -> Figures:
+    return {
+        "minus_dpo": differences(methods, "DPO"),
+        "minus_iterated_dpo": differences(methods, "iterated DPO"),
+    }
+
+
+def differences(methods: Figures, other: str) -> Figures:
     """Per method and half, its last policy's value minus that of `other`, and on how many seeds it is not below."""
     result: Figures = {}
-    for name, figures in found.items():
-        for half in ("high", "low"):
-            gaps = np.subtract(figures["last"][half]["seeds"], found[other]["last"][half]["seeds"])
+    for name, figures in methods.items():
+        for half in HALVES:
+            gaps = np.subtract(figures["last"][half]["seeds"], methods[other]["last"][half]["seeds"])
             result.setdefault(name, {})[half] = {**asdict(spread(gaps)), "seeds_not_worse": int((gaps >= 0).sum())}
     return result
 
 
 def heat_map(worlds: list[World], rows: Rows) -> Figures:
-    """Per form and half, mean true values of the last policy [eta][lambda]; further etas for softplus alone."""
-    found: Figures = {}
+    """Per form and half, mean true values of the last policy [eta][lambda]; several etas for softplus only."""
+    maps: Figures = {}
     for name, surrogate, form, etas in MAPS:
         lines = []
         for eta in etas:
             weights = [0.0 if lam is None else 1 / lam for lam in MAP_LAMBDAS]
             algorithms = [SPAC(beta=1 / eta, critic_weight=weight, surrogate=surrogate) for weight in weights]
             lines.append([_mean_values(Method(name, each, form=form), worlds, rows) for each in algorithms])
-        found[name] = {half: [[cell[half] for cell in line] for line in lines] for half in HALVES}
-    return found
+        maps[name] = {half: [[cell[half] for cell in line] for line in lines] for half in HALVES}
+    return maps
 
 
 def _mean_values(method: Method, worlds: list[World], rows: Rows) -> dict[str, float]:
@@ -186,7 +209,7 @@ def _mean_values(method: Method, worlds: list[World], rows: Rows) -> dict[str, f
 
 
 def measure(folder: Path) -> Figures:
-    """Measure all of it, write coverage.json and coverage.svg to `folder`, and return the figures."""
+    """Measure both worlds, write coverage.json and coverage.svg to `folder`, and return the figures."""
     import torch
 
     torch.set_num_threads(1)
@@ -197,26 +220,22 @@ def measure(folder: Path) -> Figures:
     for covered in get_args(Covered):
         worlds = [make_world(seed, covered) for seed in range(SEEDS)]
         rows = Rows(worlds)
-        found = {method.name: assess(method, worlds, rows) for method in methods()}
+        compared = {method.name: assess(method, worlds, rows) for method in methods()}
         figures["worlds"][covered] = {
-            "methods": found,
+            "methods": compared,
             "baselines": baselines(worlds),
-            "minus_dpo": differences(found, "DPO"),
-            "minus_iterated_dpo": differences(found, "iterated DPO"),
+            **all_differences(compared),
             "map": heat_map(worlds, rows),
             "confirmation": confirmation(covered),
         }
     figures["seconds"] = round(time.monotonic() - started, 1)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "coverage.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     draw(figures, folder / "coverage.svg")
+    write_json(folder / "coverage.json", figures)  # last: it marks a complete measurement
     return figures
 
 
 def draw(figures: Figures, file: Path) -> None:
     """One row per world: true values, over-estimation, and the map of lambda and eta on the badly covered half."""
-    from recipes.experiments.figures import new_figure, save_svg
-
     figure = new_figure(10.0, 6.4)
     for covered, axes in zip(figures["worlds"], figure.subplots(2, 3, width_ratios=(4, 3, 3)), strict=True):
         world = figures["worlds"][covered]
@@ -228,9 +247,7 @@ def draw(figures: Figures, file: Path) -> None:
 
 
 def _draw_intervals(axes: Axes, world: Figures, what: str, title: str) -> None:
-    from recipes.experiments.figures import COLOURS, GREY, label
-
-    shown = {name: found[what] for name, found in world["methods"].items() if what in found}
+    shown = {name: figures[what] for name, figures in world["methods"].items() if what in figures}
     if what == "last":
         shown = {**shown, **{name: world["baselines"][name] for name in ("most wins per context", "optimum")}}
     for half, colour, shift in (("high", COLOURS[0], -0.15), ("low", COLOURS[1], 0.15)):
@@ -244,14 +261,12 @@ def _draw_intervals(axes: Axes, world: Figures, what: str, title: str) -> None:
     axes.axvline(0.0, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(shown)), list(shown))
     axes.invert_yaxis()
-    label(axes, title)
+    label_axes(axes, title)
     if what == "last":
         axes.legend(fontsize=7, frameon=False, loc="lower left")
 
 
 def _draw_map(axes: Axes, maps: Figures) -> None:
-    from recipes.experiments.figures import label
-
     lines = [
         (f"{name}, eta {eta:g}", line)
         for name, _, _, etas in MAPS
@@ -266,34 +281,4 @@ def _draw_map(axes: Axes, maps: Figures) -> None:
             )
     axes.set_xticks(range(len(MAP_LAMBDAS)), ["∞" if lam is None else f"{lam:g}" for lam in MAP_LAMBDAS])
     axes.set_yticks(range(len(lines)), [name for name, _ in lines])
-    label(axes, "SPAC, low coverage: true value", "lambda")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; prints a table per world."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.experiments.coverage.measure",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, metavar="OUT", help="where coverage.json and coverage.svg go")
-    figures = measure(parser.parse_args(arguments).folder)
-    for covered, world in figures["worlds"].items():
-        print(f"\nthe common actions of the badly covered half: {covered}")
-        for name, found in {**world["methods"], **{n: {"last": b} for n, b in world["baselines"].items()}}.items():
-            cells = [
-                f"{what} {half} {_cell(found[what][half])}"
-                for what in found
-                for half in ("high", "low")
-                if what in SHOWN
-            ]
-            print(f"  {name:<22} " + "  ".join(cells))
-    return 0
-
-
-def _cell(found: Figures) -> str:
-    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    label_axes(axes, "SPAC, low coverage: true value", "lambda")

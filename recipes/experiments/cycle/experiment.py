@@ -1,24 +1,18 @@
-#!/usr/bin/env python
 """A game that no single answer wins: SPPO's real learner against the closed form.
 
-    python -m recipes.experiments.cycle.measure OUT
+Three answers beat each other in a circle (game.py). The real learner (policy.py) plays with SPPO under full
+support: all three answers, exact win rates, baseline log Z / eta. Equation 4.5 of SPPO (arXiv 2405.00675) then has
+an exact solution, the multiplicative-weights update 4.1, and every policy of the learner must be equal to it.
+Theorem 4.1 bounds the exploitability of the uniform average of the policies only; the last policy cycles.
+Iterated DPO plays the same game, and so does its closed form: Bradley-Terry rewards name a winner where there is
+none.
 
-Three answers beat each other in a circle (cycle_game.py). The real learner (cycle_policy.py) plays it with
-SPPO under full support: all three answers, exact win rates, baseline log Z / eta. Equation 4.5 of SPPO (arXiv
-2405.00675) then has an exact solution, the multiplicative-weights update 4.1, and every iterate must lie on it.
-Theorem 4.1 promises something of the uniform average of the iterates only; the last one cycles. Iterated DPO
-plays the same game, and so does its closed form: Bradley-Terry rewards name a winner where there is none.
-
-OUT receives cycle.json (figures and claims) and cycle.svg. Two minutes of CPU time; exit code 0 says that every
-claim held.
+Two minutes of CPU time. cycle.json gets figures and claims, cycle.svg the drawing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -28,10 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Console
 
+from engine.report.plots import COLOURS, GREY, label_axes, new_figure
 from recipes.experiments.cycle import game
 from recipes.experiments.cycle.game import NASH, START, Matrix, Vector
 from recipes.experiments.cycle.policy import Settings, dpo_rows, play, sppo_rows
+from recipes.experiments.results import FOLDER, Result, measure_once, save_svg, table_with, yes_or_no
+from recipes.prepare.command_line import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,16 +39,31 @@ BETA = 1.0
 """DPO's beta; 1 / eta in the same units."""
 DPO_ITERATIONS = 40
 GOAL = 0.02
-"""Exploitability that the average must go under."""
+"""The exploitability of the average must end below this."""
 TOLERANCE = 1e-3
-"""Nats by which one iteration of the learner may miss its closed form, for any answer."""
+"""Largest difference in nats between an iteration of the learner and its closed form, for any answer."""
+
+
+def cycle(console: Console) -> Result:
+    console.rule("cycle")
+    figures = measure_once(FOLDER / "cycle" / "cycle.json", measure)
+    table = table_with("SPPO's learner in the cyclic game (docs/sppo_game.md)", "claim", "holds")
+    for claim, holds in figures["claims"].items():
+        table.add_row(claim, yes_or_no(holds))
+    sppo, dpo = figures["sppo"], figures["dpo"]
+    lines = (
+        f"exploitability of the average: {sppo['average_exploitability']:.4f}, of the last policy "
+        f"{sppo['last_exploitability']:.3f}; of iterated DPO {dpo['last_exploitability']:.3f}",
+        f"largest difference of one iteration from its closed form: {sppo['largest_step_error_nats']:.1e} nats",
+    )
+    return Result((table,), lines, all(figures["claims"].values()), figures)
 
 
 def measure(folder: Path, settings: Settings | None = None) -> dict[str, Any]:
     """Play with both algorithms, write cycle.json and cycle.svg to `folder`, and return the figures.
 
-    `claims` in them holds a name and a verdict for each claim. The learner runs in a process of its own, because
-    it sets the environment of its process group.
+    Their `claims` say of each claim whether it holds. The learner runs in a process of its own, because it sets the
+    environment of its process group.
     """
     from engine.algorithms.dpo import DPO
     from engine.algorithms.sppo import SPPO
@@ -69,9 +82,8 @@ def measure(folder: Path, settings: Settings | None = None) -> dict[str, Any]:
         "settings": {**asdict(settings), "eta": ETA, "beta": BETA, "dpo_iterations": DPO_ITERATIONS},
         "seconds": round(time.monotonic() - started, 1),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cycle.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     draw(played["sppo"], played["dpo"], folder / "cycle.svg")
+    write_json(folder / "cycle.json", figures)  # last: it marks a complete measurement
     return figures
 
 
@@ -82,15 +94,15 @@ def play_apart(folder: Path, *arguments: Any) -> Matrix:
 
 
 def step_errors(policies: Matrix, update: game.Update) -> Vector:
-    """[T] largest |log pi_{t+1} - log closed form|, in nats; the closed form starts from pi_t as it is."""
+    """[T] largest |log pi_{t+1} - log closed form| in nats; the closed form starts from the learner's pi_t."""
     expected = np.array([game.reweighted(policy, update(policy)) for policy in policies[:-1]])
     return np.abs(np.log(policies[1:] / expected)).max(axis=1)
 
 
 def figures_of(sppo: Matrix, dpo: Matrix) -> dict[str, Any]:
-    """What was found in the policies that the learner played, [T + 1, 3] each, and whether the claims hold.
+    """Figures of the policies that the learner played, [T + 1, 3] each, and whether the claims hold.
 
-    The average runs over the policies that win rates were taken against: all but the last one.
+    The average is taken over the policies that win rates were computed against: all but the last one.
     """
     errors = {
         "sppo": step_errors(sppo, game.sppo_update(ETA)),
@@ -132,16 +144,14 @@ def figures_of(sppo: Matrix, dpo: Matrix) -> dict[str, Any]:
 
 
 def average_from(average: Vector) -> int | None:
-    """The number of policies from which on the average stays under GOAL; None: it does not."""
+    """The number of policies from which on the average stays below GOAL; None if it does not."""
     above = np.flatnonzero(average >= GOAL)
     first = int(above[-1]) + 2 if len(above) else 1
     return first if first <= len(average) else None
 
 
 def draw(sppo: Matrix, dpo: Matrix, file: Path) -> None:
-    """Exploitability over iterations beside the paths in the simplex."""
-    from recipes.experiments.figures import new_figure, save_svg
-
+    """Exploitability over iterations, and the paths of the policies in the simplex."""
     figure = new_figure(9.0, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_exploitability(left, sppo, dpo)
@@ -150,8 +160,6 @@ def draw(sppo: Matrix, dpo: Matrix, file: Path) -> None:
 
 
 def _draw_exploitability(axes: Axes, sppo: Matrix, dpo: Matrix) -> None:
-    from recipes.experiments.figures import COLOURS, GREY, label
-
     closed = game.trajectory(START, game.sppo_update(ETA), len(sppo) - 1)
     t = np.arange(1, len(sppo))
     axes.semilogy(t, [game.exploitability(p) for p in sppo[:-1]], color=COLOURS[5], linewidth=1, label="SPPO, last")
@@ -160,13 +168,11 @@ def _draw_exploitability(axes: Axes, sppo: Matrix, dpo: Matrix) -> None:
     axes.semilogy(t, closed_average, color=COLOURS[6], linestyle=":", label="SPPO, average, closed form")
     axes.semilogy(t[: len(dpo)], [game.exploitability(p) for p in dpo], color=COLOURS[1], label="DPO, last")
     axes.axhline(GOAL, color=GREY, linewidth=0.8, linestyle="--")
-    label(axes, "exploitability by the real learner", "policies", "best answer's win rate - 1/2")
+    label_axes(axes, "exploitability by the real learner", "policies", "best answer's win rate - 1/2")
     axes.legend(fontsize=7, frameon=False, loc="lower left")
 
 
 def _draw_simplex(axes: Axes, sppo: Matrix, dpo: Matrix) -> None:
-    from recipes.experiments.figures import COLOURS, GREY, label
-
     corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
     axes.plot(*corners[[0, 1, 2, 0]].T, color=GREY, linewidth=0.8)
     averages = np.cumsum(sppo, axis=0) / np.arange(1, len(sppo) + 1)[:, None]
@@ -179,23 +185,6 @@ def _draw_simplex(axes: Axes, sppo: Matrix, dpo: Matrix) -> None:
             f"answer {number}", (x, y), (0, 4 if y else -10), textcoords="offset points", ha="center", fontsize=7
         )
     axes.set_aspect("equal")
-    label(axes, "paths of the policies")
+    label_axes(axes, "paths of the policies")
     axes.set_axis_off()
     axes.legend(fontsize=7, frameon=False, loc="upper right")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; prints the figures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.experiments.cycle.measure",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, metavar="OUT", help="where cycle.json and cycle.svg go")
-    figures = measure(parser.parse_args(arguments).folder)
-    print(json.dumps(figures, indent=2))
-    return 0 if all(figures["claims"].values()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
