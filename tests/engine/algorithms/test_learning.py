@@ -22,7 +22,7 @@ WORLDS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "sppo": ({"name": "sppo"}, []),
     "dpo": ({"name": "dpo"}, []),
     "dpo-start": ({"name": "dpo", "reference": "start"}, []),
-    "dpo-mixed": ({"name": "dpo", "losses": {"ipo_avg": 1.0, "sft": 0.1}, "beta": 0.2}, []),
+    "dpo-mixed": ({"name": "dpo", "losses": {"ipo": 1.0, "sft": 0.1}, "beta": 0.2}, []),
     "self_rewarding": ({"name": "self_rewarding", "length_tier": 0.3}, []),
     "dpo-given": ({"name": "dpo", "data": "given"}, [PAIR]),
     "spac": ({"name": "spac"}, [PAIR]),

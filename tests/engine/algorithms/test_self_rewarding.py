@@ -26,7 +26,7 @@ def of_lengths(*lengths: int) -> dict[str, list[Any]]:
 def test_by_default_it_is_iterative_dpo_as_published():
     """Best against worst by the mean score, equal scores dropped, beta 0.1, each round from the one before."""
     algorithm = SelfRewarding()
-    assert (algorithm.losses, algorithm.reward_scale(), algorithm.nll_weight) == ({"dpo_sigmoid": 1.0}, 0.1, 0.0)
+    assert (algorithm.losses, algorithm.reward_scale(), algorithm.nll_weight) == ({"sigmoid": 1.0}, 0.1, 0.0)
     assert (algorithm.reference, algorithm.ties, algorithm.given) == ("previous", "drop", 0)
     table = rated([3.0, 4.5, 1.25, 4.5], **of_lengths(9, 8, 7, 6))
     assert only_row(algorithm.select(table))["answer_index"] == [1, 2]
