@@ -73,9 +73,7 @@ class Job:
 
     def play(self) -> None:
         """Do what is missing of the run; nothing if it is finished."""
-        if self.store.recorded("finished") and not any(
-            True for _ in self.store.open_iterations(self._config.iterations)
-        ):
+        if self.store.recorded("finished") and not any(True for _ in self.store.open_iterations(self._config.iterations)):
             self.note(f"{self.folder} is finished already; nothing is left to compute")
             return
         self.note(f"run folder {self.folder.resolve()}")

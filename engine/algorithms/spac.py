@@ -74,7 +74,7 @@ class SPAC(Algorithm):
         if self.lam is not None and self.critic_weight is not None:
             raise ValueError(f"lam = {self.lam} means critic_weight = {1 / self.lam:g}; set one of the two, not both")
         if self.pref_weight == 0.0 and self.penalty_weight == 0.0:
-            raise ValueError("pref_weight = 0 and critic_weight = 0 make every loss 0; raise one of them")
+            raise ValueError("pref_weight = 0 and critic_weight = 0 leave nothing to learn from; raise one of them")
         return self
 
     @property

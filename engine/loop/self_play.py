@@ -92,9 +92,7 @@ class SelfPlay:
         with self._monitor.timed("save"):
             probe = learner.submit("save_weights", str(folder), num_steps, *self._probe).result().value
             policy = self._store.commit_weights(t + 1, probe)
-        self._roles.invalidate(
-            "learner"
-        )  # it was opened as version t, which the next iteration's reference may be again
+        self._roles.invalidate("learner")  # it was opened as version t, which the next iteration's reference may be again
         self._store.drop_checkpoints(t)
         return policy
 

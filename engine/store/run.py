@@ -29,7 +29,7 @@ from engine.errors import StoreError, WeightsError
 from engine.schema import conform
 from engine.store.disk import TEMPORARY, Disk, RunLock, sha256_of
 from engine.store.manifest import Manifest, Record
-from engine.store.weights import check_base, is_adapter, write_checksums, verify_weights, weights_digest
+from engine.store.weights import check_base, is_adapter, verify_weights, weights_digest, write_checksums
 
 VERSION_STAGES = ("heldout_answers", "judged")
 """Stages that belong to a version of the policy; the iteration under which they lie is that version."""

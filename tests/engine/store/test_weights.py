@@ -13,11 +13,11 @@ from safetensors.numpy import save_file
 from engine.errors import ModelError, WeightsError
 from engine.store.weights import (
     check_same_tensors,
-    write_checksums,
     stop_token_ids,
     tensor_shapes,
     verify_weights,
     weights_digest,
+    write_checksums,
 )
 
 TENSORS = {"embed.weight": np.arange(12, dtype=np.float32).reshape(4, 3), "norm.weight": np.ones(3, np.float32)}
