@@ -32,7 +32,7 @@ from engine.store.manifest import Manifest, Record
 from engine.store.weights import check_base, is_adapter, verify_weights, weights_digest, write_checksums
 
 VERSION_STAGES = ("heldout_answers", "judged")
-"""Stages whose shards belong to a version of the policy; their `iteration` is the number of that version."""
+"""Stages that belong to a version of the policy; the iteration under which they lie is that version."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class RunStore:
         return False
 
     def commit(self, iteration: int, stage: str, shard: int, table: pa.Table, schema: pa.Schema) -> None:
-        """Write one shard durably and record it in the manifest. Raises SchemaError for another table."""
-        table = conform(table, schema, _place(iteration, stage, shard))
+        """Write one shard durably and name it in the manifest."""
+        table = conform(table, schema, f"iteration {iteration}, {stage}, shard {shard}")
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue().to_pybytes()
@@ -101,8 +101,8 @@ class RunStore:
         self._confirmed.add(name)
 
     def read(self, iteration: int, stage: str, shard: int, schema: pa.Schema) -> pa.Table:
-        """A committed shard, confirmed by its hash. Raises StoreError if there is none."""
-        where = _place(iteration, stage, shard)
+        """Return a committed shard, confirmed by its hash. Raises StoreError if there is none."""
+        where = f"iteration {iteration}, {stage}, shard {shard}"
         if not self.has(iteration, stage, shard):
             raise StoreError(f"{self.folder}: {where} is not committed; run the same command again to compute it")
         record = self._index["shard", iteration, stage, shard]
@@ -181,7 +181,7 @@ class RunStore:
         self.disk.publish(part, path)
         name = path.relative_to(self.folder).as_posix()
         if any(r["digest"] != digest for r in self._manifest.records if _key(r) == ("weights", version)):
-            self._invalidate_from(version)
+            self._forget_from(version)
         self._add(kind="weights", version=version, folder=name, digest=digest, probe=probe)
         self._confirmed.add(digest)
         return self._policy(self._index["weights", version])
@@ -256,9 +256,9 @@ class RunStore:
             )
 
     def complete(self, iteration: int) -> None:
-        """Record that the iteration is done, with its shards: its own, and the held-out ones of its policy."""
-        candidates = [key[1:] for key in self._index if key[0] == "shard" and key[1] in (iteration, iteration + 1)]
-        shards = [key for key in candidates if key[0] == iteration or key[1] in VERSION_STAGES]
+        """Record that the iteration is done, with what belongs to it: its shards, and its policy's held-out ones."""
+        belongs = [key[1:] for key in self._index if key[0] == "shard" and key[1] in (iteration, iteration + 1)]
+        shards = [key for key in belongs if key[0] == iteration or key[1] in VERSION_STAGES]
         self.record(f"iteration {iteration}", shards=sorted(shards))
 
     def open_iterations(self, iterations: int) -> Iterator[int]:
@@ -295,17 +295,17 @@ class RunStore:
         self._manifest.add(**{**record, "void": True})
         del self._index[_key(record)]
 
-    def _invalidate_from(self, version: int) -> None:
+    def _forget_from(self, version: int) -> None:
         """Void what the former weights of this version made: their answers would train the new policy wrongly."""
         self._note(
             f"version {version} has other weights than when it was first trained; everything made with the former ones "
             f"will be computed again"
         )
         for key, record in list(self._index.items()):
-            made_later = (
+            later = (
                 key[0] in ("shard", "checkpoint") and key[1] >= version and key[2:3] not in (("prompts",), ("heldout",))
             )
-            if made_later or (key[0] == "weights" and key[1] >= version):
+            if later or (key[0] == "weights" and key[1] >= version):
                 self._manifest.add(**{**record, "void": True})
                 del self._index[key]
 
@@ -316,12 +316,6 @@ class RunStore:
             inside = path.relative_to(self.folder).as_posix()
             if path.exists() and (path.name.endswith(TEMPORARY) or (path.is_file() and inside not in recorded)):
                 self.disk.remove(path)
-
-
-def _place(iteration: int, stage: str, shard: int) -> str:
-    """A shard's place as people read it: iterations from 1, versions of the policy from 0."""
-    at = f"version {iteration}" if stage in VERSION_STAGES else f"iteration {iteration + 1}"
-    return f"{at}, {stage}, shard {shard}"
 
 
 def current(records: list[Record]) -> dict[tuple[Any, ...], Record]:
