@@ -74,7 +74,7 @@ def row_of(
 
 
 Stages = tuple[str, ...]
-"""Names of stages (engine/loop/stages.py), in dataflow order."""
+"""Names of stages in engine/loop/stages.py, in dataflow order."""
 
 
 class Algorithm(BaseModel, ABC):
