@@ -37,9 +37,7 @@ class Versions:
         if base is None:
             refuse_adapter(folder, "the policy")
         elif lora is None:
-            raise ModelError(
-                f"{folder} is an adapter of {base}, but learner.lora is not set; set it as in training"
-            )
+            raise ModelError(f"{folder} is an adapter of {base}, but learner.lora is not set; set it as in training")
         else:
             check_base(folder, self._digest(base))
         self._whole = base or folder

@@ -99,7 +99,8 @@ def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
 
     Raises ModelError where the folder holds none, or a damaged one.
     """
-    folder, shapes = Path(folder), {}
+    folder = Path(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
     for name in weight_files(folder):
         try:
             with safe_open(folder / name, framework="np") as file:

@@ -1,4 +1,4 @@
-"""What a run will ask for, before anything starts, against arithmetic done by hand."""
+"""The plan of a run, before anything starts, against arithmetic done by hand."""
 
 from __future__ import annotations
 

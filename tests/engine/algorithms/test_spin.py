@@ -1,4 +1,4 @@
-"""SPIN: a demonstration against what the policy said itself."""
+"""SPIN: a demonstration against the policy's own answer."""
 
 from __future__ import annotations
 

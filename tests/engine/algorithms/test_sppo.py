@@ -1,4 +1,4 @@
-"""Which answers SPPO trains on, with which targets, and what it counts on the way."""
+"""Which answers SPPO trains on, with which targets and counts, and its loss."""
 
 from __future__ import annotations
 
