@@ -1,11 +1,7 @@
-"""The uniform mean of several versions' weights, as one model folder.
-
-Tensor by tensor: of each version one tensor is in memory, and their sum. Knows nothing of runs.
-"""
+"""Whole models out of a run's versions: the mean of several versions' weights, and an adapter merged into its base."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from actors.learner.lora import merged
@@ -37,9 +34,9 @@ from engine.store.weights import (
 def write_average(folders: Sequence[Path], target: Path) -> None:
     """Write the mean of the whole models in `folders` to the new folder `target`.
 
-    Files, names, number formats, config and companions are those of the last folder; each tensor is summed in
-    float32 (float64 where it is stored so) in the order of `folders` and rounded once. Raises WeightsError where
-    the models do not have the same tensors.
+    File names, dtypes, config and companions are those of the last folder. Each tensor is summed in float32 (float64
+    if it is stored so) in the order of `folders` and rounded once. One safetensors file of the result is in memory at
+    a time. Raises WeightsError where the models do not have the same tensors.
     """
     last = folders[-1]
     shapes = tensor_shapes(last)
@@ -49,7 +46,10 @@ def write_average(folders: Sequence[Path], target: Path) -> None:
     with ExitStack() as stack:
         versions = [_open(folder, stack) for folder in folders]
         for name in weight_files(last):
-            _write_file(last / name, versions, target / name)
+            with safe_open(last / name, framework="pt") as layout:
+                keys, metadata = layout.keys(), layout.metadata()
+            means = {key: mean([version[key].get_tensor(key) for version in versions], key) for key in keys}
+            save_file(means, target / name, metadata=metadata)
     for name in ("config.json", INDEX):
         if (last / name).is_file():
             shutil.copyfile(last / name, target / name)
@@ -57,11 +57,14 @@ def write_average(folders: Sequence[Path], target: Path) -> None:
 
 
 def mean(tensors: Sequence[Tensor], name: str) -> Tensor:
-    """In the last tensor's number format. Numbers that are not floating-point must agree: they count or index."""
+    """The mean in the last tensor's dtype. Tensors that are not floating-point must be equal: they count or index.
+
+    name: of the tensor, for the WeightsError if they are not equal.
+    """
     last = tensors[-1]
     if not last.is_floating_point():
         if any(not torch.equal(tensor, last) for tensor in tensors):
-            raise WeightsError(f"{name}: holds {last.dtype} that differ between the versions; they have no mean")
+            raise WeightsError(f"{name}: {last.dtype} values differ between the versions; they have no mean")
         return last
     total = torch.zeros_like(last, dtype=torch.promote_types(last.dtype, torch.float32))
     for tensor in tensors:
@@ -70,41 +73,23 @@ def mean(tensors: Sequence[Tensor], name: str) -> Tensor:
 
 
 def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """{tensor name: the open file that holds it}; nothing is read yet."""
+    """{tensor name: open file that holds it}; no tensor is read."""
     files = [stack.enter_context(safe_open(folder / name, framework="pt")) for name in weight_files(folder)]
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118, a file is no mapping
 
 
-def _write_file(layout: Path, versions: Sequence[dict[str, Any]], target: Path) -> None:
-    """A safetensors file with the header of `layout`, and the means in its order.
-
-    The format: 8 bytes length (little-endian), a JSON header, then the tensors' bytes without gaps.
-    """
-    with layout.open("rb") as file:
-        length = file.read(8)
-        header = file.read(int.from_bytes(length, "little"))
-    entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-    with target.open("xb") as file:
-        file.write(length + header)
-        for name in sorted(entries, key=lambda name: entries[name]["data_offsets"]):
-            averaged = mean([version[name].get_tensor(name) for version in versions], name)
-            file.write(averaged.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
 def merge_adapter(config: ModelConfig, base: Path, adapter: Path, target: Path) -> None:
-    """Write the base with the adapter merged as a complete model folder, in config.dtype.
+    """Write the base with the adapter merged to the new model folder `target`, in config.dtype.
 
-    Raises ModelError or WeightsError where one of them cannot be read or they do not fit.
+    Raises ModelError or WeightsError where one of them cannot be read, or the adapter does not fit the base.
     """
-    from safetensors.torch import load_file
-
     model, dtype = load_model(config, base), getattr(torch, config.dtype)
     state = dict(model.state_dict())
     check_fits(adapter, {name: tuple(tensor.shape) for name, tensor in state.items()}, complete=True)
-    tensors, known = load_file(adapter / WEIGHTS), read_adapter(adapter)
+    tensors, description = load_file(adapter / WEIGHTS), read_adapter(adapter)
     for name, a in tensors.items():
         if name.endswith(A):
             layer = name.removesuffix(A)
             key = f"{layer.removeprefix(PREFIX)}.weight"
-            state[key] = merged(state[key], a, tensors[layer + B], known.alpha / known.rank, dtype)
+            state[key] = merged(state[key], a, tensors[layer + B], description.alpha / description.rank, dtype)
     write_policy(model, state, dtype, base, target)

@@ -1,7 +1,7 @@
-"""The generator: answers prompts with the policy and says which weights it answered with; may judge answers too.
+"""The generator: answers prompts with the policy and states which weights it answered with; may judge answers too.
 
-A plain class, used by one caller at a time in a process of its own. It knows tables, seeds and digests;
-how vLLM is driven is actors/vllm_engine.py's work, where the shards come from its caller's.
+A plain class, used by one caller at a time in a process of its own. It handles tables, seeds and digests;
+actors/vllm_engine.py drives vLLM.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ POLICY = "policy"
 
 
 class Generator:
-    """A policy that answers; cheap to construct, `load` starts the engine."""
+    """The policy served by vLLM. Cheap to construct; `load` starts the engine."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class Generator:
         judge: Judge | None = None,
         lora_rank: int = 0,
     ) -> None:
-        """`seed` is the run's; with a `judge` the policy also judges; `lora_rank` is the largest rank of an adapter to
-        come, 0 where versions are whole models. Raises ConfigError for engine_args that other keys decide.
+        """seed: of the run. judge: given, the policy also judges. lora_rank: largest rank of the adapters that will be
+        served, 0 if versions are whole models. Raises ConfigError for engine_args that other keys set.
         """
         check_engine_args(config.engine_args, "generator")
         self._config, self._model, self._sampling, self._seed = config, model, sampling, seed
@@ -67,13 +67,13 @@ class Generator:
         self._stops: set[int] = set()
 
     def load(self, folder: str | Path, digest: str, base: str | Path | None = None) -> None:
-        """Serve the weights in `folder`, which must have `digest`; wakes a generator that sleeps.
+        """Serve the weights in `folder`, which must have `digest`; wakes a sleeping generator.
 
         base: the whole model that the adapter in `folder` belongs to; None: the folder is a whole model.
-        The first call starts vLLM, later ones replace its weights or its adapter in place, which takes seconds.
-        Use a new folder for each version. Raises WeightsError if the folder was altered, lacks tensors, stops
-        at other tokens or belongs to another base; the old weights are served on then. After any other error
-        none are served.
+        The first call starts vLLM; later ones replace its weights or its adapter in place, which takes seconds.
+        Use a new folder for each version. Raises WeightsError if the folder was changed, lacks tensors, stops at
+        other tokens or belongs to another base; the old weights are still served then. After any other error no
+        weights are served.
         """
         if self._serving == digest:
             return
@@ -105,9 +105,9 @@ class Generator:
         learner_logps: list[list[float]],
         base: str | None = None,
     ) -> float:
-        """`load`, and prove it: the probe batch has the learner's log-probabilities under these weights.
+        """`load`, then check that the probe batch has the learner's log-probabilities under these weights.
 
-        Returns the mean |difference| per token in nats. Raises WeightsError where it exceeds the tolerance.
+        Returns the mean |difference| per token in nats. Raises WeightsError if it exceeds the tolerance.
         """
         self.load(folder, digest, base)
         tolerance = probe_tolerance(self._config.probe_tolerance, self._model.dtype)
@@ -115,7 +115,7 @@ class Generator:
         return compare_probe(learner_logps, logps, tolerance, replica=f"generator in process {os.getpid()}")
 
     def _check_base(self, folder: str, digest: str, base: str | Path | None) -> None:
-        """With adapters the engine keeps the whole model that it started from; every version must belong to it."""
+        """With adapters the engine keeps the base model that it was started with; every version must belong to it."""
         if base is None:
             refuse_adapter(folder, "the generator's folder")
         if not self._lora_rank:
@@ -124,27 +124,27 @@ class Generator:
                     f"generator: {folder} is an adapter, but this engine serves whole models (lora_rank = 0)"
                 )
             return
-        known = self._base or (digest if base is None else weights_digest(base))
+        base_digest = self._base or (digest if base is None else weights_digest(base))
         if base is not None:
-            check_base(folder, known)
+            check_base(folder, base_digest)
             self._check_rank(folder)
-        elif digest != known:
+        elif digest != base_digest:
             raise WeightsError(
-                f"{folder}: whole model {digest[:12]}, but this generator serves adapters of {known[:12]}; "
-                f"deliver an adapter of that one, or start another generator"
+                f"{folder}: whole model {digest[:12]}, but this generator serves adapters of {base_digest[:12]}; "
+                f"deliver an adapter of that model, or start another generator"
             )
-        self._base = known
+        self._base = base_digest
 
     def _check_rank(self, folder: str) -> None:
         rank = read_adapter(folder).rank
         if rank > self._lora_rank:
             raise WeightsError(
-                f"{folder}: an adapter of rank {rank}, this generator serves ranks up to {self._lora_rank}; "
-                f"train with the config that it was started with"
+                f"{folder}: an adapter of rank {rank}, but this generator serves ranks up to {self._lora_rank}; "
+                f"train with the config with which it was started"
             )
 
     def _check_same_model(self, folder: str) -> None:
-        """Compare with the first folder: vLLM keeps its tokenizer and stop tokens, and only warns of lost tensors."""
+        """Compare with the first folder: vLLM keeps tokenizer and stop tokens, and only warns of missing tensors."""
         stops = stop_token_ids(folder)
         if not self._shapes:
             self._shapes, self._stops = tensor_shapes(folder), stops
@@ -152,12 +152,12 @@ class Generator:
         check_same_tensors(folder, self._shapes)
         if stops != self._stops:
             raise WeightsError(
-                f"{folder}: answers would stop at token ids {sorted(stops)}, the run's first policy stops at "
-                f"{sorted(self._stops)}; copy generation_config.json from the starting model"
+                f"{folder}: answers would stop at token ids {sorted(stops)}, those of the start model stop at "
+                f"{sorted(self._stops)}; copy generation_config.json from the start model"
             )
 
     def _replace(self, whole: str, adapter: str | None) -> None:
-        """Bring other weights into the running engine: an adapter (None: none) over its base, or a whole model."""
+        """Replace the weights of the running engine: by an adapter (None: none) of its base, or by a whole model."""
         assert self._engine is not None
         try:
             if self._lora_rank:
@@ -165,7 +165,7 @@ class Generator:
             else:
                 self._engine.reload(whole)
         except Exception as error:
-            self.close()  # half of the tensors may be new: nothing of this engine can be trusted
+            self.close()  # some of the tensors may be new and others old
             source = adapter or whole
             raise RoleError(f"generator: vLLM could not load its weights from {source}: {error}") from error
 
@@ -177,19 +177,19 @@ class Generator:
         temperature: float | None = None,
         purpose: str = "sample",
     ) -> pa.Table:
-        """Answer each row of PROMPTS; returns COMPLETIONS stamped with the digest of the weights.
+        """Answer each row of PROMPTS; returns COMPLETIONS with the digest of the weights.
 
-        `num_samples` and `temperature` default to the sampling section; temperature 0 is greedy and needs
-        num_samples 1. Row seeds derive from (run seed, purpose, iteration, prompt id), so a row's noise is
-        the same in whichever shard, order or process it is answered. Raises ConfigError, SchemaError, and
-        RoleError naming the prompt for one that is too long or is not answered in full.
+        iteration: counted from 0. num_samples, temperature: by default those of the sampling section; temperature 0
+        is greedy and needs num_samples 1. The seed of a row is derived from (run seed, purpose, iteration, prompt
+        id), so its random numbers do not depend on shard, order or process. Raises ConfigError, SchemaError, and
+        RoleError naming a prompt that is too long or has not all its answers.
         """
         self._ready()
         count = self._sampling.num_samples if num_samples is None else num_samples
         heat = self._sampling.temperature if temperature is None else temperature
         if heat == 0.0 and count != 1:
-            raise ConfigError([f"temperature = 0 with {count} samples per prompt: all would be the same; ask for 1"])
-        where = f"generator, iteration {iteration}, {purpose}"
+            raise ConfigError([f"temperature = 0 with {count} samples per prompt: all would be the same; expected 1"])
+        where = f"generator, iteration {iteration + 1}, {purpose}"
         prompts = conform(prompts, PROMPTS, where)
         names = prompts["prompt_id"].to_pylist()
         token_ids = prompts["prompt_token_ids"].to_pylist()
@@ -206,21 +206,21 @@ class Generator:
             answer_token_ids=[[a.token_ids for a in row] for row in answers],
             answer_logps=[[a.logp for a in row] for row in answers],
             finish_reasons=[[a.finish_reason for a in row] for row in answers],
-            # vLLM gives sample i of a request the seed `seed + i` (v1/engine/parallel_sampling.py).
+            # vLLM samples answer i of a request with the seed `seed + i` (v1/engine/parallel_sampling.py).
             seeds=[[seed + i for i in range(count)] for seed in seeds],
             weights=[self._serving] * len(names),
             num_own=[count] * len(names),
         )
 
     def identify(self) -> str:
-        """The id under which verdicts are kept: "policy" for the model, whose weights are in the table beside it."""
+        """The scorer id of the policy as judge; its model is "policy", and the table's `weights` name the version."""
         return self._judging()[0].id(POLICY)
 
     def score(self, completions: pa.Table) -> pa.Table:
-        """Judge COMPLETIONS, of whatever policy, with the served weights; returns SCORED.
+        """Judge COMPLETIONS of any policy with the served weights; returns SCORED.
 
-        Raises SchemaError for another table, ModelError where the policy cannot be asked what the judge's prompt
-        asks, and RoleError where vLLM fails.
+        Raises SchemaError for another table, ModelError if the policy's tokenizer does not fit the judge's prompt,
+        RoleError if vLLM fails.
         """
         judge, replies = self._judging()
         completions = conform(completions, COMPLETIONS, f"completions for {judge.id(POLICY)}")
@@ -232,20 +232,20 @@ class Generator:
         return scored(completions, verdicts, judge.id(POLICY))
 
     def _judging(self) -> tuple[Judge, VLLMReplies]:
-        """The judge and the policy that replies to it; built once per engine."""
+        """The judge, and the policy as the model that replies to it; built once per engine."""
         engine = self._ready()
         if self._judge is None:
-            raise RoleError("generator: it was given no judge, so it can answer but not score")
+            raise RoleError("generator: it was constructed without a judge, so it can answer but not score")
         if self._replies is None:
             chat = Chat(self._model.model_copy(update={"path": engine.folder, "revision": None}))
             self._replies = VLLMReplies(POLICY, engine, chat, self._judge.config, self._judge.trial())
         return self._judge, self._replies
 
     def token_logps(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
-        """Return the log-probability, in nats, of each given answer token under the served weights.
+        """[B][answer tokens] log-probabilities, in nats, of the given answer tokens under the served weights.
 
-        [B][prompt tokens] and [B][answer tokens] give [B][answer tokens]; nothing is sampled. Prompt and
-        answer together must be shorter than max_prompt_tokens + max_new_tokens.
+        prompt_token_ids: [B][prompt tokens]. Nothing is sampled. Prompt and answer together must have fewer than
+        max_prompt_tokens + max_new_tokens tokens.
         """
         engine = self._ready()
         limit = self._sampling.max_prompt_tokens + self._sampling.max_new_tokens
@@ -254,19 +254,19 @@ class Generator:
             if not prompt or len(prompt) + len(answer) >= limit:
                 raise RoleError(
                     f"generator: probe row {row} has {len(prompt)} prompt and {len(answer)} answer tokens; "
-                    f"expected a prompt, and fewer than {limit} tokens in all"
+                    f"expected at least 1 prompt token and fewer than {limit} tokens together"
                 )
         return engine.score(prompt_token_ids, answer_token_ids)
 
     def serving(self) -> str | None:
-        """Return the digest of the weights that answer now; None before `load` and while asleep."""
+        """Digest of the weights that are served; None before `load` and while asleep."""
         return self._serving
 
     def sleep(self) -> None:
-        """Free the memory of weights and caches; `load` brings the generator back.
+        """Free the memory of weights and caches; `load` wakes the generator.
 
-        On CUDA the engine stays and sleeps. Elsewhere vLLM can not sleep, so the engine is taken down
-        and the next `load` starts it again.
+        On CUDA the engine sleeps. Elsewhere vLLM cannot sleep, so the engine is closed and the next `load` starts a
+        new one.
         """
         self._serving = None
         if self._engine is not None and self._engine.can_sleep:
@@ -275,7 +275,7 @@ class Generator:
             self.close()
 
     def close(self) -> None:
-        """Take the engine down and free its memory; harmless if there is none."""
+        """Close the engine and free its memory; does nothing if there is none."""
         self._serving = self._replies = None
         engine, self._engine = self._engine, None
         if engine is not None:
@@ -285,7 +285,7 @@ class Generator:
         try:
             return self._ready().sample(requests)
         except Exception as error:
-            self.close()  # requests left in a failed engine would come back among the next shard's
+            self.close()  # a failed engine would return its unfinished requests with the next shard
             raise RoleError(f"generator: vLLM failed on a shard of {len(requests)} prompts: {error}") from error
 
     def _ready(self) -> VLLMEngine:
@@ -300,13 +300,13 @@ class Generator:
         ]
         if wrong:
             raise RoleError(
-                f"generator: prompts of 1 to {limit} tokens (sampling.max_prompt_tokens) can be answered, "
+                f"generator: expected prompts of 1 to {limit} tokens (sampling.max_prompt_tokens), "
                 f"not {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
             )
 
 
 def _check_answers(name: str, answers: list[Sample], count: int) -> None:
-    """Raise RoleError unless the prompt has `count` answers that ended properly, with finite numbers."""
+    """Raise RoleError unless the prompt has `count` complete answers with finite log-probabilities."""
     if len(answers) != count:
         raise RoleError(f"generator: prompt {name} has {len(answers)} of {count} answers; try another replica")
     for index, answer in enumerate(answers):
@@ -318,5 +318,5 @@ def _check_answers(name: str, answers: list[Sample], count: int) -> None:
         if answer.logp is None or not math.isfinite(answer.logp):
             raise RoleError(
                 f"generator: answer {index} to prompt {name} has log-probability {answer.logp}; the weights or "
-                f"their dtype give no finite numbers"
+                f"model.dtype do not give finite numbers"
             )

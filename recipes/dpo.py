@@ -4,7 +4,7 @@
 Offline, on a preference set in any of the field's formats, with full weights or LoRA:
 
     python recipes/dpo.py --config recipes/configs/smoke_dpo.yaml
-    python recipes/dpo.py --config my.yaml algorithm.losses='{ipo_avg: 1}' algorithm.beta=0.05
+    python recipes/dpo.py --config my.yaml algorithm.losses='{ipo: 1}' algorithm.beta=0.05
 
 Iterative: the policy answers, any scorer compares, and the best answer is trained against the worst:
 

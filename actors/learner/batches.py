@@ -1,9 +1,8 @@
 """Which rows train together, on which rank, in which order and at which learning rate: pure functions.
 
-A micro-batch is up to `micro_batch_size` consecutive rows of one shard, fixed before anything is
-shuffled. So the reference pass and the training pass put the same rows next to each other, pad them
-to the same length, and compute the same floating-point numbers: the log-ratio before the first update
-is exactly 0, not 1e-6. Every rank computes the whole order; nothing is exchanged.
+A micro-batch is up to `micro_batch_size` consecutive rows of one shard, fixed before the shuffle. So the reference pass
+and the training pass batch the same rows, pad them to the same length, and compute the same floating-point numbers:
+the log-ratio before the first update is exactly 0, not 1e-6. Every rank computes the whole order without communication.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ class MicroBatch:
 
 
 EMPTY = MicroBatch(0, 0, 0)
-"""Filler for a rank without work: it runs the same passes on nothing, since ZeRO-3 gathers in lock-step."""
+"""For a rank without rows in a pass. It runs the pass on an empty batch, since all ranks must gather under ZeRO-3."""
 
 Passes = tuple[tuple[MicroBatch, ...], ...]
-"""[passes][ranks]: what each rank computes in each forward pass."""
+"""[passes][ranks] micro-batch of each rank in each forward pass."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,16 @@ class Step:
 
     passes: Passes
     epoch: float
-    """Epochs finished after this step, e.g. 1.5."""
+    """Number of epochs that are finished after this step, e.g. 1.5."""
 
     @property
     def num_rows(self) -> int:
-        """Rows over all ranks; the loss is their exact mean, in a ragged last step too."""
+        """Rows of all ranks; the loss is their exact mean, also in a smaller last step."""
         return sum(micro_batch.num_rows for ranks in self.passes for micro_batch in ranks)
 
 
 def micro_batches(shard_sizes: Sequence[int], micro_batch_size: int) -> list[MicroBatch]:
-    """Cut shards of so many rows into micro-batches; the last one of a shard may be short."""
+    """Divide shards of these numbers of rows into micro-batches; the last one of a shard may be smaller."""
     return [
         MicroBatch(shard, start, min(start + micro_batch_size, size))
         for shard, size in enumerate(shard_sizes)
@@ -62,13 +61,13 @@ def micro_batches(shard_sizes: Sequence[int], micro_batch_size: int) -> list[Mic
 
 
 def deal(pieces: Sequence[MicroBatch], num_ranks: int) -> Passes:
-    """Deal micro-batches over ranks like cards; the last pass is filled up with EMPTY."""
+    """Distribute micro-batches over ranks, one each per pass; the last pass is filled up with EMPTY."""
     filled = [*pieces, *[EMPTY] * (-len(pieces) % num_ranks)]
     return tuple(tuple(filled[i : i + num_ranks]) for i in range(0, len(filled), num_ranks))
 
 
 def count_steps(num_micro_batches: int, micro_batches_per_step: int, epochs: float) -> int:
-    """Optimizer steps in so many epochs (a fraction is allowed and rounded up; each epoch ends with its own step)."""
+    """Optimizer steps of `epochs` epochs, rounded up for a fraction; steps do not cross epochs."""
     per_epoch = math.ceil(num_micro_batches / micro_batches_per_step)
     return math.ceil(round(epochs * per_epoch, 9))
 
@@ -82,11 +81,11 @@ def training_order(
     epochs: float,
     seed: int,
 ) -> list[Step]:
-    """The steps of an iteration, first to last.
+    """The steps of an iteration, in order.
 
-    Each epoch shuffles the micro-batches by (seed, epoch) and takes batch_size / micro_batch_size of
-    them per step: batch_size rows, fewer where a shard's last micro-batch or the epoch's last step is
-    short. What a step holds does not depend on num_ranks, only who computes it does.
+    Each epoch shuffles the micro-batches by (seed, epoch) and takes batch_size / micro_batch_size of them per step:
+    batch_size rows, or fewer where a shard's last micro-batch or the epoch's last step is smaller. The rows of a step
+    do not depend on num_ranks; only their distribution over ranks does.
     batch_size must be a multiple of micro_batch_size * num_ranks (engine.config.run checks it).
     """
     pieces = micro_batches(shard_sizes, micro_batch_size)
@@ -105,7 +104,7 @@ def training_order(
 
 
 def fingerprint(steps: Sequence[Step]) -> str:
-    """Hex digest of an order, by which a checkpoint knows whether it belongs to it."""
+    """Hex digest of an order; a checkpoint stores it, so that it is loaded for the same order only."""
     return hashlib.sha256(repr(list(steps)).encode()).hexdigest()
 
 
@@ -117,16 +116,16 @@ def lr_at(
     warmup_ratio: float = 0.0,
     kind: Literal["linear", "cosine", "constant"] = "linear",
 ) -> float:
-    """Learning rate of the update that follows `step` finished updates, in [0, peak].
+    """Learning rate of the update after `step` finished updates, in [0, peak].
 
-    Rises in a straight line over the first warmup_ratio * total_steps updates (not rounded, so that
-    the curve depends on the share of the schedule alone), then falls to 0 at `total_steps` along a line
-    or half a cosine, or stays. As in transformers' schedules the very first update of a warm-up has rate 0.
+    Rises linearly over the first warmup_ratio * total_steps updates (not rounded, so that the curve depends only on
+    step / total_steps), then falls to 0 at `total_steps` linearly or as half a cosine, or stays constant. As in
+    transformers' schedules the first update of a warm-up has rate 0.
     """
     warmup = warmup_ratio * total_steps
     if step < warmup:
         return peak * step / warmup
     if kind == "constant":
         return peak
-    left = max(0.0, (total_steps - step) / max(total_steps - warmup, 1e-12))
-    return peak * (left if kind == "linear" else 0.5 * (1.0 - math.cos(math.pi * left)))
+    remaining = max(0.0, (total_steps - step) / max(total_steps - warmup, 1e-12))
+    return peak * (remaining if kind == "linear" else 0.5 * (1.0 - math.cos(math.pi * remaining)))

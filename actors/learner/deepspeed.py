@@ -1,6 +1,6 @@
 """DeepSpeed's configuration and optimizer from LearnerConfig, and how ranks join a process group.
 
-DeepSpeed is imported only once the environment says which accelerator there is: it decides at import.
+DeepSpeed chooses the accelerator when it is imported, so it is imported after the environment variables are set.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from engine.config.run import ModelConfig
 
 
 def deepspeed_config(learner: LearnerConfig, model: ModelConfig, num_ranks: int) -> dict[str, Any]:
-    """DeepSpeed's JSON configuration as a dict; the learning rate is set from outside before each step.
+    """DeepSpeed's JSON configuration as a dict. The learner sets the learning rate before each step.
 
-    Torch's own optimizers run on GPUs and CPUs alike; DeepSpeed's would be compiled at first use.
+    The optimizers are torch's, which run on GPUs and CPUs; DeepSpeed's would be compiled at first use.
     """
     zero: dict[str, Any] = {"stage": learner.zero_stage}
     if learner.offload_optimizer and learner.zero_stage > 0:
@@ -37,13 +37,13 @@ def deepspeed_config(learner: LearnerConfig, model: ModelConfig, num_ranks: int)
         "bf16": {"enabled": model.dtype == "bfloat16"},
     }
     if learner.zero_stage > 0:
-        # Sums of many micro-batches would lose their small terms in bfloat16; stage 0 offers nothing else.
+        # Sums of many micro-batches lose small terms in bfloat16. Stage 0 has no such option.
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
 
 
 def make_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """A fresh optimizer, its learning rate to be set before each step."""
+    """A fresh optimizer; the learner sets its learning rate before each step."""
     if config.name == "rmsprop":
         return torch.optim.RMSprop(
             parameters, lr=config.lr, alpha=config.alpha, eps=config.eps, weight_decay=config.weight_decay
@@ -54,9 +54,9 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[torch.nn.Parame
 
 
 def free_address() -> tuple[str, int]:
-    """This machine's address, as other machines see it, and a port that was free a moment ago.
+    """This machine's address as other machines see it, and a port that is free at this moment.
 
-    Somebody may take the port before the group meets; joining fails then and the group is started again.
+    If another process takes the port before the group meets, joining fails and the group is started again.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -70,14 +70,14 @@ def free_address() -> tuple[str, int]:
 
 
 def device() -> torch.device:
-    """The accelerator of this rank: the first GPU it may see, else the CPU."""
+    """The device of this rank: its first visible GPU, else the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def join_group(host: str, port: int, rank: int, world_size: int, num_threads: int, timeout_s: float) -> None:
-    """Meet the other ranks at host:port; NCCL between GPUs, gloo between CPUs.
+    """Join the process group at host:port; NCCL between GPUs, gloo between CPUs.
 
-    timeout_s bounds the meeting and each later exchange, so that a dead rank ends the others too.
+    timeout_s limits the rendezvous and each later collective, so that a dead rank ends the others too.
     """
     os.environ.update(
         RANK=str(rank),
@@ -94,9 +94,9 @@ def join_group(host: str, port: int, rank: int, world_size: int, num_threads: in
     import deepspeed
     import deepspeed.ops
 
-    # Compiled for 45 s at the first start on a CPU, needs a compiler, and serves inference only.
+    # This op needs a compiler, takes 45 s to compile at the first start on a CPU, and is for inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.setLevel("ERROR")  # its warnings are about choices made on purpose
+    deepspeed.utils.logger.setLevel("ERROR")  # its warnings concern settings that are chosen on purpose
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo",
         auto_mpi_discovery=False,

@@ -1,9 +1,8 @@
 """The learner: one rank of a DeepSpeed group that computes reference log-probabilities and updates weights.
 
-All ranks call the same methods in the same order. Everything of an iteration is a function of the
-policy folder, the rows and the config: `open` always starts from the folder with a fresh optimizer, and
-nothing is carried over in memory. The reference is the policy before its first update, so a second
-model is never held.
+All ranks call the same methods in the same order. An iteration is a function of the policy folder, the rows and the
+config: `open` starts from the folder with a fresh optimizer, and nothing is kept in memory between iterations. The
+reference is the policy before its first update, so there is never a second model in memory.
 
     join -> open -> reference* -> begin -> [load_checkpoint] -> advance* -> save_weights -> open -> ...
 """
@@ -80,12 +79,12 @@ class Learner:
         return free_address()
 
     def join(self, host: str, port: int, timeout_s: float = 1800.0) -> None:
-        """Meet the other ranks; returns when all are there. timeout_s bounds each later exchange too."""
+        """Join the group; returns when all ranks have joined. timeout_s limits this and each later collective."""
         threads = max(1, int(self.config.cpus))
         join_group(host, port, self.rank, self.world_size, threads, timeout_s)
 
     def close(self) -> None:
-        """Free the memory and leave the group for good."""
+        """Free the memory and leave the group."""
         self.sleep()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -96,8 +95,7 @@ class Learner:
         """Build a fresh engine and optimizer from a version of the policy; frees the previous ones first.
 
         base: the whole model to which the adapter in policy_folder belongs; None: the folder is a whole model.
-        version: decides how a fresh adapter begins. Raises ModelError or WeightsError where the folder cannot
-        be used.
+        version: seeds a fresh adapter. Raises ModelError or WeightsError if the folder cannot be used.
         """
         import deepspeed
 
@@ -114,7 +112,7 @@ class Learner:
         self._untrained = True
 
     def sleep(self) -> None:
-        """Free the engine's memory; the rank stays in its group, and `open` brings it back."""
+        """Free the engine's memory. The rank stays in its group; `open` builds a new engine."""
         self._forget_rows()
         if self._engine is None:
             return
@@ -125,10 +123,10 @@ class Learner:
             torch.cuda.empty_cache()
 
     def reference_logps(self, rows: pa.Table) -> list[list[float]]:
-        """[rows][n] log-probabilities of ONE shard's answers (engine.schema.ROWS) under the opened policy.
+        """[rows][n] log-probabilities of the answers of one shard (engine.schema.ROWS) under the opened policy.
 
-        In nats, summed over tokens; every rank returns the whole list. Computed in the micro-batches in
-        which the shard will train, so that the log-ratio before the first update is exactly 0.
+        In nats, summed over tokens; every rank returns the whole list. Computed in the micro-batches in which the
+        shard will train, so that the log-ratio before the first update is exactly 0. Pass one shard per call.
         Raises NonFiniteError naming the prompts whose log-probabilities are not finite.
         """
         self._require_untrained("reference_logps")
@@ -136,33 +134,33 @@ class Learner:
         return reference_logps(self._engine, rows, self.config.micro_batch_size, self.rank, self.world_size)
 
     def token_logps(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
-        """Log-probability of every token of a few answers, in nats, under the opened policy.
+        """[answers][tokens] log-probabilities of a few answers, in nats, under the opened policy.
 
-        All ranks compute all of them, one answer at a time, and return the same lists.
+        Every rank computes all of them, one answer at a time, and returns the same lists.
         """
         self._require_engine()
-        found = []
+        logps = []
         for prompt, answer in zip(prompt_token_ids, answer_token_ids, strict=True):
             row = {"prompt_id": "probe", "prompt_token_ids": prompt, "answer_token_ids": [answer]}
             with torch.no_grad():
                 values = self._engine(**collate([row], device()), per_token=True)[0].tolist()
-            found.append(values[len(prompt) - 1 : len(prompt) - 1 + len(answer)])
-        return found
+            logps.append(values[len(prompt) - 1 : len(prompt) - 1 + len(answer)])
+        return logps
 
     # ---- training ----
 
     def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, Any]:
         """Take the iteration's rows, one table (engine.schema.REFERENCED) per shard in their fixed order.
 
-        Returns num_rows, num_answers, num_steps (to be run) and scheduled_steps (that the learning
-        rate is laid out for). Raises DataError where no shard holds a row.
+        iteration: counted from 0. Returns num_rows, num_answers, num_steps (that `advance` will run) and
+        scheduled_steps (over which the learning rate falls to its end). Raises DataError if no shard holds a row.
         """
         self._require_untrained("begin")
         tables = [conform(shard, REFERENCED, f"learner shard {i}") for i, shard in enumerate(shards)]
         sizes = [table.num_rows for table in tables]
         if not sum(sizes):
             raise DataError(
-                f"iteration {iteration}: none of {len(sizes)} shards holds a training row; see the counts of "
+                f"iteration {iteration + 1}: none of {len(sizes)} shards holds a training row; see the counts of "
                 "ties and exclusions, and raise sampling.num_samples or sampling.temperature"
             )
         config, schedule = self.config, self.config.schedule
@@ -187,14 +185,14 @@ class Learner:
         }
 
     def advance(self, until: int) -> list[dict[str, float]]:
-        """Run optimizer steps until `until` of the iteration's are done; one dict of metrics per step.
+        """Run optimizer steps until `until` steps of the iteration are done; returns one dict of metrics per step run.
 
-        Counted from the iteration's start, so that a group which went back to a checkpoint arrives at the
-        same place. [] when they are done already.
-        The metrics are the group's and the same on every rank: loss (mean over the step's rows),
-        grad_norm (before clipping), learning_rate, epoch, step (from 1), rewards/chosen, /rejected,
-        /margins, /accuracies, logps/chosen, logps/rejected, log_ratio/max_abs, num_tokens.
-        Raises NonFiniteError on every rank, before the weights change; `open` is needed then.
+        `until` is counted from the start of the iteration, so that a group that was restored from a checkpoint stops
+        at the same step. [] if the steps are done already.
+        The metrics are those of the group, the same on every rank: loss (mean over the step's rows), grad_norm
+        (before clipping), learning_rate, epoch, step (from 1), rewards/chosen, /rejected, /margins, /accuracies,
+        logps/chosen, logps/rejected, log_ratio/max_abs, num_tokens.
+        Raises NonFiniteError on every rank, before the weights change; call `open` again then.
         """
         self._require_rows()
         return [self._train_step(step) for step in self._order[self._done : until]]
@@ -221,15 +219,15 @@ class Learner:
         }
 
     def _train_micro_batch(self, own: MicroBatch, step_rows: int, totals: StepTotals, index: int) -> None:
-        """Forward and backward; the engine averages gradients over ranks and is told not to divide further.
+        """Forward and backward. The engine averages gradients over ranks; scale_wrt_gas=False stops further division.
 
-        So a row's loss counts world_size / step_rows here, and the sum over passes and ranks, divided by
-        world_size, is the exact mean over the step's rows however they are spread.
+        With a factor of world_size / step_rows per row, the sum over passes and ranks, divided by world_size, is the
+        exact mean over the step's rows for any distribution over ranks.
         """
         rows = rows_of(self._shards[own.shard], own)
         batch = collate(rows, device())
         logps = self._engine(**batch)
-        # An empty micro-batch runs through the graph as well, with gradient 0.
+        # An empty micro-batch takes part in the backward pass too, with gradient 0.
         loss = self._row_losses(rows, logps, totals) * (self.world_size / step_rows) if rows else logps.sum() * 0.0
         self._engine.backward(loss, scale_wrt_gas=False)
         finite = loss.detach().isfinite()
@@ -238,7 +236,7 @@ class Learner:
             totals.add_tokens(int(batch["attention_mask"].sum()))
 
     def _row_losses(self, rows: list[dict], logps: Tensor, totals: StepTotals) -> Tensor:
-        """Sum of the rows' losses; rows of one size share a batch, since some losses compare rows."""
+        """Sum of the rows' losses. Rows with equally many answers are one batch, since some losses compare rows."""
         losses = []
         for batch in batches_of(rows, logps):
             losses.append(self.algorithm.loss(batch))
@@ -248,7 +246,7 @@ class Learner:
     def _update_weights(self) -> float:
         """Clip and step; returns the gradient's global norm before clipping."""
         plain = not self._engine.zero_optimization() and not self._engine.bfloat16_enabled()
-        if plain:  # DeepSpeed clips then but does not tell the norm
+        if plain:  # DeepSpeed clips in this case but does not report the norm
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients).item()
         self._engine.step()
@@ -259,7 +257,7 @@ class Learner:
             self._forget_rows()
             raise NonFiniteError(
                 f"learner step {step}: the norm of the summed gradient is {norm} although each micro-batch's "
-                "gradient is finite; lower algorithm.eta or use model.dtype = float32. The step does not count"
+                "gradient is finite; lower algorithm.eta or use model.dtype = float32. The step was not applied"
             )
         return norm
 
@@ -276,19 +274,19 @@ class Learner:
     # ---- files ----
 
     def save_checkpoint(self, folder: str, step: int) -> None:
-        """Advance to `step`, then write weights, optimizer and step counter to a folder that all ranks see."""
+        """Advance to `step`, then write weights, optimizer and number of steps to a folder that all ranks can see."""
         self._require_rows()
         self.advance(step)
         state = {"kumite_step": self._done, "kumite_order": fingerprint(self._order)}
-        # Frozen weights never change: they come from the policy's folder again.
+        # Frozen weights do not change: `open` reads them from the policy's folder.
         frozen = self.config.lora is not None
         self._engine.save_checkpoint(folder, tag=CHECKPOINT, client_state=state, exclude_frozen_parameters=frozen)
 
     def load_checkpoint(self, folder: str) -> int:
-        """Continue where save_checkpoint stopped; returns the number of finished steps. After `begin`.
+        """Continue from a checkpoint; returns its number of finished steps. Call `begin` first.
 
-        The same rows in the same order follow; on CPUs the weights come out bit-equal to those of an
-        unbroken run. Raises StoreError where the checkpoint is missing or belongs to other rows.
+        The same rows follow in the same order; on CPUs the weights become bit-equal to those of an uninterrupted run.
+        Raises StoreError if the checkpoint is missing or belongs to other rows.
         """
         self._require_rows()
         self._untrained = False
@@ -304,12 +302,12 @@ class Learner:
     def save_weights(
         self, folder: str, step: int, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]
     ) -> list[list[float]]:
-        """Advance to `step`, write the policy as a whole model or an adapter of it, and return `probe` of it.
+        """Advance to `step`, write the policy as a whole model or an adapter, and return its log-probabilities.
 
-        Rank 0 writes, all ranks call. safetensors in model.dtype; a whole model with the config, the tokenizer
-        and the chat template of the folder that was opened, an adapter in PEFT's format. Returns on every rank
-        once the files are there; the log-probabilities come from the weights in memory, so they prove the files
-        to whoever loads them.
+        Rank 0 writes, all ranks call. safetensors in model.dtype: a whole model with the config, the tokenizer and
+        the chat template of the folder that was opened, or an adapter in PEFT's format. Returns on every rank once
+        the files are written. The log-probabilities come from the weights in memory, so a generator that reproduces
+        them has loaded the right files.
         """
         self._require_engine()
         if self._done < step:
@@ -328,13 +326,13 @@ class Learner:
 
     def _require_engine(self) -> None:
         if self._engine is None:
-            raise RoleError("the learner holds no policy; call open(folder) first")
+            raise RoleError("the learner has no policy; call open(folder) first")
 
     def _require_untrained(self, call: str) -> None:
         self._require_engine()
         if not self._untrained:
             raise RoleError(
-                f"{call} needs the policy as it lies in its folder, but steps were run; call open(folder) again"
+                f"{call} needs the policy as it is in its folder, but steps were run; call open(folder) again"
             )
 
     def _require_rows(self) -> None:
@@ -346,30 +344,30 @@ class Learner:
         culprits = totals.culprits()
         if not culprits:
             return
-        found = []
+        places = []
         for index, rank, kind in culprits:
             piece = step.passes[index][rank]
             ids = [row["prompt_id"] for row in rows_of(self._shards[piece.shard], piece)]
-            found.append(f"{kind} of prompts {ids} (shard {piece.shard})")
+            places.append(f"{kind} of prompts {ids} (shard {piece.shard})")
         number = self._done + 1
         self._forget_rows()
         raise NonFiniteError(
-            f"learner step {number}: not finite: {'; '.join(found)}. The weights are those before this step. "
-            "Look at these rows' win_rate and reference_logps; with finite rows lower the learning rate"
+            f"learner step {number}: not finite: {'; '.join(places)}. The weights are those before this step. "
+            "Check win_rate and reference_logps of these rows; if they are finite, lower the learning rate"
         )
 
 
 def rows_of(table: pa.Table, piece: MicroBatch) -> list[dict]:
-    """The rows of a micro-batch as Python values; none for a filler."""
+    """The rows of a micro-batch as Python values; [] for EMPTY."""
     return table.slice(piece.start, piece.num_rows).to_pylist()
 
 
 def reference_logps(
     engine: Any, rows: pa.Table, micro_batch_size: int, rank: int, world_size: int
 ) -> list[list[float]]:
-    """[rows][n] nats, summed over tokens, of one shard (engine.schema.ROWS); the whole list on every rank.
+    """[rows][n] log-probabilities of one shard (engine.schema.ROWS), in nats, summed over tokens; all on every rank.
 
-    Called by all ranks. Raises NonFiniteError, on all of them, naming the prompts without finite values.
+    Called by all ranks. Raises NonFiniteError on all ranks, naming the prompts without finite values.
     """
     counts = [len(answers) for answers in rows["answer_token_ids"].to_pylist()]
     values = torch.zeros(sum(counts), dtype=torch.float64, device=device())
@@ -379,7 +377,7 @@ def reference_logps(
             logps = engine(**collate(rows_of(rows, own), device()))
             start, stop = sum(counts[: own.start]), sum(counts[: own.stop])
             values[start:stop] = logps[: stop - start]
-    dist.all_reduce(values)  # every answer was computed by one rank and is 0 on the others
+    dist.all_reduce(values)  # each value was computed by one rank and is 0 on the others
     split = [part.tolist() for part in values.split(counts)] if counts else []
     _require_finite(rows["prompt_id"].to_pylist(), split)
     return split
@@ -390,15 +388,15 @@ def _require_finite(prompt_ids: list[str], logps: list[list[float]]) -> None:
     if bad:
         raise NonFiniteError(
             f"reference log-probabilities of prompts {bad} are not finite: the opened weights give NaN or infinity; "
-            "go back to the last policy folder whose log-probabilities are finite"
+            "use the last policy folder whose log-probabilities are finite"
         )
 
 
 def batches_of(rows: list[dict], logps: Tensor) -> Iterator[Batch]:
-    """The rows with n = 2 answers as one Batch, those with 3 as another, in the order in which sizes appear.
+    """The rows with 2 answers as one Batch, those with 3 as another, and so on, in the order of first appearance.
 
-    rows: engine.schema.REFERENCED. logps: [N], the answers of all rows one after the other, under the policy.
-    Some losses (AOT, KTO, BCO) look at all rows of a batch at once, so equal sizes are kept together.
+    rows: engine.schema.REFERENCED. logps: [N] under the policy, the answers of all rows one after the other.
+    Some losses (AOT, KTO, BCO) read all rows of a batch at once, so equal sizes stay together.
     """
     sizes = [len(row["answer_index"]) for row in rows]
     starts = [0, *accumulate(sizes)]

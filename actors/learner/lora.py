@@ -1,8 +1,8 @@
-"""Low-rank adapters in the policy: injected by PEFT, read from a version's folder or created from a seed, and saved.
+"""Low-rank adapters of the policy: injected by PEFT, read from a version's folder or created from a seed, and saved.
 
-Works in place on the transformers model that PolicyModule wraps, so log-probabilities flow through the
-adapters and the rest of the learner stays as it is. An adapter's folder is the same bytes wherever it is made: its
-config names the base as the run's config does, never as a path of this machine.
+Changes the transformers model that PolicyModule wraps in place, so the rest of the learner is the same with and without
+adapters. The bytes of an adapter's folder do not depend on the machine: its config names the base as the run's config
+does, not by a local path.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 TRAINED, FROZEN = "trained", "frozen"
-"""PEFT's names for the adapter that learns, and for the earlier ones on which it is stacked."""
+"""PEFT's names for the trainable adapter, and for the earlier ones on which it is stacked."""
 
 
 def adapt(model: PreTrainedModel, config: LoRAConfig, adapter: Path | None, seed: int) -> None:
-    """Freeze `model` and give its layers adapters, of which one learns.
+    """Freeze `model` and add adapters to its layers, of which one is trainable.
 
-    adapter: folder of the version that is opened; None: it is the whole model itself. What the adapters
-    begin with computes exactly what that version does: a fresh one's B is 0. `seed` decides a fresh one's A.
-    Raises ModelError where config names layers that cannot be adapted, WeightsError where folder and model
-    or folder and config do not fit.
+    adapter: folder of the version that is opened; None: the version is the whole model itself. The adapted model first
+    computes exactly what that version computes: B of a fresh adapter is 0. seed: for A of a fresh adapter.
+    Raises ModelError if config names layers that cannot be adapted, WeightsError if the folder does not fit the model
+    or the config.
     """
     frozen_rank = _frozen_rank(config, adapter)
-    # PEFT draws A from torch's global generator; the run's own state must not depend on adapters.
+    # PEFT draws A from torch's global generator, whose state must not depend on adapters.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _inject(model, config, frozen_rank)
@@ -47,7 +47,7 @@ def adapt(model: PreTrainedModel, config: LoRAConfig, adapter: Path | None, seed
 
 
 def adapter_weights(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """{name in PEFT's files: parameter} of the adapter `name`; {} if there is none."""
+    """{name in PEFT's files: parameter} of the adapter `name`; {} if the model has no such adapter."""
     ends = {f".lora_A.{name}.weight": A, f".lora_B.{name}.weight": B}
     return {
         PREFIX + path.removesuffix(end) + official: parameter
@@ -58,7 +58,7 @@ def adapter_weights(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
 
 
 def peft_settings(config: LoRAConfig, rank: int) -> dict[str, Any]:
-    """PEFT's LoraConfig for adapters of this rank, whose scale is that of config.rank."""
+    """Arguments of PEFT's LoraConfig for an adapter of `rank` with the scale alpha / rank of `config`."""
     return {
         "r": rank,
         "lora_alpha": _alpha(config, rank),
@@ -69,41 +69,41 @@ def peft_settings(config: LoRAConfig, rank: int) -> dict[str, Any]:
 
 
 def _alpha(config: LoRAConfig, rank: int) -> float:
-    """The alpha with which `rank` gives the scale alpha / rank of the config; whole where it can be."""
+    """The alpha that gives `rank` the scale alpha / rank of the config; an int if it is a whole number."""
     alpha = config.alpha * rank / config.rank
     return int(alpha) if alpha == int(alpha) else alpha
 
 
 def _frozen_rank(config: LoRAConfig, folder: Path | None) -> int:
-    """Rank of the adapter to put below the one that learns; 0 where there is none. Checks it against the config."""
+    """Rank of the frozen adapter below the trainable one, 0 if there is none. Checks the folder against the config."""
     if folder is None:
         return 0
-    known = read_adapter(folder)
+    adapter = read_adapter(folder)
     stacks = config.between_iterations == "stack"
-    fits = known.rank % config.rank == 0 if stacks else known.rank == config.rank
-    if not fits or not config.saves_adapters or known.alpha != _alpha(config, known.rank):
+    fits = adapter.rank % config.rank == 0 if stacks else adapter.rank == config.rank
+    if not fits or not config.saves_adapters or adapter.alpha != _alpha(config, adapter.rank):
         raise WeightsError(
-            f"{folder}: an adapter of rank {known.rank} and alpha {known.alpha:g} does not go with learner.lora.rank = "
+            f"{folder}: an adapter of rank {adapter.rank} and alpha {adapter.alpha:g} does not fit learner.lora.rank = "
             f"{config.rank}, alpha = {config.alpha:g}, between_iterations = {config.between_iterations}; open it with "
-            f"the config that it was trained with"
+            f"the config with which it was trained"
         )
-    return known.rank if stacks else 0
+    return adapter.rank if stacks else 0
 
 
 def _inject(model: PreTrainedModel, config: LoRAConfig, frozen_rank: int) -> None:
     from peft import LoraConfig, get_peft_model
 
     targets = config.target_modules
-    learns = LoraConfig(**peft_settings(config, config.rank), target_modules=targets)
-    # Adapters in float32 beside a bfloat16 base would compute something else than the saved ones do in vLLM.
-    plain: dict[str, Any] = {"autocast_adapter_dtype": False}
+    trained = LoraConfig(**peft_settings(config, config.rank), target_modules=targets)
+    # In float32 beside a bfloat16 base, adapters would give other numbers than the saved ones give in vLLM.
+    options: dict[str, Any] = {"autocast_adapter_dtype": False}
     try:
         if not frozen_rank:
-            get_peft_model(model, learns, TRAINED, **plain)
+            get_peft_model(model, trained, TRAINED, **options)
             return
-        below = LoraConfig(**peft_settings(config, frozen_rank), target_modules=targets)
-        wrapped = get_peft_model(model, below, FROZEN, **plain)
-        wrapped.add_adapter(TRAINED, learns, **plain)
+        frozen = LoraConfig(**peft_settings(config, frozen_rank), target_modules=targets)
+        wrapped = get_peft_model(model, frozen, FROZEN, **options)
+        wrapped.add_adapter(TRAINED, trained, **options)
         wrapped.base_model.set_adapter([FROZEN, TRAINED])
     except ValueError as error:
         raise ModelError(f"learner.lora.target_modules = {targets}: {error}") from error
@@ -112,7 +112,10 @@ def _inject(model: PreTrainedModel, config: LoRAConfig, frozen_rank: int) -> Non
 
 
 def _check_layers(model: PreTrainedModel, config: LoRAConfig) -> None:
-    """Every named layer was found, all of them are linear, and none is the head, which PolicyModule computes itself."""
+    """Raise ModelError unless every named layer exists and all are linear layers inside the blocks.
+
+    The head cannot be adapted: PolicyModule computes it.
+    """
     from peft.tuners.lora import LoraLayer
 
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
@@ -122,8 +125,8 @@ def _check_layers(model: PreTrainedModel, config: LoRAConfig) -> None:
     ]
     if wrong:
         raise ModelError(
-            f"learner.lora.target_modules = {config.target_modules} reaches {', '.join(wrong)}; expected linear layers "
-            f"inside the blocks; name them, e.g. [q_proj, v_proj]"
+            f"learner.lora.target_modules = {config.target_modules} includes {', '.join(wrong)}; expected linear "
+            f"layers inside the blocks only; name them, e.g. [q_proj, v_proj]"
         )
     named = config.target_modules if isinstance(config.target_modules, list) else []
     missing = [t for t in named if not any(n == t or n.endswith(f".{t}") for n in adapted)]
@@ -152,16 +155,16 @@ def _fill(model: PreTrainedModel, name: str, folder: Path) -> None:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise WeightsError(
             f"{folder}: not an adapter of this model with these target_modules: {'; '.join(problems[:8])}{more}. Open "
-            f"it with the model and the config that it was trained with"
+            f"it with the model and the config with which it was trained"
         )
     for key, parameter in parameters.items():
         parameter.copy_(tensors[key])
 
 
 def gather_adapter(policy: PolicyModule, keep: bool, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All adapters as one, by PEFT's names, on the CPU; only where `keep` is true. Called by all ranks.
+    """{PEFT's name: tensor} of all adapters as one, on the CPU; {} where `keep` is false. Called by all ranks.
 
-    Stacked ones become one exactly: B1 A1 + B2 A2 = [B1 B2] [A1; A2].
+    Stacked adapters are one adapter exactly: B1 A1 + B2 A2 = [B1 B2] [A1; A2].
     """
     parts: dict[str, list[Tensor]] = {}
     for adapter in (FROZEN, TRAINED):
@@ -175,7 +178,7 @@ def gather_adapter(policy: PolicyModule, keep: bool, dtype: torch.dtype) -> dict
 def write_adapter(
     state: dict[str, Tensor], config: LoRAConfig, model: ModelConfig, base_digest: str, target: Path
 ) -> None:
-    """Write what `gather_adapter` gathered; base_digest names the whole model that it belongs to."""
+    """Write the tensors of `gather_adapter` in PEFT's format; base_digest is that of the adapter's base model."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
@@ -196,14 +199,14 @@ def write_adapter(
 
 
 def fold(state: dict[str, Tensor], scale: float, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of an adapted model (as `gather_weights` gathers them) with the trained adapter merged."""
-    marks = (f".lora_A.{TRAINED}.weight", f".lora_B.{TRAINED}.weight")
-    folded = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if not name.endswith(marks)}
+    """The weights of an adapted model, as `gather_weights` returns them, with the trained adapter merged."""
+    ends = (f".lora_A.{TRAINED}.weight", f".lora_B.{TRAINED}.weight")
+    folded = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if not name.endswith(ends)}
     for name, a in state.items():
-        if name.endswith(marks[0]):
-            layer = name.removesuffix(marks[0])
+        if name.endswith(ends[0]):
+            layer = name.removesuffix(ends[0])
             target = f"{layer}.weight"
-            folded[target] = merged(folded[target], a, state[layer + marks[1]], scale, dtype)
+            folded[target] = merged(folded[target], a, state[layer + ends[1]], scale, dtype)
     return folded
 
 
@@ -213,5 +216,5 @@ def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, dtype: torch.dtyp
 
 
 def _json(value: dict[str, Any]) -> str:
-    """Keys and sets sorted, so that the same adapter is the same bytes in every process."""
+    """JSON with sorted keys and sets, so that the same adapter has the same bytes in every process."""
     return json.dumps(value, indent=2, sort_keys=True, default=sorted) + "\n"

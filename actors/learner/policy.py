@@ -1,11 +1,11 @@
 """The policy in the learner: loading, log-probabilities of answers from token ids, writing a model folder.
 
-Loads any causal language model of transformers from a folder with safetensors weights. Reads the ids
-that the generator made, as they are: nothing is tokenized again, no BOS or EOS is added.
+Loads any causal language model of transformers from a folder with safetensors weights. The token ids are those of the
+generator: nothing is tokenized again, no BOS or EOS is added.
 
-Log-probabilities are computed without [batch, length, vocabulary] logits. With a vocabulary of 128 k the logits of
-one 512-token pair fill half a GiB in float32, and their gradient as much again. Here only `chunk` positions have
-logits at one time, in the backward pass too, where they are computed again.
+Log-probabilities are computed without [batch, length, vocabulary] logits. With a vocabulary of 128 k the logits of one
+512-token pair need half a GiB in float32, and their gradient the same again. Here only `chunk` positions have logits at
+one time; the backward pass computes them again.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ if TYPE_CHECKING:
 
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-"""Nats per token by which our log-probabilities may differ from those of the model's own logits."""
+"""Nats per token by which PolicyModule's log-probabilities may differ from those of the model's own logits."""
 
 
 class ChunkedHead(nn.Module):
-    """The language-model head, applied to some positions at a time.
+    """The language-model head, applied to `chunk` positions at a time.
 
-    Holds the head's weight as its own parameter, so that ZeRO-3 gathers it once for all chunks of a
-    pass. Through the model's own head it would be gathered once per chunk, by each rank as often as
-    it has chunks: slow, and a deadlock as soon as two ranks differ in the number of their tokens.
+    Holds the head's weight as its own parameter, so that ZeRO-3 gathers it once for all chunks of a pass. The model's
+    own head would be gathered once per chunk: slow, and a deadlock when two ranks have different numbers of tokens.
     """
 
     def __init__(self, linear: nn.Linear, chunk: int, softcap: float | None):
@@ -85,12 +84,12 @@ class PolicyModule(nn.Module):
 def collate(rows: list[dict], target: torch.device) -> dict[str, Tensor]:
     """Arguments of PolicyModule.forward for all answers of `rows` (engine.schema.ROWS), in order.
 
-    No rows at all give one token without a label: a pass that computes nothing but takes part. Raises
-    DataError for a row without prompt tokens, since nothing would predict the answer's first token.
+    [] gives tokens without labels: a pass without results, in which the rank takes part. Raises DataError for a row
+    without prompt tokens, since there would be no position that predicts the answer's first token.
     """
     bad = [row["prompt_id"] for row in rows if not row["prompt_token_ids"]]
     if bad:
-        raise DataError(f"prompts {bad} have no tokens; a prompt needs at least one, e.g. BOS from the chat template")
+        raise DataError(f"prompts {bad} have no tokens; expected at least one, e.g. BOS from the chat template")
     pairs = [(row["prompt_token_ids"], answer) for row in rows for answer in row["answer_token_ids"]] or [([0], [])]
     length = max(2, *(len(prompt) + len(answer) for prompt, answer in pairs))
     input_ids = torch.zeros(len(pairs), length, dtype=torch.long)
@@ -114,15 +113,15 @@ def load_policy(
 ) -> PolicyModule:
     """Load the policy in `folder` for training: config.dtype, no dropout, no cache, on the CPU.
 
-    With quantize = "nf4" its linear layers are held in 4 bits, on this process's GPU.
-    Raises ModelError where the folder lacks safetensors or some of the weights, or where the
-    architecture turns hidden states into logits in a way that PolicyModule does not reproduce.
+    With quantize = "nf4" its linear layers have 4 bits per weight, on this process's GPU.
+    Raises ModelError if the folder lacks safetensors or some of the weights, or if the architecture computes logits
+    from hidden states in a way that PolicyModule does not reproduce.
     """
     model = load_model(config, Path(folder), quantize)
     _switch_off_dropout(model)
     policy = PolicyModule(model, logits_chunk)
     check_logprobs(policy)
-    # Only now, because flash attention cannot run the check on the CPU.
+    # After the check, because flash attention cannot run on the CPU.
     if config.attn_implementation is not None:
         model.set_attn_implementation(config.attn_implementation)
     if gradient_checkpointing:
@@ -131,7 +130,7 @@ def load_policy(
 
 
 def load_model(config: ModelConfig, folder: Path, quantize: str | None = None) -> PreTrainedModel:
-    """The model as transformers knows it. Raises ModelError where `load_policy` does."""
+    """Load the transformers model in `folder`. Raises ModelError if the folder or some of the weights are missing."""
     from transformers import AutoModelForCausalLM
 
     if not folder.is_dir():
@@ -151,14 +150,14 @@ def load_model(config: ModelConfig, folder: Path, quantize: str | None = None) -
     model, report = loaded
     if report["missing_keys"]:
         raise ModelError(
-            f"{folder} lacks weights, which would stay random: {sorted(report['missing_keys'])}; "
+            f"{folder} lacks weights, which would be random: {sorted(report['missing_keys'])}; "
             "expected every parameter of the architecture in its safetensors files"
         )
     return model
 
 
 def _in_four_bits(config: ModelConfig, quantize: str | None) -> dict[str, Any]:
-    """Arguments that round the linear layers to NF4 as they are read (QLoRA, arXiv 2305.14314, section 3)."""
+    """Arguments of from_pretrained that quantize the linear layers to NF4 (QLoRA, arXiv 2305.14314, section 3)."""
     if quantize is None:
         return {}
     from transformers import BitsAndBytesConfig
@@ -173,7 +172,7 @@ def _in_four_bits(config: ModelConfig, quantize: str | None) -> dict[str, Any]:
 
 
 def _switch_off_dropout(model: PreTrainedModel) -> None:
-    """Dropout would make training and reference log-probabilities differ before the first update."""
+    """Set every dropout rate to 0: training and reference must be equal before the first update."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -188,9 +187,9 @@ def _switch_off_dropout(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def check_logprobs(policy: PolicyModule) -> None:
-    """Raise ModelError unless our log-probabilities equal those of the model's own logits on some random ids.
+    """Raise ModelError unless the log-probabilities of random ids equal those of the model's own logits.
 
-    They would not where a model scales or masks its logits behind the head (Cohere, Granite).
+    They differ if a model scales or masks its logits after the head (Cohere, Granite).
     """
     model = policy.model
     generator = torch.Generator().manual_seed(0)
@@ -203,8 +202,9 @@ def check_logprobs(policy: PolicyModule) -> None:
     difference = (ours - theirs).abs().max().item()
     if not difference <= TOLERANCE[policy.head.weight.dtype]:
         raise ModelError(
-            f"{type(model).__name__} post-processes its logits in a way Kumite does not know: log-probabilities "
-            f"differ by {difference:.3g} nats per token; use another architecture or extend actors/learner/policy.py"
+            f"{type(model).__name__} post-processes its logits in a way that Kumite does not support: "
+            f"log-probabilities differ by {difference:.3g} nats per token; use another architecture or extend "
+            f"actors/learner/policy.py"
         )
 
 
@@ -217,25 +217,25 @@ def token_logps(
 ) -> Tensor:
     """[T] float32 log-probabilities, in nats, of `targets` [T] given the `hidden` [T, width] that predict them.
 
-    `head` maps [t, width] to [t, vocabulary]; softmax and what follows are float32 whatever it
-    computes in. `softcap` c bends logits to c * tanh(logits / c) (Gemma 2, arXiv 2408.00118).
+    head: maps [t, width] to [t, vocabulary]; softmax and everything after it is computed in float32. softcap: c
+    changes logits to c * tanh(logits / c) (Gemma 2, arXiv 2408.00118).
     """
 
-    def piece(states: Tensor, wanted: Tensor) -> Tensor:
+    def chunk_logps(states: Tensor, ids: Tensor) -> Tensor:
         logits = head(states).float()
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
-        return -functional.cross_entropy(logits, wanted, reduction="none")
+        return -functional.cross_entropy(logits, ids, reduction="none")
 
-    # T = 0 still makes one (empty) piece: the head stays in the graph, and its gradient is 0, not missing.
-    pieces = []
+    # T = 0 still gives one empty chunk: the head stays in the graph, and its gradient is 0 instead of missing.
+    chunks = []
     for start in range(0, max(1, len(targets)), chunk):
-        states, wanted = hidden[start : start + chunk], targets[start : start + chunk]
+        states, ids = hidden[start : start + chunk], targets[start : start + chunk]
         if torch.is_grad_enabled():
-            pieces.append(checkpoint(piece, states, wanted, use_reentrant=False, preserve_rng_state=False))
+            chunks.append(checkpoint(chunk_logps, states, ids, use_reentrant=False, preserve_rng_state=False))
         else:
-            pieces.append(piece(states, wanted))
-    return torch.cat(pieces)
+            chunks.append(chunk_logps(states, ids))
+    return torch.cat(chunks)
 
 
 def answer_token_logps(
@@ -243,14 +243,13 @@ def answer_token_logps(
 ) -> Tensor:
     """[N, L - 1] float32: entry t is the log-probability of the token at position t + 1; 0 outside answers.
 
-    hidden: [N, L, width], the decoder's last hidden states. labels: [N, L], the token id at every
-    position of an answer, IGNORE elsewhere. This is the one place that shifts by one: the state at
-    position t predicts the token at t + 1.
+    hidden: [N, L, width], the decoder's last hidden states. labels: [N, L], the token id at every position of an
+    answer, IGNORE elsewhere. The shift by one is here and nowhere else: the state at position t predicts token t + 1.
     """
     labels = labels[:, 1:]
     inside = labels != IGNORE
     values = token_logps(hidden[:, :-1][inside], labels[inside], head, chunk, softcap)
-    # masked_scatter rather than index_add: the latter sums in a different order on every run on a GPU.
+    # masked_scatter, not index_add: on a GPU the latter sums in another order in every run.
     return torch.zeros(labels.shape, dtype=values.dtype, device=values.device).masked_scatter(inside, values)
 
 
@@ -281,10 +280,10 @@ COMPANIONS = (
 
 
 def gather_weights(policy: PolicyModule, keep: bool, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All weights by transformers' names, on the CPU; only where `keep` is true. Called by all ranks.
+    """{transformers' name: tensor} of all weights, on the CPU; {} where `keep` is false. Called by all ranks.
 
-    One tensor at a time is whole in a rank's memory under ZeRO-3. Tied weights share one copy, by which
-    transformers recognises them and writes them once.
+    Under ZeRO-3 a rank gathers one tensor at a time. Tied weights share one copy, so that transformers recognises
+    them and writes them once.
     """
     state: dict[str, Tensor] = {}
     copies: dict[int, Tensor] = {}
@@ -298,7 +297,7 @@ def gather_weights(policy: PolicyModule, keep: bool, dtype: torch.dtype) -> dict
 
 
 def whole(tensor: Tensor, keep: bool, dtype: torch.dtype) -> Tensor | None:
-    """A copy on the CPU, gathered from all ranks under ZeRO-3; None where `keep` is false. Called by all ranks."""
+    """A copy on the CPU, gathered from all ranks under ZeRO-3; None if `keep` is false. Called by all ranks."""
     import deepspeed
 
     partitioned = [tensor] if hasattr(tensor, "ds_id") else []
@@ -314,7 +313,7 @@ def write_policy(
     from transformers import GenerationConfig
 
     target.mkdir(parents=True, exist_ok=True)
-    # Published generation configs often fail transformers' own validation on saving; the source's is copied.
+    # Published generation configs often fail transformers' validation when saved; the source's file is copied instead.
     model.generation_config = GenerationConfig()
     model.save_pretrained(target, state_dict=state)
     (target / "generation_config.json").unlink(missing_ok=True)
@@ -326,7 +325,7 @@ def write_policy(
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what lies beside weights and config in a model's folder and belongs to it."""
+    """Copy the COMPANIONS of a model's folder."""
     for path in {match for pattern in COMPANIONS for match in source.glob(pattern)}:
         if path.is_dir():
             shutil.copytree(path, target / path.name, dirs_exist_ok=True)

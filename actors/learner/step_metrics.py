@@ -1,6 +1,6 @@
-"""What one optimizer step adds up over micro-batches and ranks, and the metrics made of it.
+"""Sums of one optimizer step over micro-batches and ranks, and the metrics computed from them.
 
-Two reductions per step, whatever the number of micro-batches. Knows nothing of DeepSpeed or files.
+Two all-reduces per step, independent of the number of micro-batches.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ SUMMED = (
     "logps/chosen",
     "logps/rejected",
 )
-"""Means over the step's rows. The chosen answer of a row has its highest win rate, the rejected its lowest."""
+"""Means over the step's rows. The chosen answer of a row is the one with the highest win rate, the rejected one that
+with the lowest."""
 
 
 class StepTotals:
-    """Sums and maxima of one step on one rank, until `reduce` makes them the group's."""
+    """Sums and maxima of one step on one rank; `reduce` turns them into those of the group."""
 
     def __init__(self, num_passes: int, rank: int, world_size: int, device: torch.device):
         self.rank = rank
@@ -38,7 +39,7 @@ class StepTotals:
         """B training rows and their losses [B]."""
         rewards = reward_scale * batch.log_ratio
         chosen = batch.win_rate.argmax(dim=1, keepdim=True)
-        # The last of equals, so that two equal answers are not one.
+        # Of equal win rates the last, so that chosen and rejected are two different answers.
         rejected = batch.win_rate.shape[1] - 1 - batch.win_rate.flip(1).argmin(dim=1, keepdim=True)
         best, worst = rewards.gather(1, chosen)[:, 0], rewards.gather(1, rejected)[:, 0]
         logps = [batch.logps.gather(1, index)[:, 0] for index in (chosen, rejected)]
@@ -50,12 +51,12 @@ class StepTotals:
         self.sums[-1] += count
 
     def mark(self, index: int, loss_finite: Tensor, gradient_finite: Tensor) -> None:
-        """Note whether loss and gradient of this rank's micro-batch in pass `index` were finite."""
+        """Record whether loss and gradient of this rank's micro-batch in pass `index` were finite."""
         self.nonfinite[index, self.rank, 0] = (~loss_finite).double()
         self.nonfinite[index, self.rank, 1] = (~gradient_finite).double()
 
     def reduce(self) -> None:
-        """Add up over ranks; afterwards every rank holds the same numbers. Called by all ranks."""
+        """Reduce over ranks; afterwards all ranks hold the same numbers. Called by all ranks."""
         maxima = torch.cat([self.largest_log_ratio.reshape(1), self.nonfinite.flatten()])
         dist.all_reduce(self.sums, dist.ReduceOp.SUM)
         dist.all_reduce(maxima, dist.ReduceOp.MAX)
@@ -63,21 +64,21 @@ class StepTotals:
         self.nonfinite = maxima[1:].view_as(self.nonfinite)
 
     def metrics(self, num_rows: int) -> dict[str, float]:
-        """The step's metrics by name; num_tokens counts prompts and answers, without padding."""
+        """{metric: value} of the step; num_tokens counts prompt and answer tokens without padding."""
         *sums, tokens = self.sums.tolist()
         means = {name: value / num_rows for name, value in zip(SUMMED, sums, strict=True)}
         return {**means, "log_ratio/max_abs": self.largest_log_ratio.item(), "num_tokens": int(tokens)}
 
     def culprits(self) -> list[tuple[int, int, str]]:
         """(pass, rank, "loss" or "gradient") of every micro-batch that was not finite."""
-        found = self.nonfinite.nonzero().tolist()
-        return [(index, rank, ("loss", "gradient")[kind]) for index, rank, kind in found]
+        entries = self.nonfinite.nonzero().tolist()
+        return [(index, rank, ("loss", "gradient")[kind]) for index, rank, kind in entries]
 
 
 class GradientWatch:
-    """Notices NaN and infinity in any gradient as it appears, before it is summed and before any step.
+    """Checks every gradient for NaN and infinity when it is computed, before it is summed and before any step.
 
-    Works alike in all ZeRO stages, where the gradients themselves are soon gone from the parameters.
+    A hook works in all ZeRO stages, which remove the gradients from the parameters.
     """
 
     def __init__(self, module: torch.nn.Module):

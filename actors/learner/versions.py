@@ -9,7 +9,6 @@ continue, stack                whole model    adapters of it
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,12 +19,9 @@ from engine.config.run import ModelConfig
 from engine.errors import ModelError
 from engine.store.weights import check_base, refuse_adapter, weights_digest
 
-if TYPE_CHECKING:
-    pass
-
 
 class Versions:
-    """One rank's reader and writer; all ranks call the same methods."""
+    """Reads and writes versions on one rank; all ranks call the same methods."""
 
     def __init__(self, config: LearnerConfig, model: ModelConfig):
         self.config, self.model = config, model
@@ -33,15 +29,15 @@ class Versions:
         self._digests: dict[Path, str] = {}
 
     def load(self, folder: Path, base: Path | None, seed: int) -> PolicyModule:
-        """The version in `folder`, an adapter of `base` or a whole model, with adapters that learn where asked for.
+        """The version in `folder`, a whole model or an adapter of `base`; learner.lora adds trainable adapters.
 
-        `seed` decides how a fresh adapter begins. Raises ModelError or WeightsError where it cannot be used.
+        seed: for a fresh adapter's random values. Raises ModelError or WeightsError if the folder cannot be used.
         """
         config, lora = self.config, self.config.lora
         if base is None:
             refuse_adapter(folder, "the policy")
         elif lora is None:
-            raise ModelError(f"{folder} is an adapter of {base}, and learner.lora is not set; set it as it was trained")
+            raise ModelError(f"{folder} is an adapter of {base}, but learner.lora is not set; set it as in training")
         else:
             check_base(folder, self._digest(base))
         self._whole = base or folder
@@ -52,7 +48,7 @@ class Versions:
         return policy
 
     def save(self, policy: PolicyModule, folder: Path, keep: bool) -> None:
-        """Write the version as it is now; only where `keep` is true."""
+        """Write the present weights as a version; only the rank with `keep` writes. Called by all ranks."""
         lora, dtype = self.config.lora, getattr(torch, self.model.dtype)
         if lora is not None and lora.saves_adapters:
             adapter = gather_adapter(policy, keep, dtype)
@@ -65,7 +61,7 @@ class Versions:
             write_policy(policy.model, state, dtype, self._whole, folder)
 
     def _digest(self, folder: Path) -> str:
-        """Digest of a whole model's folder, read once per process: such folders never change."""
+        """Digest of a whole model's folder, computed once per process: these folders do not change."""
         if folder not in self._digests:
             self._digests[folder] = weights_digest(folder)
         return self._digests[folder]

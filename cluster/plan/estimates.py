@@ -1,14 +1,12 @@
-"""Counting before anything runs: parameters, prompts, bytes of memory and of disk, from the config alone.
+"""Estimates before anything runs: parameters, prompts, bytes of memory and disk.
 
-Plain arithmetic; every function takes sections of the config and returns a number. What cannot be
-known from here is None, never a guess. Needs neither torch nor Ray.
+Every function takes sections of the config and returns a number, or None where it cannot be known before the run.
+Needs neither torch nor Ray.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 from engine.config.judge import JudgeConfig, VLLMServer
@@ -16,6 +14,7 @@ from engine.config.learner import OUTER
 from engine.config.prompts import PromptsConfig
 from engine.config.run import LearnerConfig, RunConfig
 from engine.config.scorer import PairRMConfig, RuleConfig, ScorerConfig
+from engine.store.weights import tensor_shapes
 
 BYTES = {"float32": 4, "bfloat16": 2}
 NF4_BYTES = 0.52
@@ -23,39 +22,36 @@ NF4_BYTES = 0.52
 OPTIMIZER_STATES = {"rmsprop": 1, "adamw": 2}
 """float32 numbers that the optimizer keeps per parameter."""
 TABLE_BYTES_PER_TOKEN = 6
-"""Ids, text and scores of an answer in the compressed tables; measured between 4 and 8."""
+"""Ids, text and scores of an answer in the compressed tables; between 4 and 8 were measured."""
 SCORER_PARAMETERS = 435e6
 """DeBERTa-v3-large with PairRM's head, where the checkpoint is not on this machine."""
 
 
 def count_parameters(path: str) -> float | None:
-    """Parameters of a model folder on this machine, from the safetensors headers; None if there is none."""
-    return float(sum(math.prod(tensor["shape"]) for header in _headers(path) for tensor in header.values())) or None
+    """Parameters of a model folder, from the safetensors headers; None if it is not on this machine."""
+    return float(sum(math.prod(shape) for shape in _shapes(path).values())) or None
 
 
-def _headers(path: str) -> Iterator[dict[str, dict]]:
-    """{name: {"shape": ...}} of each safetensors file in a folder; none if it is not on this machine."""
-    for file in sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        yield {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+def _shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """{tensor name: shape} of a model folder; {} if it is not on this machine. Raises ModelError if it is damaged."""
+    return tensor_shapes(path) if any(Path(path).glob("*.safetensors")) else {}
 
 
 def count_prompts(prompts: PromptsConfig) -> int | None:
-    """Prompts of all sources together, before any is dropped; None where only reading them would tell."""
+    """Prompts of all sources together, before any is dropped; None if they must be read to know."""
     sources = prompts.source if isinstance(prompts.source, list) else [prompts.source]
     counts = [_count_rows(Path(source)) or prompts.expected or prompts.limit for source in sources]
-    known = [min(count, prompts.limit or count) for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+    limited = [min(count, prompts.limit or count) for count in counts if count is not None]
+    return sum(limited) if len(limited) == len(counts) else None
 
 
 def prompts_per_iteration(config: RunConfig) -> int | None:
-    """Prompts that one iteration answers, at most."""
+    """The largest number of prompts in one iteration; None if it is not known."""
     total, prompts = count_prompts(config.prompts), config.prompts
     if total is None:
         return None
-    every_time = prompts.use == "all" and not isinstance(prompts.source, list)
-    return total if every_time else math.ceil(total / config.iterations)
+    all_in_each = prompts.use == "all" and not isinstance(prompts.source, list)
+    return total if all_in_each else math.ceil(total / config.iterations)
 
 
 def _count_rows(path: Path) -> int | None:
@@ -66,7 +62,7 @@ def _count_rows(path: Path) -> int | None:
 
 
 def max_steps(learner: LearnerConfig, rows: int) -> int:
-    """Optimizer steps of one iteration in which every prompt gives a row."""
+    """Optimizer steps of one iteration with `rows` training rows."""
     return math.ceil(rows * learner.schedule.stop_after_epochs / learner.batch_size)
 
 
@@ -78,9 +74,9 @@ def optimizer_bytes(learner: LearnerConfig, dtype: str) -> int:
 def learner_bytes(learner: LearnerConfig, dtype: str, parameters: float, trained: float | None = None) -> float:
     """Bytes per rank for weights, gradients, master weights and optimizer state, without activations.
 
-    ZeRO (arXiv 1910.02054, section 5): stage 1 divides the optimizer's share by the number of ranks,
-    stage 2 the gradients too, stage 3 the weights too. Gradients are summed in float32 from stage 1 on.
-    trained: how many parameters learn; None: all. Those of adapters come on top of the model's own.
+    ZeRO (arXiv 1910.02054, section 5): stage 1 divides the optimizer's share by the number of ranks, stage 2 the
+    gradients too, stage 3 the weights too. From stage 1 on gradients are summed in float32.
+    trained: number of trained parameters; None: all. Those of adapters are additional to the model's own.
     """
     trained = parameters if trained is None else trained
     gradients = 4 if learner.zero_stage > 0 else BYTES[dtype]
@@ -105,28 +101,27 @@ def offloaded_bytes(learner: LearnerConfig, dtype: str, trained: float) -> float
 
 
 def trained_parameters(config: RunConfig, parameters: float | None, rank: int | None = None) -> float | None:
-    """How many parameters learn: the model's, or those of adapters of `rank` (None: learner.lora.rank).
+    """Number of trained parameters: the model's, or those of adapters of `rank` (None: learner.lora.rank).
 
-    Counted from the safetensors headers of a model on this machine; None where adapters cannot be counted.
+    Adapters are counted from the model's safetensors headers; None if it is not on this machine.
     """
     lora = config.learner.lora
     if lora is None:
         return parameters
-    shapes = _matrices(config.model.path, lora.target_modules)
+    shapes = _adapted_shapes(config.model.path, lora.target_modules)
     return float((rank or lora.rank) * sum(map(sum, shapes))) or None
 
 
-def _matrices(path: str, targets: str | list[str]) -> list[list[int]]:
-    """[out, in] of the layers that adapters change; all-linear: every matrix inside the blocks."""
-    tensors = [item for header in _headers(path) for item in header.items() if item[0].endswith(".weight")]
-    layers = {name.removesuffix(".weight"): tensor["shape"] for name, tensor in tensors}
+def _adapted_shapes(path: str, targets: str | list[str]) -> list[tuple[int, ...]]:
+    """(out, in) of the layers that adapters change; all-linear: every matrix inside the blocks."""
+    layers = {name.removesuffix(".weight"): shape for name, shape in _shapes(path).items() if name.endswith(".weight")}
     if isinstance(targets, list):
         return [s for n, s in layers.items() if any(n == t or n.endswith(f".{t}") for t in targets)]
     return [s for n, s in layers.items() if len(s) == 2 and not any(part in n for part in OUTER)]
 
 
 def scorer_bytes(scorer: ScorerConfig) -> float | None:
-    """Bytes of a scorer's weights per GPU; rules, and judges that others serve, have none.
+    """Bytes of a scorer's weights per GPU; 0 for rules, and for judges served by the policy or a remote server.
 
     None for a judge that is not on this machine and whose num_parameters is not set.
     """
@@ -145,13 +140,13 @@ def judge_bytes(server: VLLMServer) -> float | None:
 
 
 def answers_per_prompt(config: RunConfig) -> int:
-    """Answers sampled for a training prompt in the last iteration; the first may do without the start policy's."""
+    """Answers sampled per training prompt in the last iteration; the first may have no `anchored` stage."""
     stages = config.algorithm.stages(config.iterations - 1)
     return config.sampling.num_samples * (("completions" in stages) + ("anchored" in stages))
 
 
 def num_verdicts(config: RunConfig, prompts: int, answers: int) -> tuple[int, str]:
-    """What the scorer is asked about `prompts` prompts of `answers` answers each, and the word for it."""
+    """Number of verdicts on `prompts` prompts with `answers` answers each, and "comparisons" or "judgements"."""
     pairs = prompts * answers * (answers - 1)
     if isinstance(config.scorer, JudgeConfig):
         if config.scorer.mode == "pointwise":
@@ -161,7 +156,7 @@ def num_verdicts(config: RunConfig, prompts: int, answers: int) -> tuple[int, st
 
 
 def disk_bytes(config: RunConfig, parameters: float | None) -> dict[str, float]:
-    """Bytes under `output` by what they are for: weights of every iteration, two learner checkpoints, tables."""
+    """{purpose: bytes} under `output`: weights of all iterations, two learner checkpoints, tables."""
     size, learner, dtype = parameters or 0.0, config.learner, config.model.dtype
     trained = trained_parameters(config, parameters) or 0.0
     prompts = (prompts_per_iteration(config) or 0) * config.iterations
@@ -174,7 +169,7 @@ def disk_bytes(config: RunConfig, parameters: float | None) -> dict[str, float]:
 
 
 def _saved_parameters(config: RunConfig, parameters: float, trained: float) -> float:
-    """Parameters in the weights of all iterations: whole models, or adapters, which grow where they are stacked."""
+    """Parameters in the weights of all iterations: whole models, or adapters; stacked adapters grow."""
     lora, t = config.learner.lora, config.iterations
     if lora is None or not lora.saves_adapters:
         return parameters * t

@@ -1,6 +1,6 @@
-"""What the machines have, what the roles need, and where the second exceeds the first.
+"""The resources of the machines, the needs of the roles, and the shortages.
 
-Plain arithmetic and the operating system's own files. Starts nothing and needs no Ray.
+Reads the operating system's own files; starts nothing and needs no Ray.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 @dataclass(frozen=True)
 class Machines:
-    """Equal nodes; None where only asking the cluster would tell."""
+    """A cluster of equal nodes; None for what only the running cluster can tell."""
 
     where: str
     nodes: int
@@ -38,14 +38,14 @@ class Machines:
     """Free on the storage of `output`."""
 
     def resources(self) -> dict[str, float] | None:
-        """What all nodes have together, under Ray's names."""
+        """The resources of all nodes together, under Ray's names; None if they are not known."""
         if self.cpus is None or self.gpus is None:
             return None
         return {"CPU": self.nodes * self.cpus, "GPU": self.nodes * self.gpus}
 
 
 def machines(config: RunConfig, stated: StatedCluster | None) -> Machines:
-    """The stated cluster, else the one that the run will connect to, else this machine."""
+    """The stated cluster, else the one to which the run will connect, else this machine."""
     if stated is not None:
         nodes = "1 node" if stated.nodes == 1 else f"{stated.nodes} nodes"
         return Machines(f"as stated, {nodes}", stated.nodes, float(stated.cpus), float(stated.gpus),
@@ -61,9 +61,9 @@ def _visible_gpus() -> float:
 
 
 def _host_memory() -> float:
-    """GiB that this process may use; a container's limit counts where it is the smaller one."""
+    """GiB that this process may use: the machine's memory, or the container's limit if that is smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+    with contextlib.suppress(OSError, ValueError):  # the file is missing, or holds "max"
         total = min(total, int(CGROUP_LIMIT.read_text()))
     return total / GIB
 
@@ -75,25 +75,27 @@ def _existing(path: Path) -> Path:
 
 
 ADVICE = "\nLower num_replicas, cpus or gpus, add nodes, or let roles share them: cluster.placement=colocated"
-"""The ways out."""
+"""Appended to the error of a plan that does not fit."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one role asks for."""
+    """The resources that one role needs."""
 
     num_replicas: int
     cpus: float
+    """Per replica."""
     gpus: float
+    """Per replica."""
     strategy: str = "SPREAD"
-    """SPREAD replicas that work alone; PACK ranks that talk to each other."""
+    """Ray's placement strategy: SPREAD for replicas that work alone, PACK for ranks that communicate."""
 
     def total(self) -> dict[str, float]:
         return {"CPU": self.num_replicas * self.cpus, "GPU": self.num_replicas * self.gpus}
 
 
 def share(needs: Mapping[RoleName, Need]) -> Need:
-    """The bundles that serve every role in turn."""
+    """The bundles in which all roles fit, one role at a time."""
     return Need(
         num_replicas=max(n.num_replicas for n in needs.values()),
         cpus=max(n.cpus for n in needs.values()),
@@ -103,14 +105,14 @@ def share(needs: Mapping[RoleName, Need]) -> Need:
 
 
 def shortages(needs: Mapping[RoleName, Need], turns: bool, available: Mapping[str, float]) -> list[str]:
-    """One sentence for each resource of which the roles want more than the cluster has."""
-    wanted = [share(needs)] if turns else list(needs.values())
+    """One sentence for each resource of which the roles need more than is available."""
+    reserved = [share(needs)] if turns else list(needs.values())
     lines = []
     for resource in ("CPU", "GPU"):
-        total = math.fsum(need.total()[resource] for need in wanted)
+        total = math.fsum(need.total()[resource] for need in reserved)
         if total > available.get(resource, 0.0) + 1e-9:
             parts = ", ".join(f"{role} {n.total()[resource]:g}" for role, n in needs.items() if n.total()[resource])
-            size = wanted[0].total()[resource] / wanted[0].num_replicas
-            shape = f"{wanted[0].num_replicas} bundles of {size:g} that serve all in turn: " if turns else ""
-            lines.append(f"{total:g} {resource}s wanted ({shape}{parts}), {available.get(resource, 0.0):g} there")
+            size = reserved[0].total()[resource] / reserved[0].num_replicas
+            shape = f"{reserved[0].num_replicas} bundles of {size:g} shared by all roles: " if turns else ""
+            lines.append(f"{total:g} {resource}s needed ({shape}{parts}), {available.get(resource, 0.0):g} available")
     return lines

@@ -1,4 +1,4 @@
-"""Every algorithm, one file each. A new one is a file here, and a line in this dict and in the union."""
+"""The algorithms, one file each. A new one is a file here, and one entry in the dict and in the union below."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
 }
 
 AlgorithmConfig = Annotated[SPPO | DPO | SelfRewarding | SPAC | SPIN | KTO, Field(discriminator="name")]
-"""The union over ALGORITHMS that a config's `algorithm:` section may hold, told apart by `name`."""
+"""The types of a config's `algorithm:` section, told apart by `name`."""

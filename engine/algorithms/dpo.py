@@ -1,8 +1,8 @@
 """DPO (arXiv 2305.18290) with any loss of the family, on a preference set or on the policy's own answers.
 
-Offline, the pairs are given; iterative, the policy answers, a scorer compares, and the best answer trains
-against the worst. engine/algorithms/losses.py has the losses with their papers; here they are mixed and given what
-they ask for.
+Offline DPO (data = given) trains on the pairs of a data set. In iterative DPO (data = sampled) the policy answers, a
+scorer compares the answers, and the best one trains against the worst. The losses, with their papers, are in
+engine/algorithms/losses.py; this module mixes them and passes each one the parameters that it reads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,12 +25,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Positive = Annotated[float, Field(gt=0.0)]
-PARAMETERS = ("beta", "label_smoothing", "tau", "gamma", "alpha", "m", "delta", "eta")
-"""What losses may ask for, by the names of their arguments."""
-AGAINST_POLICY = ("sppo_soft_official", "sppo_scaled")
+PARAMETERS = ("beta", "label_smoothing", "tau", "gamma", "alpha", "margin", "delta", "eta")
+"""The keyword arguments of losses; each is a field of DPO."""
+AGAINST_POLICY = ("sppo", "sppo_scaled")
 """Losses whose targets are win rates against the policy."""
-WITHIN_PAIR = ("sppo_single_official", "dpo_soft")
-"""Losses whose target is P(chosen beats rejected), as dpo_sigmoid's with soft_labels."""
+WITHIN_PAIR = ("sppo_single", "sigmoid_soft")
+"""Losses whose target is P(chosen beats rejected). soft_labels turns sigmoid into sigmoid_soft."""
+RENAMED = {
+    "dpo_sigmoid": "sigmoid",
+    "spin": "sigmoid",
+    "dpo_cdpo_label_smoothing": "cdpo",
+    "dpo_soft": "sigmoid_soft",
+    "ipo_avg": "ipo",
+    "bco_pair_nodelta": "bco_pair",
+    "bco_pair_delta": "bco_pair_shifted",
+    "sppo_soft_official": "sppo",
+    "sppo_single_official": "sppo_single",
+    "sppo_hard_trl": "sppo_hard",
+    "apo_hinge_zero_single_beta": "apo_hinge",
+    "apo_hinge_zero_literal_double_beta": "apo_hinge_double_beta",
+    "apo_hinge_softplus_single_beta": "apo_hinge_softplus",
+    "cpo_sigmoid": "cpo",
+    "dpo_plus_nll_irpo": "rpo",
+}
+"""{name in earlier releases: name now}, for the error message."""
 
 
 class DPO(ScoredAnswers):
@@ -39,79 +57,85 @@ class DPO(ScoredAnswers):
     name: Literal["dpo"] = "dpo"
     data: Literal["sampled", "given"] = "sampled"
     """sampled: the policy's own answers, compared by the scorer (iterative DPO); given: the pairs of a data set."""
-    losses: dict[str, Positive] = Field(default={"dpo_sigmoid": 1.0})
-    """Names of losses with their weights, e.g. {ipo_avg: 1} or {dpo_sigmoid: 1, sft: 0.2}; docs/dpo.md lists them."""
+    losses: dict[str, Positive] = Field(default={"sigmoid": 1.0})
+    """Names of losses with their weights, e.g. {ipo: 1} or {sigmoid: 1, sft: 0.2}; docs/dpo.md lists them."""
     beta: Positive | None = None
-    """Scale of log-ratios, of most losses; null: each loss's own default, as for all keys that follow."""
+    """Scale of log-ratios in most losses. null, here and for the keys up to eta: the default of each loss."""
     label_smoothing: Annotated[float, Field(ge=0.0, le=0.5)] | None = None
-    """e, the probability of a wrong label (cDPO, robust, EXO, AOT, margin_sigmoid)."""
+    """e, the probability of a wrong label (cdpo, robust, exo_pair, aot, aot_unpaired, margin_sigmoid)."""
     tau: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Temperature of the blend (discopop)."""
+    """Temperature of the blend of two losses (discopop)."""
     gamma: float | None = None
-    """Margin in units of the reward (simpo); the paper's code gives gamma / beta instead."""
+    """Target margin in units of the reward (simpo); the paper's code takes gamma / beta instead."""
     alpha: Annotated[float, Field(ge=0.0)] | None = None
-    """Weight of the likelihood of the chosen answer (cpo_sigmoid, dpo_plus_nll_irpo)."""
-    m: Positive | None = None
-    """Margin in units of the reward (apo_hinge...)."""
+    """Weight of the negative log-likelihood of the chosen answer (cpo, rpo)."""
+    margin: Positive | None = None
+    """Margin in units of the reward (apo_hinge, apo_hinge_double_beta, apo_hinge_softplus)."""
     delta: float | None = None
-    """Reward shift (bco_pair_delta; null: the batch's mean) or dead zone of the loss (margin_sigmoid)."""
+    """Reward shift (bco_pair_shifted; null: the mean reward of the batch), or dead zone of margin_sigmoid."""
     eta: Positive | None = None
-    """1 / beta of the SPPO losses."""
+    """1 / beta in the SPPO losses (sppo, sppo_scaled, sppo_single)."""
     nll_weight: Annotated[float, Field(ge=0.0)] = 0.0
-    """Adds so much of the mean negative log-likelihood per token of the chosen answer to any loss."""
+    """Adds this multiple of the chosen answer's mean negative log-likelihood per token to any loss."""
     length_normalized: bool = False
-    """Divide all log-probabilities by the answer's number of tokens first."""
+    """Divide all log-probabilities by the answer's number of tokens before the loss."""
     reference_free: bool = False
-    """Take the reference's log-probabilities to be 0."""
+    """Use 0 for the reference's log-probabilities."""
     soft_labels: bool = False
-    """dpo_sigmoid with the probability that the chosen answer is better as its target instead of 1."""
+    """The target of the loss sigmoid is P(chosen answer is better) instead of 1."""
 
     @model_validator(mode="after")
-    def _losses_and_their_parameters(self) -> DPO:
+    def _check_losses_and_parameters(self) -> DPO:
         problems = [*self._unknown_losses()]
-        if not problems:  # what the others say would depend on the losses that were meant
-            problems = [*self._idle_parameters(), *self._out_of_bounds(), *self._conflicting_targets()]
-        problems += self._rules_of_sampled_answers()
+        if not problems:  # the other rules need to know which losses are meant
+            problems = [*self._unused_parameters(), *self._out_of_bounds(), *self._conflicting_targets()]
+        if self.data == "given" and self.truncated != "keep":
+            problems.append(
+                "truncated = exclude applies to sampled answers only; prompts.on_long_answer = drop leaves out answers "
+                "of the data set that are too long"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def _unknown_losses(self) -> Iterator[str]:
         if not self.losses:
-            yield "losses is empty; expected at least one name with its weight, e.g. {dpo_sigmoid: 1}"
+            yield "losses is empty; expected at least one name with its weight, e.g. {sigmoid: 1}"
         for name in self.losses:
-            if name not in LOSSES:
-                near = difflib.get_close_matches(name, LOSSES, n=3, cutoff=0.5)
-                yield f"losses has no {name!r}; {'nearest: ' if near else ''}{', '.join(near or LOSSES)}"
+            if name in RENAMED:
+                yield f"losses has no {name!r}; its name is now {RENAMED[name]}"
+            elif name not in LOSSES:
+                nearest = difflib.get_close_matches(name, LOSSES, n=3, cutoff=0.5)
+                yield f"losses has no {name!r}; {'nearest' if nearest else 'known'}: {', '.join(nearest or LOSSES)}"
 
-    def _idle_parameters(self) -> Iterator[str]:
-        read = {parameter for name in self.losses for parameter in inspect.signature(LOSSES[name]).parameters}
-        idle = [name for name in PARAMETERS if getattr(self, name) is not None and name not in read]
-        if idle:
-            smooth = ", or use dpo_cdpo_label_smoothing" if "label_smoothing" in idle else ""
-            yield f"{', '.join(idle)}: read by none of the losses {', '.join(self.losses)}; remove it{smooth}"
-
-    def _rules_of_sampled_answers(self) -> Iterator[str]:
-        if self.data == "given" and self.truncated != "keep":
-            yield "truncated = exclude: for sampled answers; prompts.on_long_answer = drop leaves given ones out"
+    def _unused_parameters(self) -> Iterator[str]:
+        """A parameter that no loss reads: it would have no effect."""
+        read = {parameter for name in self.losses for parameter in _keywords_of(name)}
+        unused = [name for name in PARAMETERS if getattr(self, name) is not None and name not in read]
+        if unused:
+            advice = ", or use the loss cdpo" if "label_smoothing" in unused else ""
+            yield f"{', '.join(unused)}: read by none of the losses {', '.join(self.losses)}; remove it{advice}"
 
     def _out_of_bounds(self) -> Iterator[str]:
-        """Bounds that single losses put on e, and on soft labels."""
+        """Values that single losses do not accept."""
         if self.label_smoothing == 0.5 and "robust" in self.losses:
-            yield "label_smoothing = 0.5: robust divides by 1 - 2 e; give less"
+            yield "label_smoothing = 0.5: robust divides by 1 - 2 e; expected less than 0.5"
         if self.label_smoothing == 0.0 and "exo_pair" in self.losses:
-            yield "label_smoothing = 0: exo_pair takes its logarithm; give e.g. 0.001"
-        if self.soft_labels and ("dpo_sigmoid" not in self.losses or "dpo_soft" in self.losses):
-            yield "soft_labels makes dpo_sigmoid dpo_soft; losses must name the former, not the latter"
+            yield "label_smoothing = 0: exo_pair takes its logarithm; expected more than 0, e.g. 0.001"
+        if self.soft_labels and ("sigmoid" not in self.losses or "sigmoid_soft" in self.losses):
+            yield (
+                "soft_labels = true turns the loss sigmoid into sigmoid_soft; losses must name sigmoid and not "
+                "sigmoid_soft"
+            )
 
     def _conflicting_targets(self) -> Iterator[str]:
-        """A row has one target per answer."""
+        """Losses that need different targets: a row has one target per answer."""
         against = [name for name in self.losses if name in AGAINST_POLICY]
-        within = [name for name in self._named() if name in WITHIN_PAIR]
+        within = [name for name in self._weights() if name in WITHIN_PAIR]
         if self.data == "sampled" and against and within:
             yield (
                 f"losses mixes {', '.join(against)}, whose targets are win rates against the policy, with "
-                f"{', '.join(within)}, whose target is P(chosen beats rejected); take one kind"
+                f"{', '.join(within)}, whose target is P(chosen beats rejected); use one kind"
             )
 
     @property
@@ -144,7 +168,7 @@ class DPO(ScoredAnswers):
         return row_of(prompt, [-1, -2], prompt["given_token_ids"], rates)
 
     def _sampled_row(self, prompt: dict, counts: Counter[str]) -> dict | None:
-        """The best of the answers against the worst."""
+        """The best answer against the worst."""
         values = quality(prompt)
         eligible = self._eligible(prompt, counts)
         readable = [i for i in eligible if not math.isnan(values[i])]
@@ -156,26 +180,26 @@ class DPO(ScoredAnswers):
             counts["no_pair"] += 1
             return None
         best, worst = pair
-        if self._is_tie(prompt, best, worst, values, counts):
+        if self._is_dropped_tie(prompt, best, worst, values, counts):
             return None
         token_ids = [prompt["answer_token_ids"][i] for i in (best, worst)]
         return row_of(prompt, [best, worst], token_ids, self._targets(prompt, best, worst))
 
     def _pair(self, prompt: dict, values: list[float], readable: list[int]) -> tuple[int, int] | None:
-        """Which two answers train, the chosen one first; None if no two can."""
+        """Indices of the chosen and the rejected answer; None if no two answers can train."""
         return best_and_worst(values, readable)
 
     def _targets(self, prompt: dict, best: int, worst: int) -> list[float]:
-        """P(best beats worst) and its opposite, or both win rates against the policy's answers."""
+        """[2] P(best beats worst) and P(worst beats best), or both answers' win rates against the policy's answers."""
         win_prob = preference.pairwise_win_probabilities(np.array(prompt["pair_logits"]))
         if any(name in AGAINST_POLICY for name in self.losses):
             return np.nanmean(win_prob, axis=1)[[best, worst]].tolist()
         return [float(win_prob[best, worst]), float(win_prob[worst, best])]
 
     def loss(self, batch: Batch) -> Tensor:
-        """[B] weighted sum of the losses of each pair: column 0 is chosen, column 1 rejected."""
+        """[B] weighted sum of the losses of each pair; column 0 of the batch is chosen, column 1 rejected."""
         pairs = self._pairs(batch)
-        parts = [weight * LOSSES[name](pairs, **self._parameters(name)) for name, weight in self._named().items()]
+        parts = [weight * LOSSES[name](pairs, **self._parameters(name)) for name, weight in self._weights().items()]
         return sum(parts[1:], start=parts[0]) + (self.nll_weight * sft(pairs) if self.nll_weight else 0.0)
 
     def _pairs(self, batch: Batch) -> Pairs:
@@ -184,22 +208,35 @@ class DPO(ScoredAnswers):
             logps, reference, tokens = logps / tokens, reference / tokens, tokens / tokens
         if self.reference_free:
             reference = reference * 0.0
-        tables = (logps, reference, tokens, batch.win_rate)
-        return Pairs(*(column for table in tables for column in (table[:, 0], table[:, 1])))
+        return Pairs(
+            chosen=logps[:, 0],
+            rejected=logps[:, 1],
+            reference_chosen=reference[:, 0],
+            reference_rejected=reference[:, 1],
+            chosen_tokens=tokens[:, 0],
+            rejected_tokens=tokens[:, 1],
+            chosen_win=batch.win_rate[:, 0],
+            rejected_win=batch.win_rate[:, 1],
+        )
 
-    def _named(self) -> dict[str, float]:
-        """The losses with their weights, softened where the labels are."""
-        soft = {"dpo_sigmoid": "dpo_soft"} if self.soft_labels else {}
+    def _weights(self) -> dict[str, float]:
+        """{loss: weight}, with sigmoid_soft in place of sigmoid where soft_labels asks for it."""
+        soft = {"sigmoid": "sigmoid_soft"} if self.soft_labels else {}
         return {soft.get(name, name): weight for name, weight in self.losses.items()}
 
     def _parameters(self, name: str) -> dict[str, float]:
-        """What the loss asks for and the config gives."""
-        asked = inspect.signature(LOSSES[name]).parameters
-        return {p: value for p in PARAMETERS if p in asked and (value := getattr(self, p)) is not None}
+        """The parameters that the loss reads and the config sets."""
+        return {key: value for key in _keywords_of(name) if (value := getattr(self, key)) is not None}
 
     def reward_scale(self) -> float:
-        """beta of the first loss, or 1 / eta."""
-        first = inspect.signature(LOSSES[next(iter(self.losses))]).parameters
-        if "eta" in first:
-            return 1.0 / (self.eta or first["eta"].default)
-        return float(self.beta or (first["beta"].default if "beta" in first else 1.0))
+        """beta of the first loss, or 1 / eta; 1 for a loss that has neither."""
+        defaults = _keywords_of(next(iter(self.losses)))
+        if "eta" in defaults:
+            return 1.0 / (self.eta or defaults["eta"])
+        return float(self.beta or defaults.get("beta", 1.0))
+
+
+def _keywords_of(loss: str) -> dict[str, Any]:
+    """{keyword argument: default} of a loss."""
+    parameters = inspect.signature(LOSSES[loss]).parameters
+    return {key: parameters[key].default for key in PARAMETERS if key in parameters}

@@ -1,8 +1,7 @@
-"""KTO (arXiv 2402.01306): single answers that are desirable or not, without pairs.
+"""KTO (arXiv 2402.01306): learns from single answers that are desirable or not, without pairs.
 
-The point of reference z0 is the policy's divergence from the reference, estimated on answers to other prompts:
-each row carries, as its last answer, one that the next prompt of its shard brought along, of a pair the chosen and
-the rejected one in turn.
+The reference point z0 is the policy's divergence from the reference, estimated on answers to other prompts. So the
+last answer of each row belongs to the next prompt in its shard; of a pair, the chosen and the rejected one in turn.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class KTO(Algorithm):
     """pairs: the chosen answer of each pair is desirable, the rejected one is not; labels: one answer with a label."""
     beta: float = Field(default=0.1, gt=0.0)
     desirable_weight: float = Field(default=1.0, ge=0.0)
-    """lambda_D; with few desirable answers raise it until both kinds weigh between 1 : 1 and 4 : 3."""
+    """lambda_D. If there are few desirable answers, raise it until the total weights are between 1 : 1 and 4 : 3."""
     undesirable_weight: float = Field(default=1.0, ge=0.0)
     """lambda_U."""
 
@@ -44,7 +43,7 @@ class KTO(Algorithm):
 
     @property
     def min_micro_batch(self) -> int:
-        """z0 of a single answer would be that answer's own log-ratio."""
+        """z0 is a mean over the micro-batch; one row would give a single log-ratio."""
         return 2
 
     def stages(self, iteration: int) -> Stages:
@@ -57,8 +56,8 @@ class KTO(Algorithm):
         for i, prompt in enumerate(table):
             if any(rate == 0.5 for rate in prompt["given_win_rates"]):
                 counts["ties"] += 1
-            elif (other := _next_question(table, i)) is None:
-                counts["alone"] += 1  # a shard of one question has no other answer to estimate z0 by
+            elif (other := _next_prompt(table, i)) is None:
+                counts["alone"] += 1  # z0 needs an answer to another prompt, and the shard has one prompt only
             else:
                 rows.append(self._row(prompt, other["given_token_ids"][i % self.given]))
         return Selection.of(rows, counts, "kto rows")
@@ -79,10 +78,10 @@ class KTO(Algorithm):
         return self.beta
 
 
-def _next_question(table: list[dict], i: int) -> dict | None:
-    """The first row after the i-th, around the end of the shard, that asks something else; None if none does.
+def _next_prompt(table: list[dict], i: int) -> dict | None:
+    """The first row after row i with another prompt, continued at the start of the shard; None if there is none.
 
-    A data set may ask the same twice, under two prompt ids.
+    Tokens are compared, since a data set may hold the same prompt under two prompt ids.
     """
-    around = itertools.chain(table[i + 1 :], table[:i])
-    return next((row for row in around if row["prompt_token_ids"] != table[i]["prompt_token_ids"]), None)
+    others = itertools.chain(table[i + 1 :], table[:i])
+    return next((row for row in others if row["prompt_token_ids"] != table[i]["prompt_token_ids"]), None)

@@ -1,8 +1,7 @@
-"""From a scorer's pair logits to win probabilities, win rates and baselines. numpy only, float64.
+"""From a scorer's pair logits to win probabilities, win rates and baselines, in float64.
 
-Knows nothing of tables, models or losses. K is the number of answers to one prompt;
-`logits[i, j] > 0` says that answer i, shown first, beats answer j; NaN, that there is no verdict. The
-diagonal is 0.
+`logits` is [K, K] for K answers to one prompt: `logits[i, j] > 0` means that answer i, shown first, beats answer j;
+NaN means that there is no verdict. The diagonal is 0.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def sigmoid(x: Matrix) -> Matrix:
 
 
 def symmetrised(logits: Matrix) -> Matrix:
-    """(M_ij - M_ji) / 2; where one order has no verdict (NaN) the other alone, NaN where neither has one."""
+    """[K, K] (M_ij - M_ji) / 2; where only one order has a verdict, that one; NaN where neither has."""
     both = (logits - logits.T) / 2
     return np.where(np.isnan(both), np.where(np.isnan(logits), -logits.T, logits), both)
 
@@ -32,19 +31,19 @@ def mean_logits(logits: Matrix) -> Vector:
 
 
 def pairwise_win_probabilities(logits: Matrix) -> Matrix:
-    """P[i, j] = sigmoid of the symmetrised pair logit; P[i, i] = 1/2.
+    """[K, K] P[i, j] = sigmoid of the symmetrised pair logit; P[i, i] = 1/2.
 
-    SPPO section 5 (arXiv 2405.00675) takes sigma(s(y_i, y_j)) from one order; PairRM is not
-    antisymmetric, so both orders are averaged. Keeps intransitive preferences as they are.
+    SPPO section 5 (arXiv 2405.00675) takes sigma(s(y_i, y_j)) from one order; PairRM is not antisymmetric, so both
+    orders are averaged. Intransitive preferences stay intransitive.
     """
     return sigmoid(symmetrised(logits))
 
 
 def bradley_terry_win_probabilities(logits: Matrix) -> Matrix:
-    """P[i, j] = sigmoid(s_i - s_j) with s_i = mean_j (M_ij - M_ji), as SPPO's released scripts do.
+    """[K, K] P[i, j] = sigmoid(s_i - s_j) with s_i = mean_j (M_ij - M_ji), as in SPPO's released scripts.
 
-    The mean runs over all K, the zero diagonal included, and adds both orders without halving, so a
-    transitive preference comes out at twice its logit and an intransitive one is flattened.
+    The mean is over all K, the zero diagonal included, and adds both orders without halving. So a transitive
+    preference has twice its logit, and an intransitive one is flattened.
     """
     scores = 2 * mean_logits(logits)
     return sigmoid(scores[:, None] - scores[None, :])

@@ -1,8 +1,8 @@
-"""SPIN, self-play fine-tuning (arXiv 2401.01335): the demonstration against the policy's own answer.
+"""SPIN, self-play fine-tuning (arXiv 2401.01335): a demonstration against the policy's own answer.
 
-Each iteration the previous iterate answers, and the policy learns to tell the demonstrations from those
-answers: equation 4.7 with the logistic loss, which is DPO's loss on such pairs. The paper's Algorithm 1 trains
-on the answers of the previous iterate alone; its released code mixes in those of the iteration before.
+In each iteration the previous iterate answers, and the policy learns to tell the demonstrations from those answers:
+equation 4.7, which with the logistic loss is DPO's loss on such pairs. Algorithm 1 of the paper trains on answers of
+the previous iterate alone; the released code mixes in those of the iteration before.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class SPIN(Algorithm):
 
     name: Literal["spin"] = "spin"
     reference: Literal["previous"] = "previous"
-    """The policy that also answers: the opponent of the game."""
+    """The policy that also answers, the opponent in the game."""
     beta: float = Field(default=0.1, gt=0.0)
-    """lambda of the paper; 0.1 in the released runs and 5 in their last iteration."""
+    """lambda of the paper; the released runs use 0.1, and 5 in their last iteration."""
     loss_type: Literal["logistic", "hinge"] = "logistic"
     """l of equation 4.7: log(1 + e^-z), or max(0, 1 - z)."""
 
@@ -52,18 +52,18 @@ class SPIN(Algorithm):
         return Selection.of(rows, counts, "spin rows")
 
     def _row(self, prompt: dict, counts: Counter[str]) -> dict | None:
-        """Demonstration and first sample; none where the policy says it already, or the data calls it a bad answer."""
+        """Demonstration against first sample; None where both are equal or the data set labels the answer as bad."""
         counts["prompts"] += 1
         counts["truncated"] += prompt["finish_reasons"][0] == "length"
         counts["empty"] += not prompt["answers"][0].strip()
-        shown, said = prompt["given_token_ids"][0], prompt["answer_token_ids"][0]
+        demonstration, sample = prompt["given_token_ids"][0], prompt["answer_token_ids"][0]
         if prompt["given_win_rates"][0] == 0.0:
             counts["disliked"] += 1
             return None
-        if shown == said:
+        if demonstration == sample:
             counts["identical"] += 1
             return None
-        return row_of(prompt, [-1, 0], [shown, said], [1.0, 0.0])
+        return row_of(prompt, [-1, 0], [demonstration, sample], [1.0, 0.0])
 
     def loss(self, batch: Batch) -> Tensor:
         """[B] l(beta (h(y) - h(y'))), h = log pi - log pi_t, y the demonstration and y' the policy's answer."""

@@ -1,10 +1,10 @@
 """Durable writes, and the lock that keeps a second driver out of a run folder.
 
-A file appears whole or not at all: temporary name, write, fsync, rename, fsync of the folder. Every
-primitive passes `before(operation, path)`, so a test can fail or kill at each of them in turn.
+A file appears complete or not at all: temporary name, write, fsync, rename, fsync of the folder. Every file operation
+calls `before(operation, path)` first, so that a test can fail or kill the process at each of them.
 
-The kernel's lock on a file decides who owns the folder, so it ends with its owner however that owner died; the
-file's content only tells people who the owner is. Network file systems without flock are not covered.
+The kernel's lock on a file (flock) decides who owns the folder, so it ends with the owner's process in every case; the
+content of the file only names the owner for people. Network file systems without flock are not protected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from engine.errors import RunLockedError, StoreError
 
 TEMPORARY = ".tmp"
-"""Suffix of names that no reader looks at and every opening driver removes."""
+"""Suffix of names that readers ignore; a driver that opens the folder removes them."""
 
 
 def _nothing(operation: str, path: Path) -> None:
@@ -31,13 +31,13 @@ def _nothing(operation: str, path: Path) -> None:
 
 
 class Disk:
-    """Durable writes below one folder. `before` is called with (operation, path) ahead of each primitive."""
+    """Durable file operations. `before(operation, path)` is called ahead of each one."""
 
     def __init__(self, before: Callable[[str, Path], None] = _nothing):
         self._before = before
 
     def write(self, path: Path, data: bytes) -> str:
-        """Put `data` at `path`, durably and all at once; return its sha256 in hex."""
+        """Write `data` to `path`, durably and completely or not at all; return its sha256 in hex."""
         part = path.with_name(path.name + TEMPORARY)
         with self._named_errors(path, len(data)):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ class Disk:
         return hashlib.sha256(data).hexdigest()
 
     def append(self, path: Path, line: str) -> None:
-        """Add one line to a log, durably. A crash leaves at most one torn line, at the very end."""
+        """Add one line to a log, durably. A crash leaves at most one incomplete line, the last one."""
         data = line.encode() + b"\n"
         with self._named_errors(path, len(data)):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class Disk:
             self._rename(part, path)
 
     def remove(self, path: Path) -> None:
-        """Delete a file or a folder that nothing names any more; a missing one is fine."""
+        """Delete a file or a folder to which nothing refers any more; does nothing if it is missing."""
         self._before("remove", path)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -97,7 +97,7 @@ class Disk:
             amount = "" if size is None else f" ({size:,} bytes)"
             raise StoreError(
                 f"cannot write {path}{amount}: {error.strerror or error}. What was committed before is intact; "
-                f"mend the disk and run the same command again"
+                f"free or repair the disk and run the same command again"
             ) from error
 
 
@@ -107,7 +107,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync a file or a folder by name."""
+    """fsync a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -116,7 +116,7 @@ def sync(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file's content in hex, read in pieces."""
+    """sha256 of a file's content in hex; the file is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -138,14 +138,14 @@ class RunLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Give the folder back; calling it twice is fine."""
+        """Release the folder; may be called more than once."""
         if not self._file.closed:
             self._file.truncate(0)
             self._file.close()
 
 
 def owner_of(folder: Path) -> str | None:
-    """Who holds the folder's lock, in words; None if it is free. Takes nothing."""
+    """The owner of the folder's lock, in words; None if it is free. Does not take the lock."""
     path = folder / "LOCK"
     if not path.exists():
         return None

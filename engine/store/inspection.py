@@ -1,6 +1,6 @@
-"""Looking at a run folder without owning it: its digest, its health, its state.
+"""Inspect a run folder without owning it: its digest, its damages, its state.
 
-Reads only, so it may look at a run that is being written. Knows nothing of roles.
+Reads only, so that a run may be inspected while it is being written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.store.weights import verify_weights
 
 
 def load_records(folder: Path) -> list[manifest.Record]:
-    """What counts in a run folder now. Raises StoreError if it is none."""
+    """The records that are valid now. Raises StoreError if `folder` is not a run folder."""
     path = folder / "manifest.jsonl"
     if not path.is_file():
         raise StoreError(f"{folder} is not a run folder: it has no manifest.jsonl")
@@ -25,7 +25,7 @@ def load_records(folder: Path) -> list[manifest.Record]:
 
 
 def run_digest(folder: Path) -> str:
-    """One hash over everything that the run computed, without times, paths or order of arrival.
+    """One sha256 over everything that the run computed, independent of times, paths and the order of commits.
 
     Equal for a run that was killed and resumed and one that was not.
     """
@@ -39,25 +39,28 @@ def run_digest(folder: Path) -> str:
 
 
 def damages(folder: Path) -> list[str]:
-    """Every committed thing whose bytes are not those that were committed, one sentence each."""
-    found = []
+    """One sentence for every committed file or folder that is missing or changed."""
+    sentences = []
     for record in load_records(folder):
         if record["kind"] == "shard":
             path = folder / record["file"]
             if not path.is_file():
-                found.append(f"{record['file']} is missing")
+                sentences.append(f"{record['file']} is missing")
             elif sha256_of(path) != record["sha256"]:
-                found.append(f"{record['file']} is not what was committed ({record['bytes']:,} bytes then)")
+                sentences.append(f"{record['file']} is not what was committed ({record['bytes']:,} bytes then)")
         elif record["kind"] == "weights":
             try:
                 verify_weights(folder / record["folder"], record["digest"])
             except KumiteError as error:
-                found.append(f"weights version {record['version']}: {error}")
-    return found
+                sentences.append(f"weights version {record['version']}: {error}")
+    return sentences
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """Where a run stands: shards per iteration and stage, weights, whether it is finished."""
+    """Progress of a run: whether it is finished, its weights, its shards per stage, its checkpoints.
+
+    Iterations are counted from 1, versions of the weights from 0.
+    """
     records = load_records(folder)
     stages: dict[str, dict[str, int]] = {}
     for record in records:

@@ -1,8 +1,8 @@
-"""The run's list of what exists: one line per committed thing, appended after the thing itself.
+"""The manifest of a run: one record per line for everything that was committed, appended after the commit.
 
-Readers trust what a line names and a hash confirms, nothing else. Each line carries a checksum of
-itself. A torn last line is the trace of a crash and is dropped; any other damage is an error.
-Knows nothing of what the records mean.
+Readers accept what a record names and a hash confirms, nothing else. Each line starts with a checksum of its record.
+An incomplete last line was left by a crash and is dropped; any other damage is an error. What the records mean is
+decided by engine/store/run.py.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ Record = dict[str, Any]
 
 
 def encode(record: Record) -> str:
+    """The line of a record, without its line end: checksum, space, JSON with sorted keys."""
     body = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return f"{_checksum(body)} {body}"
 
 
 def decode(line: str) -> Record | None:
-    """Return the record, or None when the line is torn or altered."""
+    """The record of a line; None if the line is incomplete or was altered."""
     checksum, _, body = line.partition(" ")
     return json.loads(body) if body and checksum == _checksum(body) else None
 
 
 def read(path: Path) -> tuple[list[Record], bool]:
-    """Return all records and whether the last line was torn. Raises StoreError for damage elsewhere."""
+    """All records, and whether the last line is incomplete. Raises StoreError for damage in any other line."""
     if not path.exists():
         return [], False
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -46,7 +47,7 @@ def read(path: Path) -> tuple[list[Record], bool]:
 
 
 class Manifest:
-    """The records in memory and on disk, newest last."""
+    """The records in memory and on disk, newest last. Opening it removes an incomplete last line."""
 
     def __init__(self, path: Path, disk: Disk):
         self._path, self._disk = path, disk
@@ -55,7 +56,7 @@ class Manifest:
             disk.write(path, "".join(encode(r) + "\n" for r in self.records).encode())
 
     def add(self, **record: Any) -> Record:
-        """Append one record durably; it counts from the moment this returns."""
+        """Append one record durably; it is valid once this returns."""
         self._disk.append(self._path, encode(record))
         self.records.append(record)
         return record

@@ -1,16 +1,16 @@
-"""One folder per run: what was computed, by which weights, and what is still missing.
+"""One folder per run: what was computed and by which weights.
 
     runs/NAME/
       config.yaml  run.json  LOCK  manifest.jsonl  metrics.jsonl
       tables/<iteration>/<stage>/<shard>-<hash>.parquet
       weights/<version>/            a model folder, or an adapter of the start model in PEFT's format
       checkpoints/<iteration>/<step>/   the learner's own, while an iteration trains
-      quarantine/                   whatever a hash did not confirm
+      quarantine/                   files and folders that a hash did not confirm
       report/
 
-Shards and folders are committed once: written under a temporary name, made durable, renamed, then named
-by a manifest line with their hash. Readers accept nothing else, so a driver that dies at any moment loses
-the work in flight and no more.
+A shard or a folder is committed once: written under a temporary name, made durable, renamed, then recorded in the
+manifest with its hash. Readers accept nothing else, so a driver that dies at any moment loses only the work in flight.
+Iterations are counted from 0 in methods and folder names, from 1 in messages.
 """
 
 from __future__ import annotations
@@ -44,13 +44,16 @@ class Policy:
     folder: Path
     digest: str
     probe_logps: list[list[float]]
-    """The learner's per-token log-probabilities on the probe batch; generators must reproduce them."""
+    """The learner's per-token log-probabilities of the probe batch, in nats; generators must reproduce them."""
     base: Path | None = None
     """The start model, where `folder` holds an adapter of it; None: `folder` is a whole model."""
 
 
 class RunStore:
-    """The run folder, open for writing. One instance per process; `close()` gives the folder back."""
+    """The run folder, open for writing. One instance per folder; `close()` releases its lock.
+
+    `note` receives a sentence whenever something is set aside or invalidated.
+    """
 
     def __init__(self, folder: Path, disk: Disk | None = None, note: Callable[[str], None] = lambda text: None):
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +76,7 @@ class RunStore:
     # Shards of tables
 
     def has(self, iteration: int, stage: str, shard: int) -> bool:
-        """Whether the shard is committed and its bytes are still those that were; damage is set aside."""
+        """Whether the shard is committed and its bytes are unchanged; a damaged shard is set aside."""
         record = self._index.get(("shard", iteration, stage, shard))
         if record is None:
             return False
@@ -123,11 +126,11 @@ class RunStore:
         return conform(table, schema, where)
 
     def shards(self, iteration: int, stage: str) -> list[int]:
-        """Numbers of the shards that the manifest names for this stage, in order."""
+        """Numbers of the stage's recorded shards, in order."""
         return sorted(key[3] for key in self._index if key[:3] == ("shard", iteration, stage))
 
     def tables(self, iteration: int, stage: str, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Every committed shard of a stage, in order, one at a time."""
+        """The stage's committed shards in order, read one at a time."""
         return (self.read(iteration, stage, shard, schema) for shard in self.shards(iteration, stage))
 
     def counts(self, iteration: int, stage: str) -> dict[str, int]:
@@ -140,15 +143,16 @@ class RunStore:
     # Weights
 
     def register_start(self, folder: Path, probe: Callable[[str, str], list[list[float]]]) -> Policy:
-        """Make the start model version 0. It stays where it is; refused if it is not what the run began with.
+        """Record the start model as version 0. It stays where it is and must be the one that the run began with.
 
-        `probe(folder, digest)` is asked, once per run, for the learner's log-probabilities of it.
+        `probe(folder, digest)` returns the learner's log-probabilities of it; called once per run. Raises WeightsError
+        for another model.
         """
         record, path = self._index.get(("weights", 0)), str(folder.resolve())
         if record is None:
             digest = weights_digest(folder)
             record = self._add(kind="weights", version=0, folder=path, digest=digest, probe=probe(path, digest))
-        elif record["folder"] != path:  # moved, e.g. unpacked anew for another job: the same bytes will do
+        elif record["folder"] != path:  # moved, e.g. downloaded again for another job: the same bytes are accepted
             verify_weights(folder, record["digest"])
             record = self._add(**{**record, "folder": path})
         policy = self.policy(0)
@@ -156,7 +160,10 @@ class RunStore:
         return policy
 
     def policy(self, version: int) -> Policy | None:
-        """A committed and still intact version; a damaged one of our own making is set aside and made again."""
+        """A committed version whose files are unchanged; None if there is none.
+
+        A damaged version is set aside, so that its iteration is repeated. A damaged start model raises WeightsError.
+        """
         record = self._index.get(("weights", version))
         if record is None:
             return None
@@ -174,16 +181,19 @@ class RunStore:
         return policy
 
     def recorded_digest(self, version: int) -> str | None:
-        """Digest of a version as recorded, without reading its files."""
+        """Recorded digest of a version; its files are not read. None if there is none."""
         record = self._index.get(("weights", version))
         return record["digest"] if record else None
 
     def new_weights(self, version: int) -> Path:
-        """An empty folder to save version `version` into; it does not count before `commit_weights`."""
+        """An empty folder to save version `version` into; not valid before `commit_weights`."""
         return self._fresh(self.folder / "weights" / f"{version:03d}")
 
     def commit_weights(self, version: int, probe: list[list[float]]) -> Policy:
-        """Make the folder from `new_weights` durable and name it."""
+        """Make the folder of `new_weights` durable and record it.
+
+        If the version had other weights before, everything that was made with those is invalidated.
+        """
         path = self.folder / "weights" / f"{version:03d}"
         part = path.with_name(path.name + TEMPORARY)
         if is_adapter(part):
@@ -209,12 +219,12 @@ class RunStore:
         return self._fresh(self._checkpoint(iteration, step))
 
     def commit_checkpoint(self, iteration: int, step: int) -> Path:
-        """Name the checkpoint, then drop the iteration's older ones."""
+        """Record the checkpoint, then remove the iteration's older ones."""
         path = self._checkpoint(iteration, step)
         part = path.with_name(path.name + TEMPORARY)
         if not any(p.is_file() for p in part.rglob("*")):
             raise StoreError(
-                f"{part} is empty: the learner saved elsewhere. Is {self.folder} the same folder on each node?"
+                f"{part} is empty: the learner saved elsewhere. {self.folder} must be the same folder on every node"
             )
         files = {p.relative_to(part).as_posix(): sha256_of(p) for p in sorted(part.rglob("*")) if p.is_file()}
         self.disk.publish(part, path)
@@ -226,18 +236,18 @@ class RunStore:
         return path
 
     def checkpoint(self, iteration: int) -> tuple[int, Path] | None:
-        """Step and folder of the iteration's last checkpoint if every file in it is confirmed, else None."""
+        """Step and folder of the iteration's last checkpoint if all its files are unchanged, else None."""
         record = self._index.get(("checkpoint", iteration))
         if record is None:
             return None
         path = self.folder / record["folder"]
-        whole = all((path / f).is_file() and sha256_of(path / f) == h for f, h in record["files"].items())
-        if not whole and path.exists():
+        intact = all((path / f).is_file() and sha256_of(path / f) == h for f, h in record["files"].items())
+        if not intact and path.exists():
             self._set_aside(path, record)
-        return (record["step"], path) if whole else None
+        return (record["step"], path) if intact else None
 
     def drop_checkpoints(self, iteration: int) -> None:
-        """Remove the iteration's checkpoints, once its weights are committed."""
+        """Remove the iteration's checkpoints. For use once its weights are committed."""
         folder = self.folder / "checkpoints" / f"{iteration:03d}"
         if folder.exists():
             self.disk.remove(folder)
@@ -245,24 +255,24 @@ class RunStore:
     def _checkpoint(self, iteration: int, step: int) -> Path:
         return self.folder / "checkpoints" / f"{iteration:03d}" / f"{step:06d}"
 
-    # Notes of the run itself
+    # Facts about the run
 
     def record(self, name: str, **values: Any) -> None:
-        """Record a fact about the run, e.g. that its prompts are all in."""
+        """Record a fact about the run, e.g. that all its prompts are committed."""
         self._add(kind="fact", name=name, **values)
 
     def recorded(self, name: str) -> Record | None:
-        """The newest fact recorded under `name`."""
+        """The newest fact recorded under `name`; None if there is none."""
         return self._index.get(("fact", name))
 
     def pin(self, name: str, identity: str) -> None:
-        """Record what the run works with under `name`, once. Raises StoreError if it is another one by now."""
-        known = self.recorded(f"pinned {name}")
-        if known is None:
+        """Record the identity of what the run uses as `name`, once. Raises StoreError if it has changed since."""
+        pinned = self.recorded(f"pinned {name}")
+        if pinned is None:
             self.record(f"pinned {name}", identity=identity)
-        elif known["identity"] != identity:
+        elif pinned["identity"] != identity:
             raise StoreError(
-                f"{self.folder} was begun with another {name} ({known['identity'][:160]}, now {identity[:160]}). "
+                f"{self.folder} was begun with another {name} ({pinned['identity'][:160]}, now {identity[:160]}). "
                 f"Restore it, or give the run another name="
             )
 
@@ -276,10 +286,10 @@ class RunStore:
         self.record(f"iteration {iteration}", shards=sorted(shards))
 
     def open_iterations(self, iterations: int) -> Iterator[int]:
-        """Iterations that are not complete and intact, in order; each is asked for when the one before is done."""
+        """Iterations that are not complete or no longer intact, in order, each checked when the one before is done."""
         for t in range(iterations):
             done = self.recorded(f"iteration {t}")
-            intact = [self.has(*shard) for shard in done["shards"]] if done else [False]  # every damage is set aside
+            intact = [self.has(*shard) for shard in done["shards"]] if done else [False]  # sets all damaged ones aside
             if not (all(intact) and self.policy(t + 1)):
                 yield t
 
@@ -291,7 +301,7 @@ class RunStore:
         return record
 
     def _fresh(self, path: Path) -> Path:
-        """An empty temporary folder for `path`; what a crash left at either name is not in the manifest: rubbish."""
+        """An empty temporary folder for `path`. Removes what a crash left at either name, which no record names."""
         part = path.with_name(path.name + TEMPORARY)
         for leftover in (part, path):
             if leftover.exists():
@@ -300,8 +310,8 @@ class RunStore:
         return part
 
     def _set_aside(self, path: Path, record: Record) -> None:
-        """Move what a hash does not confirm out of the way, never over anything, and forget its record."""
-        self._note(f"{path} is not what was committed; it is set aside and will be made again")
+        """Move what a hash does not confirm to quarantine/, never over another file, and void its record."""
+        self._note(f"{path} is not what was committed; it is moved to quarantine/ and will be computed again")
         if path.exists():
             target = self.folder / "quarantine" / f"{len(self._manifest.records):05d}-{path.name}"
             target.parent.mkdir(exist_ok=True)
@@ -310,9 +320,10 @@ class RunStore:
         del self._index[_key(record)]
 
     def _forget_from(self, version: int) -> None:
-        """Take back what other weights of this version made: their answers would train towards the wrong policy."""
+        """Void what the former weights of this version made: their answers would train the new policy wrongly."""
         self._note(
-            f"version {version} came out with other weights than before; what the former ones made is done again"
+            f"version {version} has other weights than when it was first trained; everything made with the former ones "
+            f"will be computed again"
         )
         for key, record in list(self._index.items()):
             kind, number = key[:2]
@@ -323,21 +334,21 @@ class RunStore:
 
     def _sweep(self) -> None:
         """Remove what a crash left: temporary names, and tables that no record names."""
-        named = {r["file"] for r in self._index.values() if r["kind"] == "shard"}
+        recorded = {r["file"] for r in self._index.values() if r["kind"] == "shard"}
         for path in sorted((self.folder / "tables").rglob("*")) + sorted(self.folder.rglob("*" + TEMPORARY)):
             inside = path.relative_to(self.folder).as_posix()
-            if path.exists() and (path.name.endswith(TEMPORARY) or (path.is_file() and inside not in named)):
+            if path.exists() and (path.name.endswith(TEMPORARY) or (path.is_file() and inside not in recorded)):
                 self.disk.remove(path)
 
 
 def current(records: list[Record]) -> dict[tuple[Any, ...], Record]:
-    """What counts now: the newest record of each thing, unless that one takes it back."""
+    """{key: record} of the valid records: the newest of each key, unless it is void."""
     newest = {_key(record): record for record in records}
     return {key: record for key, record in newest.items() if not record.get("void")}
 
 
 def _key(record: Record) -> tuple[Any, ...]:
-    """What a record is about; a newer record with the same key replaces it."""
+    """What a record is about, e.g. ("shard", 0, "scored", 3); a newer record with the same key replaces it."""
     parts = {
         "shard": ("iteration", "stage", "shard"),
         "weights": ("version",),

@@ -1,12 +1,12 @@
 """Identity of a weights folder: one digest over every file that decides what the model computes.
 
-Generators stamp this digest on each sample and the learner on each row, so that samples of two
-policies are never mixed. The folder's name, its README and training leftovers do not count. A folder holds a
-whole model, or a low-rank adapter in PEFT's format with the digest of its base model:
+Generators put this digest into each table of samples, so that samples of two policies are never mixed. The folder's
+name, its README and leftovers of training do not count. A folder holds a whole model, or a low-rank adapter in PEFT's
+format with the digest of its base model:
 
     adapter_config.json  adapter_model.safetensors  adapter_base.json {"digest": of the base model's folder}
 
-Reads bytes and safetensors headers only: no torch, no PEFT, no tensor.
+Reads bytes and the headers of safetensors files, no tensors; needs neither torch nor PEFT.
 """
 
 from __future__ import annotations
@@ -19,19 +19,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from engine.errors import ModelError, WeightsError
+from engine.store.disk import sha256_of
 
 SUMS = "SHA256SUMS"
-"""File list that `write_checksums` leaves beside the weights, in the format of `sha256sum -c`."""
+"""File list that `write_checksums` writes beside the weights, in the format of `sha256sum -c`."""
 
 INDEX = "model.safetensors.index.json"
+
+CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "adapter_base.json"
+PREFIX = "base_model.model."
+"""What PEFT writes before the name of a module of the base model."""
+A, B = ".lora_A.weight", ".lora_B.weight"
 
 _SUFFIXES = {".safetensors", ".jinja", ".model", ".tiktoken", ".py"}
 _NAMES = {
     "config.json",
     "generation_config.json",
-    "adapter_config.json",
-    "adapter_base.json",
+    CONFIG,
+    BASE,
     INDEX,
     "tokenizer.json",
     "tokenizer_config.json",
@@ -44,26 +52,24 @@ _NAMES = {
     "merges.txt",
 }
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
-_MAX_HEADER = 100_000_000
-"""Bytes; safetensors' own bound for its header."""
 
 
 def weights_digest(folder: str | Path) -> str:
-    """Return the sha256 (64 hex digits) over the sorted (file name, sha256) of the files that matter.
+    """The sha256 (64 hex digits) over the sorted (file name, sha256) of the files that decide what the model computes.
 
     These are weights, model and generation config, tokenizer, chat template and the model's own code.
-    Raises ModelError if the folder has no safetensors, or an index that names a missing shard.
+    Raises ModelError if the folder has no safetensors, or an index that names a missing file.
     """
     return _digest(file_digests(folder))
 
 
 def file_digests(folder: str | Path) -> dict[str, str]:
-    """Return {file name: sha256} of the files that `weights_digest` covers, sorted by name."""
+    """{file name: sha256} of the files that `weights_digest` covers, sorted by name."""
     folder = Path(folder)
     weight_files(folder)
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and (p.suffix in _SUFFIXES or p.name in _NAMES))
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
-        return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: sha256_of(folder / name), names), strict=True))
 
 
 def write_checksums(folder: str | Path) -> str:
@@ -75,7 +81,7 @@ def write_checksums(folder: str | Path) -> str:
 
 
 def verify_weights(folder: str | Path, digest: str) -> None:
-    """Raise WeightsError, naming what changed where SHA256SUMS tells, unless `folder` has this `digest`."""
+    """Raise WeightsError unless `folder` has this `digest`; names the changed files if SHA256SUMS is there."""
     try:
         files = file_digests(folder)
     except ModelError as error:
@@ -84,48 +90,53 @@ def verify_weights(folder: str | Path, digest: str) -> None:
         return
     raise WeightsError(
         f"{folder}: expected weights {digest}, found {found}; {_difference(Path(folder), files, digest)}. "
-        f"Weights folders are written once and never changed: deliver them again to a new folder"
+        f"A weights folder is written once and never changed: write these weights to a new folder"
     )
 
 
 def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
-    """Return {tensor name: shape} from the headers of the safetensors files that a loader would read."""
+    """{tensor name: shape} from the headers of the safetensors files that a loader would read.
+
+    Raises ModelError where the folder holds none, or a damaged one.
+    """
     folder = Path(folder)
-    shards = weight_files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
-    for shard in shards:
-        header = _header(folder / shard)
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    for name in weight_files(folder):
+        try:
+            with safe_open(folder / name, framework="np") as file:
+                shapes |= {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ModelError(f"{folder / name}: not a safetensors file ({error}); copy the file again") from error
     return shapes
 
 
 def check_same_tensors(folder: str | Path, expected: dict[str, tuple[int, ...]]) -> None:
     """Raise WeightsError naming tensors of `folder` that are missing, unexpected or of another shape.
 
-    vLLM only logs a warning when a reload lacks a tensor and goes on with the old numbers. Tensors that
-    loaders ignore are left out: rotary frequencies, and the output head where it is tied to the input.
+    vLLM only logs a warning when a reload lacks a tensor, and keeps the old numbers. Tensors that loaders ignore are
+    not compared: rotary frequencies, and the output head where it is tied to the input embedding.
     """
     ignored = ["rotary_emb.inv_freq"] + ["lm_head.weight"] * _tied(Path(folder))
-    found, wanted = (
+    actual, expected = (
         {name: shape for name, shape in shapes.items() if not name.endswith(tuple(ignored))}
         for shapes in (tensor_shapes(folder), expected)
     )
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{name} is unexpected" for name in sorted(found.keys() - wanted.keys())]
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - actual.keys())]
+    problems += [f"{name} is unexpected" for name in sorted(actual.keys() - expected.keys())]
     problems += [
-        f"{name} has shape {list(found[name])} instead of {list(wanted[name])}"
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name] != wanted[name]
+        f"{name} has shape {list(actual[name])} instead of {list(expected[name])}"
+        for name in sorted(actual.keys() & expected.keys())
+        if actual[name] != expected[name]
     ]
     if problems:
         raise WeightsError(
             f"{folder}: not the tensors of the model that is served: {_listing(problems)}. "
-            f"Save the whole model under its original names"
+            f"Save the whole model with its original tensor names"
         )
 
 
 def stop_token_ids(folder: str | Path) -> set[int]:
-    """Return the token ids at which the model's own configuration ends an answer; may be empty."""
+    """The token ids that end an answer by the model's own configuration; may be empty."""
     for name in ("generation_config.json", "config.json"):
         path = Path(folder) / name
         ids = _read_json(path).get("eos_token_id") if path.is_file() else None
@@ -135,17 +146,12 @@ def stop_token_ids(folder: str | Path) -> set[int]:
 
 
 def _digest(files: dict[str, str]) -> str:
-    # "\0" can not occur in a file name, so no two different listings give the same bytes.
+    # "\0" cannot occur in a file name, so no two different lists give the same bytes.
     return hashlib.sha256("".join(f"{name}\0{sha}\n" for name, sha in files.items()).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the safetensors files that hold the model. Raises ModelError if they do not."""
+    """Names of the safetensors files that hold the model. Raises ModelError if there are none or one is missing."""
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder of model weights")
     present = sorted(p.name for p in folder.iterdir() if p.is_file())
@@ -153,12 +159,12 @@ def weight_files(folder: Path) -> list[str]:
     if INDEX in present:
         shards = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
         if missing := [name for name in shards if name not in present]:
-            raise ModelError(f"{folder}: {INDEX} names {_listing(missing)}, which is not there; copy the folder again")
+            raise ModelError(f"{folder}: {INDEX} names {_listing(missing)}, which is missing; copy the folder again")
     if shards:
         return shards
     pickles = [name for name in present if Path(name).suffix in _PICKLES]
-    hint = f"{_listing(pickles)} may hold pickled code, which is never loaded; convert" if pickles else "save"
-    raise ModelError(f"{folder}: no safetensors weights; {hint} the model with save_pretrained()")
+    advice = f"{_listing(pickles)} may hold pickled code and is never loaded; convert" if pickles else "save"
+    raise ModelError(f"{folder}: no safetensors weights; {advice} the model with save_pretrained()")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -171,29 +177,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """Return the JSON header of a safetensors file: 8 bytes length (little-endian), then UTF-8 JSON."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        raw = file.read(length) if length <= _MAX_HEADER else b""
-    try:
-        if len(raw) != length:
-            raise ValueError(f"header of {length} bytes does not fit")
-        header = json.loads(raw)
-        if any(not isinstance(e.get("shape"), list) for name, e in header.items() if name != "__metadata__"):
-            raise ValueError("a tensor without a shape")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not a safetensors file ({error}); copy the file again") from error
-    return header
-
-
 def _tied(folder: Path) -> bool:
     path = folder / "config.json"
     return path.is_file() and bool(_read_json(path).get("tie_word_embeddings"))
 
 
 def _difference(folder: Path, files: dict[str, str], digest: str) -> str:
-    """Say which files differ from SHA256SUMS, if that file describes the expected weights."""
+    """The files that differ from SHA256SUMS, in words, if that file describes the expected weights."""
     sums: dict[str, str] = {}
     if (folder / SUMS).is_file():
         for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
@@ -213,15 +203,9 @@ def _listing(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "adapter_base.json"
-PREFIX = "base_model.model."
-"""What PEFT writes before the name of a module of the base model."""
-A, B = ".lora_A.weight", ".lora_B.weight"
-
-
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter's folder says of itself."""
+    """What the files of an adapter's folder state about it."""
 
     rank: int
     alpha: float
@@ -236,7 +220,7 @@ def is_adapter(folder: str | Path) -> bool:
 def refuse_adapter(folder: str | Path, key: str) -> None:
     """Raise ModelError if `folder`, the value of config key `key`, is an adapter where a whole model is needed."""
     if is_adapter(folder):
-        base = _load_json(Path(folder) / CONFIG).get("base_model_name_or_path")
+        base = _read_json(Path(folder) / CONFIG).get("base_model_name_or_path")
         raise ModelError(
             f"{key} = {folder} is a PEFT adapter of {base}, expected a whole model; merge it first "
             f"(`kumite merge RUN OUTPUT` for a run's own, else PEFT's merge_and_unload() and save_pretrained()) and "
@@ -245,12 +229,12 @@ def refuse_adapter(folder: str | Path, key: str) -> None:
 
 
 def read_adapter(folder: str | Path) -> Adapter:
-    """Raise WeightsError where the folder does not name its rank, its alpha or its base model's digest."""
+    """Read an adapter's description. Raises WeightsError if rank, alpha or the base model's digest is missing."""
     folder = Path(folder)
     try:
-        config, base = _load_json(folder / CONFIG), _load_json(folder / BASE)
+        config, base = _read_json(folder / CONFIG), _read_json(folder / BASE)
         return Adapter(int(config["r"]), float(config["lora_alpha"]), str(base["digest"]))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, ModelError) as error:
         raise WeightsError(
             f"{folder}: not an adapter that a learner of Kumite saved ({type(error).__name__}: {error}); expected r "
             f"and lora_alpha in {CONFIG} and the base model's digest in {BASE}"
@@ -259,27 +243,27 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 def check_base(folder: str | Path, digest: str) -> None:
     """Raise WeightsError unless the adapter in `folder` belongs to the whole model with this `digest`."""
-    wanted = read_adapter(folder).base_digest
-    if wanted != digest:
+    base_digest = read_adapter(folder).base_digest
+    if base_digest != digest:
         raise WeightsError(
-            f"{folder}: this adapter belongs to the base model {wanted[:12]}, not to {digest[:12]}; an adapter is "
-            f"worthless on other weights. Restore the model that the run began with"
+            f"{folder}: this adapter belongs to the base model {base_digest[:12]}, not to {digest[:12]}; it cannot be "
+            f"used with other weights. Restore the model that the run began with"
         )
 
 
 def check_fits(folder: str | Path, base: Mapping[str, tuple[int, ...]], *, complete: bool = False) -> None:
-    """Raise WeightsError naming layers of the adapter whose sizes are not those of the base's tensors.
+    """Raise WeightsError naming layers of the adapter whose shapes differ from those of the base model's tensors.
 
-    base: {tensor name: shape}. Files may know a layer by another name than the loaded model does, so layers
-    that `base` lacks are left to the loader, unless it is `complete`.
+    base: {tensor name: shape}. A layer may have another name in files than in the loaded model, so layers that `base`
+    lacks are left to the loader, unless it is `complete`.
     """
-    found = tensor_shapes(folder)
+    shapes = tensor_shapes(folder)
     problems = []
-    for layer, shape in sorted(layer_shapes(found).items()):
-        whole = base.get(f"{layer}.weight", () if complete else shape)
-        if whole != shape:
-            problems.append(f"{layer} changes a tensor of shape {list(shape)}, the base has {list(whole)}")
-    if problems or not found:
+    for layer, shape in sorted(layer_shapes(shapes).items()):
+        base_shape = base.get(f"{layer}.weight", () if complete else shape)
+        if base_shape != shape:
+            problems.append(f"{layer} changes a tensor of shape {list(shape)}, the base has {list(base_shape)}")
+    if problems or not shapes:
         raise WeightsError(
             f"{folder}: not an adapter of this model: {'; '.join(problems[:8]) or 'it holds no tensors'}. Restore the "
             f"model that the run began with"
@@ -287,10 +271,6 @@ def check_fits(folder: str | Path, base: Mapping[str, tuple[int, ...]], *, compl
 
 
 def layer_shapes(tensors: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
-    """{layer: (out, in)} of the weights that the adapter's tensors change."""
+    """{layer: [out, in]} of the base model's weights that the adapter's tensors change."""
     layers = {name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)}
     return {layer: (tensors[PREFIX + layer + B][0], tensors[PREFIX + layer + A][1]) for layer in layers}
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

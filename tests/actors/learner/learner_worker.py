@@ -1,4 +1,4 @@
-"""One rank of a learner group under test: a process that obeys JSON lines on stdin and answers on stdout.
+"""One rank of a learner group under test: a process that reads calls as JSON lines on stdin and answers on stdout.
 
 Started by test_learner.py. Tables travel as paths of Arrow files, nothing is pickled.
 """

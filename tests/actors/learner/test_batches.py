@@ -1,4 +1,4 @@
-"""Every row trains once per epoch, in the same company, in an order that a restarted learner finds again."""
+"""Every row trains once per epoch, in a fixed micro-batch, in an order that a restarted learner repeats."""
 
 from __future__ import annotations
 

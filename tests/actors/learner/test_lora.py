@@ -184,7 +184,7 @@ def test_an_adapter_whose_layers_are_not_those_of_the_config_is_refused_by_name(
     files.save(files.load(llama, None, 0), tmp_path / "adapter", keep=True)
     with pytest.raises(WeightsError, match=r"mlp\.down_proj\.lora_A\.weight is unexpected"):
         versions(target_modules=["q_proj"]).load(tmp_path / "adapter", llama, 0)
-    with pytest.raises(WeightsError, match=r"rank 4 and alpha 8 does not go with learner\.lora\.rank = 3"):
+    with pytest.raises(WeightsError, match=r"rank 4 and alpha 8 does not fit learner\.lora\.rank = 3"):
         versions(rank=3).load(tmp_path / "adapter", llama, 0)
 
 

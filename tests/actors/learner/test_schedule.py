@@ -1,4 +1,4 @@
-"""The learning-rate curve, at the values that published runs really saw."""
+"""The learning-rate curve, at the values of published runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_sppo_ends_its_first_epoch_at_three_different_rates(total_epochs, expect
     assert rate == pytest.approx(expected, rel=1e-12, abs=1e-20)
 
 
-def test_the_warm_up_rises_from_zero_to_the_peak_in_equal_stairs():
+def test_the_warm_up_rises_from_zero_to_the_peak_in_equal_steps():
     rates = [lr_at(step, peak=1.0, total_steps=20, warmup_ratio=0.2) for step in range(5)]
     assert rates == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
 

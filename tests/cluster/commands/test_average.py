@@ -98,7 +98,7 @@ def test_the_mean_of_low_precision_is_summed_in_float32_and_rounded_once() -> No
 def test_numbers_that_count_have_no_mean_unless_they_agree() -> None:
     one, other = torch.tensor([1]), torch.tensor([2])
     assert mean([one, one.clone()], "ids").tolist() == [1]
-    with pytest.raises(WeightsError, match=r"ids: holds torch.int64 that differ"):
+    with pytest.raises(WeightsError, match=r"ids: torch.int64 values differ"):
         mean([one, other], "ids")
 
 

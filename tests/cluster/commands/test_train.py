@@ -113,7 +113,7 @@ def test_what_an_error_quotes_cannot_speak_to_the_terminal(command, capsys, monk
 def test_a_plan_that_does_not_fit_names_the_shortage_before_anything_is_made(command, folder, capsys):
     arguments = [*command, "cluster.backend=ray", "generator.num_replicas=9", "generator.cpus=1000"]
     assert main(BASE, "", arguments) == 2
-    assert "CPUs wanted (generator 9000" in capsys.readouterr().out
+    assert "CPUs needed (generator 9000" in capsys.readouterr().out
     assert not folder.parent.exists()
 
 

@@ -1,4 +1,4 @@
-"""What adapters need, worked out before anything starts; and that a run without any has nothing to merge."""
+"""Estimates for adapters before anything starts; a run without adapters has nothing to merge."""
 
 from __future__ import annotations
 

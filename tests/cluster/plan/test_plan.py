@@ -1,4 +1,4 @@
-"""What a run will ask for, before anything starts, against arithmetic done by hand."""
+"""The plan of a run, before anything starts, against arithmetic done by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cluster.plan.machines import GIB, machines
 from cluster.plan.plan import Plan, host_bytes, make_plan
 from engine.config.load import load
 from engine.config.run import RunConfig
-from engine.errors import ConfigError, PlanError
+from engine.errors import ConfigError, ModelError, PlanError
 from tests.runs import fake_config
 
 ROOT = Path(__file__).parents[3]
@@ -45,7 +45,7 @@ def test_the_published_recipe_fits_the_node_that_it_states():
     plan = planned()
     plan.check()
     assert line(plan, "cluster") == "cluster    as stated, 1 node: 96 CPUs, 8 GPUs"
-    assert line(plan, "placement") == "placement  in turns on shared resources"
+    assert line(plan, "placement") == "placement  colocated: the roles take turns on the same resources"
     for role in ("generator (vllm)", "scorer (pairrm)", "learner (deepspeed)"):
         assert line(plan, f"8 x {role}") == f"8 x {role}: 4 CPUs, 1 GPUs each"
 
@@ -138,25 +138,27 @@ def test_gpus_too_small_for_the_weights_are_named_with_the_way_out():
 
 def test_half_the_gpus_are_not_enough_and_the_sentence_says_for_whom():
     text = problems("cluster.stated.gpus=4")
-    assert "8 GPUs wanted (8 bundles of 1 that serve all in turn: generator 8, scorer 8, learner 8), 4 there" in text
+    assert "8 GPUs needed (8 bundles of 1 shared by all roles: generator 8, scorer 8, learner 8), 4 available" in text
     assert "cluster.placement=colocated" in text
 
 
-def test_side_by_side_eight_gpus_are_not_enough_either():
-    assert "24 GPUs wanted (generator 8, scorer 8, learner 8), 8 there" in problems("cluster.placement=disaggregated")
+def test_disaggregated_eight_gpus_are_not_enough_either():
+    assert "24 GPUs needed (generator 8, scorer 8, learner 8), 8 available" in problems(
+        "cluster.placement=disaggregated"
+    )
 
 
 def test_a_replica_that_no_node_can_hold_is_named():
     wide = ("generator.num_replicas=1", "generator.tensor_parallel_size=8", "generator.gpus=8")
-    assert "generator: 8 GPUs wanted on one node, a node has 4" in problems(
+    assert "generator: 8 GPUs needed on one node, a node has 4" in problems(
         "cluster.stated.nodes=2", "cluster.stated.gpus=4", *wide
     )
 
 
 def test_a_small_disk_and_a_small_host_are_named_with_both_numbers():
     text = problems("cluster.stated.disk_gib=100", "cluster.stated.memory_gib=64")
-    assert "disk: up to 195.3 GiB wanted under runs, 100.0 GiB free" in text
-    assert "host memory: up to 119.7 GiB wanted on one node while models load" in text
+    assert "disk: up to 195.3 GiB needed under runs, 100.0 GiB free" in text
+    assert "host memory: up to 119.7 GiB needed on one node while models load" in text
 
 
 # What is there, and what cannot be known
@@ -167,7 +169,7 @@ def test_a_real_run_ignores_the_stated_cluster(monkeypatch):
     monkeypatch.setattr("cluster.plan.machines._visible_gpus", lambda: 1.0)
     plan = make_plan(paper())
     assert line(plan, "cluster") == "cluster    this machine: 3 CPUs, 1 GPUs"
-    assert any("8 GPUs wanted" in problem for problem in plan.problems)
+    assert any("8 GPUs needed" in problem for problem in plan.problems)
 
 
 @pytest.mark.parametrize("how", ["config", "environment"])
@@ -177,7 +179,7 @@ def test_a_cluster_that_will_be_asked_is_not_judged_by_this_machine(monkeypatch,
     overrides = ["cluster.address=ray://head:10001"] if how == "config" else []
     plan = make_plan(paper(*overrides))
     assert line(plan, "cluster") == "cluster    ray://head:10001, asked when the run connects"
-    assert not [problem for problem in plan.problems if "wanted" in problem and "disk" not in problem]
+    assert not [problem for problem in plan.problems if "needed" in problem and "disk" not in problem]
 
 
 def test_without_a_count_of_the_prompts_the_plan_counts_per_thousand():
@@ -207,6 +209,14 @@ def test_parameters_are_counted_from_the_headers_of_all_shards(tmp_path):
     save_file({"c": np.zeros((2, 2, 2))}, tmp_path / "model-2.safetensors", metadata={"format": "pt"})
     assert estimates.count_parameters(str(tmp_path)) == 15 + 7 + 8
     assert estimates.count_parameters(str(tmp_path / "absent")) is None
+
+
+def test_a_damaged_model_file_is_named_before_anything_starts(tmp_path):
+    save_file({"a": np.zeros((3, 5), np.float32)}, tmp_path / "model.safetensors")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"model\.safetensors: not a safetensors file .*copy the file again"):
+        planned(f"model.path={tmp_path}", "model.num_parameters=null")
 
 
 def test_a_model_that_is_not_here_leaves_its_memory_unknown(tmp_path):

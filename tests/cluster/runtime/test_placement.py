@@ -21,14 +21,14 @@ def test_in_turns_one_set_of_bundles_serves_the_largest_wish_of_each_kind():
 def test_side_by_side_the_wishes_add_up():
     assert shortages(ROLES, turns=False, available={"CPU": 72, "GPU": 18}) == []
     assert shortages(ROLES, turns=False, available={"CPU": 72, "GPU": 17}) == [
-        "18 GPUs wanted (generator 8, scorer 2, learner 8), 17 there"
+        "18 GPUs needed (generator 8, scorer 2, learner 8), 17 available"
     ]
 
 
 def test_in_turns_they_do_not():
     assert shortages(ROLES, turns=True, available={"CPU": 32, "GPU": 8}) == []
     assert shortages(ROLES, turns=True, available={"CPU": 31, "GPU": 8}) == [
-        "32 CPUs wanted (8 bundles of 4 that serve all in turn: generator 32, scorer 8, learner 32), 31 there"
+        "32 CPUs needed (8 bundles of 4 shared by all roles: generator 32, scorer 8, learner 32), 31 available"
     ]
 
 

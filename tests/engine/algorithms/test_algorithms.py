@@ -1,4 +1,4 @@
-"""What every algorithm promises the loop, whatever it computes."""
+"""What every algorithm guarantees to the loop."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_batch_gives_one_loss_per_row_in_its_own_precision(algorithm: Algorith
     assert (loss.shape, loss.dtype) == ((batch.logps.shape[0],), dtype)
 
 
-def test_rows_know_nothing_of_each_other_but_ktos_point_of_reference(algorithm: Algorithm) -> None:
+def test_rows_do_not_influence_each_other_except_through_ktos_reference_point(algorithm: Algorithm) -> None:
     batch = batch_of(algorithm)
     rows = batch.logps.shape[0]
     whole, backwards = algorithm.loss(batch), list(range(rows))[::-1]

@@ -11,13 +11,12 @@ import torch
 from pydantic import ValidationError
 
 from engine.algorithms.base import Batch
-from engine.algorithms.dpo import DPO
+from engine.algorithms.dpo import DPO, RENAMED
 from engine.algorithms.losses import LOSSES
 from tests.oracles import ORACLES, TOLERANCE, batch_from, keywords, name_of, pairs_of_row, rows_of
 from tests.tables import given, logits_of, only_row, rated, scored
 
 NAN = math.nan
-CONFIGURABLE = [row for row in rows_of(*LOSSES) if row["loss"] != "spin"]
 
 
 def some() -> Batch:
@@ -37,7 +36,7 @@ def expected_counts(**counts: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("row", CONFIGURABLE, ids=name_of)
+@pytest.mark.parametrize("row", rows_of(*LOSSES), ids=name_of)
 def test_every_loss_can_be_configured_and_has_the_independent_value(row, dtype):
     algorithm = DPO(losses={row["loss"]: 1.0}, **keywords(row))
     loss = algorithm.loss(batch_from(pairs_of_row(row, dtype)))
@@ -46,19 +45,19 @@ def test_every_loss_can_be_configured_and_has_the_independent_value(row, dtype):
 
 
 def test_by_default_it_is_dpo_at_beta_one_tenth():
-    assert losses_of() == losses_of(losses={"dpo_sigmoid": 1.0}, beta=0.1)
+    assert losses_of() == losses_of(losses={"sigmoid": 1.0}, beta=0.1)
     assert (DPO().stages(0), DPO().given, DPO().reward_scale()) == (("completions", "scored"), 0, 0.1)
 
 
 def test_a_mixture_is_the_weighted_sum_of_its_losses():
     """Each part takes the parameters that it reads: sft has no beta."""
-    parts = [losses_of(losses={"ipo_avg": 1.0}, beta=0.3), losses_of(losses={"sft": 1.0})]
+    parts = [losses_of(losses={"ipo": 1.0}, beta=0.3), losses_of(losses={"sft": 1.0})]
     by_hand = [0.25 * ipo + 2.0 * sft for ipo, sft in zip(*parts, strict=True)]
-    assert losses_of(losses={"ipo_avg": 0.25, "sft": 2.0}, beta=0.3) == pytest.approx(by_hand, rel=1e-12)
+    assert losses_of(losses={"ipo": 0.25, "sft": 2.0}, beta=0.3) == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_nll_weight_adds_the_chosen_answers_likelihood_per_token_to_any_loss():
-    assert losses_of(nll_weight=0.7) == pytest.approx(losses_of(losses={"dpo_plus_nll_irpo": 1.0}, alpha=0.7))
+    assert losses_of(nll_weight=0.7) == pytest.approx(losses_of(losses={"rpo": 1.0}, alpha=0.7))
     assert losses_of(losses={"hinge": 1.0}, nll_weight=0.2) == pytest.approx(
         losses_of(losses={"hinge": 1.0, "sft": 0.2}), rel=1e-12
     )
@@ -70,12 +69,12 @@ def test_length_normalised_dpo_is_sigmoid_norm():
 
 def test_lengths_are_divided_out_once():
     """What divides by the number of tokens itself finds them divided already."""
-    for name in ("ipo_avg", "sigmoid_norm", "simpo", "sft", "orpo"):
+    for name in ("ipo", "sigmoid_norm", "simpo", "sft", "orpo"):
         assert losses_of(losses={name: 1.0}, length_normalized=True) == pytest.approx(losses_of(losses={name: 1.0}))
 
 
 def test_without_a_reference_dpo_is_cpo_without_its_likelihood():
-    assert losses_of(reference_free=True) == pytest.approx(losses_of(losses={"cpo_sigmoid": 1.0}, alpha=0.0), rel=1e-12)
+    assert losses_of(reference_free=True) == pytest.approx(losses_of(losses={"cpo": 1.0}, alpha=0.0), rel=1e-12)
 
 
 def test_soft_labels_take_the_targets_of_the_rows():
@@ -91,26 +90,29 @@ def test_soft_labels_take_the_targets_of_the_rows():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"losses": {"ipo": 1.0}}, r"losses has no 'ipo'; nearest: .*ipo_avg"),
-        ({"losses": {"????": 1.0}}, r"losses has no '\?{4}'; dpo_sigmoid, "),
+        ({"losses": {"ipo_mean": 1.0}}, r"losses has no 'ipo_mean'; nearest: ipo"),
+        ({"losses": {"????": 1.0}}, r"losses has no '\?{4}'; known: sigmoid, "),
         ({"losses": {}}, "losses is empty"),
         ({"losses": {"hinge": 0.0}}, "greater than 0"),
         ({"losses": {"hinge": -1.0}}, "greater than 0"),
-        ({"tau": 0.1}, "tau: read by none of the losses dpo_sigmoid; remove it"),
+        ({"tau": 0.1}, "tau: read by none of the losses sigmoid; remove it"),
         ({"losses": {"sft": 1.0}, "beta": 0.1, "gamma": 1.0}, "beta, gamma: read by none of the losses sft"),
         ({"losses": {"sppo_scaled": 1.0}, "beta": 0.1}, "beta: read by none"),
-        ({"label_smoothing": 0.1}, "label_smoothing: read by none of the losses dpo_sigmoid"),
+        ({"label_smoothing": 0.1}, "label_smoothing: read by none of the losses sigmoid"),
         ({"losses": {"robust": 1.0}, "label_smoothing": 0.6}, "less than or equal to 0.5"),
         ({"losses": {"robust": 1.0}, "label_smoothing": 0.5}, "robust divides by 1 - 2 e"),
         ({"losses": {"exo_pair": 1.0}, "label_smoothing": 0.0}, "exo_pair takes its logarithm"),
         ({"losses": {"discopop": 1.0}, "tau": 1.0}, "less than 1"),
-        ({"losses": {"hinge": 1.0}, "soft_labels": True}, "soft_labels makes dpo_sigmoid dpo_soft"),
-        ({"losses": {"dpo_sigmoid": 1.0, "dpo_soft": 1.0}, "soft_labels": True}, "not the latter"),
-        ({"losses": {"sppo_scaled": 1.0, "dpo_soft": 1.0}}, r"mixes sppo_scaled, .* with dpo_soft"),
-        ({"losses": {"sppo_scaled": 1.0, "dpo_sigmoid": 1.0}, "soft_labels": True}, "mixes sppo_scaled"),
-        ({"losses": {"ipo": 1.0, "hing": 1.0}}, r"no 'ipo'; .*; losses has no 'hing'; nearest: hinge"),
+        (
+            {"losses": {"hinge": 1.0}, "soft_labels": True},
+            "soft_labels = true turns the loss sigmoid into sigmoid_soft",
+        ),
+        ({"losses": {"sigmoid": 1.0, "sigmoid_soft": 1.0}, "soft_labels": True}, "and not sigmoid_soft"),
+        ({"losses": {"sppo_scaled": 1.0, "sigmoid_soft": 1.0}}, r"mixes sppo_scaled, .* with sigmoid_soft"),
+        ({"losses": {"sppo_scaled": 1.0, "sigmoid": 1.0}, "soft_labels": True}, "mixes sppo_scaled"),
+        ({"losses": {"ipo_mean": 1.0, "hing": 1.0}}, r"no 'ipo_mean'; .*; losses has no 'hing'; nearest: hinge"),
         ({"losses": {"exo_pair": 1.0}, "label_smoothing": 0.0, "tau": 0.1}, "tau: read by none.*its logarithm"),
-        ({"data": "given", "truncated": "exclude"}, "for sampled answers; prompts.on_long_answer"),
+        ({"data": "given", "truncated": "exclude"}, "sampled answers only; prompts.on_long_answer = drop"),
         ({"beta": 0.0}, "greater than 0"),
         ({"nll_weight": -0.1}, "greater than or equal to 0"),
         ({"beta": float("inf")}, "finite"),
@@ -121,10 +123,17 @@ def test_parameters_that_mean_nothing_are_refused(parameters, message):
         DPO(**parameters)
 
 
+@pytest.mark.parametrize(("old", "name"), RENAMED.items())
+def test_the_name_of_an_earlier_release_leads_to_the_name_of_this_one(old, name):
+    assert old not in LOSSES and name in LOSSES
+    with pytest.raises(ValidationError, match=f"losses has no '{old}'; its name is now {name} "):
+        DPO(losses={old: 1.0}, beta=0.1)
+
+
 def test_bounds_that_single_losses_put_on_the_smoothing_leave_the_others_alone():
-    assert losses_of(losses={"dpo_cdpo_label_smoothing": 1.0}, label_smoothing=0.0) == pytest.approx(losses_of())
-    DPO(losses={"dpo_cdpo_label_smoothing": 1.0}, label_smoothing=0.5)
-    DPO(data="given", losses={"sppo_scaled": 1.0, "dpo_soft": 1.0})
+    assert losses_of(losses={"cdpo": 1.0}, label_smoothing=0.0) == pytest.approx(losses_of())
+    DPO(losses={"cdpo": 1.0}, label_smoothing=0.5)
+    DPO(data="given", losses={"sppo_scaled": 1.0, "sigmoid_soft": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -157,7 +166,7 @@ def test_a_scorers_own_scores_come_before_its_comparisons():
     assert only_row(DPO().select(table))["answer_index"] == [1, 0]
 
 
-@pytest.mark.parametrize("name", ["sppo_soft_official", "sppo_scaled"])
+@pytest.mark.parametrize("name", ["sppo", "sppo_scaled"])
 def test_losses_of_win_rates_against_the_policy_get_those(name):
     """By hand: P = sg(2) = 0.880797; each answer against both, itself at 1/2."""
     row = only_row(DPO(losses={name: 1.0}).select(scored(logits_of(0, 2))))

@@ -1,4 +1,4 @@
-"""KTO: single answers with a label, and a point of reference from other prompts."""
+"""KTO: single answers with a label, and a reference point from other prompts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_pair_trains_with_an_answer_to_the_next_prompt_behind_it():
     assert second["answer_token_ids"][:2] == [tokens("c"), tokens("d")]
 
 
-def test_chosen_and_rejected_answers_take_turns_at_the_point_of_reference():
+def test_the_reference_point_is_estimated_on_chosen_and_rejected_answers_in_turn():
     """Of one kind alone, z0 would follow the log-ratios of that kind."""
     rows = KTO().select(given(("a", "b"), ("c", "d"), ("e", "f"))).rows.to_pylist()
     assert [row["answer_token_ids"][2] for row in rows] == [tokens("c"), tokens("f"), tokens("a")]
@@ -64,7 +64,7 @@ def test_a_labelled_answer_trains_with_one_to_the_next_prompt():
     assert second["answer_token_ids"] == [tokens("b"), tokens("a")]
 
 
-def test_an_answer_to_the_same_question_is_no_answer_to_another():
+def test_an_answer_to_the_same_prompt_is_not_used_for_the_reference_point():
     """A data set asks the same twice; under z0 would then stand what the policy is taught to say."""
     table = labelled("a", "b", "c", rates=[1.0, 0.0, 1.0], prompt_token_ids=[[7], [7], [8]])
     rows = LABELS.select(table).rows.to_pylist()
@@ -80,7 +80,7 @@ def test_a_tie_is_neither_desirable_nor_not():
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-def test_a_shard_of_one_question_has_nothing_to_compare_with(copies):
+def test_a_shard_with_one_prompt_makes_no_row(copies):
     table = labelled(*"abc"[:copies], rates=[1.0] * copies, prompt_token_ids=[[7]] * copies)
     selection = LABELS.select(table)
     assert selection.rows.equals(ROWS.empty_table())
@@ -112,7 +112,7 @@ def test_the_loss_has_the_independent_value(row, dtype):
     assert KTO(**parameters).loss(pairs).mean().item() == pytest.approx(row["value_full"], rel=TOLERANCE[dtype])
 
 
-def test_the_point_of_reference_is_never_negative():
+def test_the_reference_point_is_never_negative():
     """By hand, with z0 = 0: 1 - sg(0.1) = 0.475021 desirable, 1 - sg(0.2) = 0.450166 undesirable, on average."""
     below = batch_of([[1.0, -2.0, -7.0]], [[1.0, 0.0]])
     assert KTO().loss(below).tolist() == pytest.approx([(0.475021 + 0.450166) / 2], abs=1e-6)
@@ -128,7 +128,7 @@ def test_mismatched_answers_move_the_loss_and_are_not_trained_on():
         assert elsewhere == 0.0
 
 
-def test_the_point_of_reference_is_the_batchs_mean():
+def test_the_reference_point_is_the_batchs_mean():
     both = batch_of([[1.0, -2.0, 2.0], [0.5, 0.0, 4.0]], [[1.0, 0.0]] * 2)
     alike = batch_of([[1.0, -2.0, 3.0], [0.5, 0.0, 3.0]], [[1.0, 0.0]] * 2)
     assert KTO().loss(both).tolist() == pytest.approx(KTO().loss(alike).tolist(), rel=1e-12)

@@ -22,7 +22,7 @@ WORLDS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "sppo": ({"name": "sppo"}, []),
     "dpo": ({"name": "dpo"}, []),
     "dpo-start": ({"name": "dpo", "reference": "start"}, []),
-    "dpo-mixed": ({"name": "dpo", "losses": {"ipo_avg": 1.0, "sft": 0.1}, "beta": 0.2}, []),
+    "dpo-mixed": ({"name": "dpo", "losses": {"ipo": 1.0, "sft": 0.1}, "beta": 0.2}, []),
     "self_rewarding": ({"name": "self_rewarding", "length_tier": 0.3}, []),
     "dpo-given": ({"name": "dpo", "data": "given"}, [PAIR]),
     "spac": ({"name": "spac"}, [PAIR]),
@@ -30,7 +30,7 @@ WORLDS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "kto": ({"name": "kto"}, [PAIR]),
     "kto-labels": ({"name": "kto", "data": "labels"}, LABELS),
 }
-"""Parameters, and what the prompts bring along; where they bring nothing, a rule prefers the letter "a"."""
+"""{name: (parameters, columns of the prompts' answers)}; without such answers a rule prefers the letter "a"."""
 
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
@@ -72,7 +72,7 @@ def test_log_ratios_compare_with_the_policy_that_the_config_names(world: tuple[s
         assert row["reference_logps"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_reference_that_stays_is_opened_again_wherever_roles_take_turns(tmp_path: Path) -> None:
+def test_the_start_policy_as_reference_is_opened_again_if_roles_take_turns(tmp_path: Path) -> None:
     algorithm = {"name": "dpo", "reference": "start"}
     alone = play(
         fake_config(tmp_path / "turns", algorithm=algorithm, cluster={"backend": "local", "placement": "colocated"})

@@ -1,4 +1,4 @@
-"""Self-rewarding: iterative DPO as published, and what later papers mend."""
+"""Self-rewarding: iterative DPO as published, the remedies of later papers, and the ranking functions."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ import pytest
 from pydantic import ValidationError
 
 from engine.algorithms.dpo import DPO
-from engine.algorithms.self_rewarding import SelfRewarding
+from engine.algorithms.self_rewarding import (
+    SelfRewarding,
+    consistency,
+    kendall_tau,
+    longest,
+    quality_tiers,
+    shortest,
+)
 from engine.errors import DataError
 from engine.schema import RESCORED
 from tests.oracles import ORACLES
 from tests.tables import logits_of, only_row, rated, scored
 
 CREAM = ORACLES["cream"]
+SCORES = [4.5, 4.2, 3.9, 2.0, 2.6, 4.4, 1.8]
+LENGTHS = [2400, 1500, 1300, 900, 1700, 2100, 1200]
 
 
 def of_lengths(*lengths: int) -> dict[str, list[Any]]:
-    """Answers of so many tokens."""
+    """Token ids of answers with these lengths."""
     return {"answer_token_ids": [[[i] * length for i, length in enumerate(lengths)]]}
 
 
 def test_by_default_it_is_iterative_dpo_as_published():
     """Best against worst by the mean score, equal scores dropped, beta 0.1, each round from the one before."""
     algorithm = SelfRewarding()
-    assert (algorithm.losses, algorithm.reward_scale(), algorithm.nll_weight) == ({"dpo_sigmoid": 1.0}, 0.1, 0.0)
+    assert (algorithm.losses, algorithm.reward_scale(), algorithm.nll_weight) == ({"sigmoid": 1.0}, 0.1, 0.0)
     assert (algorithm.reference, algorithm.ties, algorithm.given) == ("previous", "drop", 0)
     table = rated([3.0, 4.5, 1.25, 4.5], **of_lengths(9, 8, 7, 6))
     assert only_row(algorithm.select(table))["answer_index"] == [1, 2]
@@ -160,3 +169,45 @@ def test_answers_without_a_readable_judgement_are_no_candidates():
 def test_parameters_that_mean_nothing_are_refused(parameters, message):
     with pytest.raises(ValidationError, match=message):
         SelfRewarding(**parameters)
+
+
+# ---- the ranking functions ----
+
+
+@pytest.mark.parametrize(
+    ("rho", "top", "bottom", "chosen", "rejected"),
+    [
+        (0.0, [0], [6], 0, 6),
+        (0.32, [0, 1, 2, 5], [3, 4, 6], 2, 4),
+        (0.4, [0, 1, 2, 5], [3, 4, 6], 2, 4),
+    ],
+)
+def test_the_tiers_hold_the_scores_near_the_best_and_the_worst(rho, top, bottom, chosen, rejected):
+    assert quality_tiers(SCORES, rho) == (top, bottom)
+    assert (shortest(top, LENGTHS), longest(bottom, LENGTHS)) == (chosen, rejected)
+
+
+def test_tiers_below_one_half_never_share_an_answer_unless_all_are_equal():
+    top, bottom = quality_tiers([3.0, 2.0, 1.0], 0.499)
+    assert not set(top) & set(bottom)
+    assert quality_tiers([2.0, 2.0], 0.4) == ([0, 1], [0, 1])
+
+
+def test_the_best_is_in_its_own_tier_whatever_the_rounding():
+    scores = [0.1 + 0.2, 0.3, 0.1]
+    for rho in (0.0, 0.1, 0.3):
+        top, bottom = quality_tiers(scores, rho)
+        assert 0 in top and 2 in bottom
+
+
+def test_consistency_is_creams_where_no_scores_tie():
+    one, other = [0.9, 0.1, 0.5, 0.7, 0.2], [0.8, 0.3, 0.2, 0.9, 0.1]
+    assert kendall_tau(one, other) == pytest.approx(0.4)
+    assert consistency(one, other) == pytest.approx(0.7)
+
+
+def test_ties_are_corrected_for_and_a_scoring_without_differences_says_nothing():
+    assert kendall_tau([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(5 / (5 * 6) ** 0.5)
+    assert kendall_tau([2, 2, 2], [1, 2, 3]) == 0.0
+    assert consistency([2, 2, 2], [1, 2, 3]) == 0.5
+    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1.0

@@ -148,7 +148,7 @@ def test_every_sample_takes_part():
 @pytest.mark.parametrize(
     "columns", [{"given_win_rates": [[0.5, 0.5]]}, {"given_token_ids": [[[1, 9], [1, 9]]]}], ids=["label", "answers"]
 )
-def test_a_pair_without_a_preference_is_dropped_and_counted_unless_told_otherwise(columns):
+def test_a_pair_without_a_preference_is_dropped_and_counted_by_default(columns):
     selection = SPAC().select(completions(**columns))
     assert (selection.rows.num_rows, selection.counts["ties"]) == (0, 1)
     assert SPAC(ties="keep").select(completions(**columns)).rows.num_rows == 1

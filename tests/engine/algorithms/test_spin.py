@@ -1,4 +1,4 @@
-"""SPIN: a demonstration against what the policy said itself."""
+"""SPIN: a demonstration against the policy's own answer."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_opponent_is_the_iteration_before():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("row", rows_of("spin"), ids=name_of)
+@pytest.mark.parametrize("row", rows_of("sigmoid"), ids=name_of)
 def test_the_logistic_loss_has_the_independent_value(row, dtype):
     loss = SPIN(**keywords(row)).loss(batch_from(pairs_of_row(row, dtype)))
     assert loss.dtype == dtype
@@ -82,6 +82,6 @@ def test_the_hinge_loss_has_the_independent_value(row):
 
 def test_lambda_of_the_last_released_iteration_by_hand():
     """lambda = 5 and a margin of 1.5 nats: log(1 + e^-7.5) = 0.000552931."""
-    batch = batch_from(pairs_of_row(rows_of("spin")[0]))
+    batch = batch_from(pairs_of_row(rows_of("sigmoid")[0]))
     assert SPIN(beta=5.0).loss(batch).item() == pytest.approx(0.000552931, rel=1e-5)
     assert torch.equal(SPIN(beta=5.0, loss_type="hinge").loss(batch), torch.zeros(1, dtype=torch.float64))

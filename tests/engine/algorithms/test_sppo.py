@@ -1,4 +1,4 @@
-"""Which answers SPPO trains on, with which targets, and what it counts on the way."""
+"""Which answers SPPO trains on, with which targets and counts, and its loss."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def printed(row: dict) -> list[float]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("row", rows_of("sppo_soft_official"), ids=name_of)
+@pytest.mark.parametrize("row", rows_of("sppo"), ids=name_of)
 def test_the_loss_and_its_gradient_are_those_of_the_released_code(row, dtype):
     """The released code averages the pair's two squared errors; so does the row's loss."""
     pairs = pairs_of_row(row, dtype)
@@ -224,7 +224,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_released_code(row, dtype):
     assert slopes(loss, pairs) == pytest.approx(printed(row), rel=TOLERANCE[dtype], abs=PRINTED)
 
 
-@pytest.mark.parametrize("row", rows_of("sppo_hard_trl"), ids=name_of)
+@pytest.mark.parametrize("row", rows_of("sppo_hard"), ids=name_of)
 def test_trls_sppo_hard_is_exactly_twice_ours_with_certain_win_rates(row):
     pairs = pairs_of_row(row)
     loss = 2 * SPPO(eta=1 / row["params"]["beta"]).loss(batch_from(pairs))
@@ -235,7 +235,7 @@ def test_trls_sppo_hard_is_exactly_twice_ours_with_certain_win_rates(row):
 def test_each_answer_has_its_own_squared_error():
     """By hand: (0.5 - 10 (0.8 - 0.5))^2 = 6.25 and (-1 - 10 (0.2 - 0.5))^2 = 4."""
     log_ratio, win_rate = torch.tensor([0.5, -1.0]), torch.tensor([0.8, 0.2])
-    assert losses.sppo(log_ratio, win_rate, 0.5, 10.0).tolist() == pytest.approx([6.25, 4.0], rel=1e-6)
+    assert losses.squared_error(log_ratio, win_rate, 0.5, 10.0).tolist() == pytest.approx([6.25, 4.0], rel=1e-6)
 
 
 def test_the_loss_of_many_answers_is_their_mean_and_zero_exactly_at_their_targets():
@@ -250,7 +250,7 @@ def test_the_loss_of_many_answers_is_their_mean_and_zero_exactly_at_their_target
 
 
 def test_answers_that_trade_places_with_their_targets_change_nothing():
-    batch = batch_from(pairs_of_row(rows_of("sppo_soft_official")[0]))
+    batch = batch_from(pairs_of_row(rows_of("sppo")[0]))
     swapped = Batch(*(getattr(batch, name).flip(-1) for name in Batch.__dataclass_fields__))
     assert SPPO().loss(swapped).tolist() == pytest.approx(SPPO().loss(batch).tolist(), rel=1e-12)
 

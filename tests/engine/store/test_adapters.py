@@ -1,4 +1,4 @@
-"""Adapter folders in the store: which model they belong to, and that no other is taken for it."""
+"""Adapter folders in the store: which base model they belong to; no other base is accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking at run folders: what counts, what is damaged, and one hash over it all."""
+"""Inspection of run folders: valid records, damages, and one digest over everything."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def commit(folder: Path, *shards: tuple[int, float]) -> None:
             store.commit(0, "audited", shard, pa.table(row), AUDITED)
 
 
-def test_the_digest_does_not_know_in_which_order_shards_arrived(tmp_path):
+def test_the_digest_does_not_depend_on_the_order_of_commits(tmp_path):
     commit(tmp_path / "a", (0, 1.0), (1, 2.0))
     commit(tmp_path / "b", (1, 2.0), (0, 1.0))
     assert inspection.run_digest(tmp_path / "a") == inspection.run_digest(tmp_path / "b")
 
 
-def test_the_digest_forgets_what_was_replaced(tmp_path):
+def test_the_digest_leaves_out_what_was_replaced(tmp_path):
     commit(tmp_path / "a", (0, 1.0))
     commit(tmp_path / "b", (0, 7.0), (0, 1.0))
     assert inspection.run_digest(tmp_path / "a") == inspection.run_digest(tmp_path / "b")
 
 
 @pytest.mark.parametrize("other", [[(0, 1.5)], [(1, 1.0)], [(0, 1.0), (1, 1.0)]])
-def test_the_digest_knows_every_value_its_place_and_its_absence(tmp_path, other):
+def test_the_digest_depends_on_every_value_its_place_and_its_absence(tmp_path, other):
     commit(tmp_path / "a", (0, 1.0))
     commit(tmp_path / "b", *other)
     assert inspection.run_digest(tmp_path / "a") != inspection.run_digest(tmp_path / "b")

@@ -1,4 +1,4 @@
-"""The run folder keeps what was committed, and nothing else."""
+"""The run folder keeps exactly what was committed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_every_flipped_byte_of_a_shard_is_noticed(tmp_path: Path) -> None:
     assert inspection.damages(tmp_path) == []
 
 
-def test_what_a_crash_left_is_swept_and_what_is_named_stays(tmp_path: Path) -> None:
+def test_leftovers_of_a_crash_are_removed_and_recorded_files_stay(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
         kept = commit(store, 0)
     orphan = kept.with_name("00001-0123456789ab.parquet")
@@ -95,7 +95,7 @@ def test_what_a_crash_left_is_swept_and_what_is_named_stays(tmp_path: Path) -> N
         assert not orphan.exists() and not half.exists() and not (tmp_path / "weights" / "001.tmp").exists()
 
 
-def test_a_torn_last_line_of_the_manifest_is_the_trace_of_a_crash(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_of_the_manifest_is_dropped_as_the_leftover_of_a_crash(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
         commit(store, 0)
         commit(store, 1)
@@ -169,7 +169,7 @@ def test_weights_become_a_version_once_and_keep_their_digest(tmp_path: Path) -> 
         assert store.policy(1) == policy
 
 
-def test_damaged_weights_of_our_own_making_are_set_aside(tmp_path: Path) -> None:
+def test_damaged_weights_that_the_run_trained_are_set_aside(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
         make_fake_policy(store.new_weights(1))
         policy = store.commit_weights(1, [])
@@ -192,7 +192,7 @@ def test_a_start_model_that_changed_is_refused_and_left_alone(tmp_path: Path) ->
         store.register_start(start, lambda folder, digest: [])
 
 
-def test_a_checkpoint_replaces_its_predecessor_and_is_believed_only_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_replaces_its_predecessor_and_is_used_only_if_all_files_are_intact(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
         for step in (10, 20):
             (store.new_checkpoint(0, step) / "state").write_bytes(b"x" * step)
@@ -204,7 +204,7 @@ def test_a_checkpoint_replaces_its_predecessor_and_is_believed_only_whole(tmp_pa
         assert store.checkpoint(0) is None
 
 
-def test_the_digest_tells_content_and_not_the_order_of_arrival(tmp_path: Path) -> None:
+def test_the_digest_depends_on_content_and_not_on_the_order_of_commits(tmp_path: Path) -> None:
     for name, order in (("a", [0, 1]), ("b", [1, 0])):
         with RunStore(tmp_path / name) as store:
             for shard in order:
@@ -215,12 +215,12 @@ def test_the_digest_tells_content_and_not_the_order_of_arrival(tmp_path: Path) -
     assert inspection.run_digest(tmp_path / "a") != inspection.run_digest(tmp_path / "b")
 
 
-def test_a_folder_that_is_no_run_is_told_so(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="is not a run folder"):
         inspection.run_digest(tmp_path)
 
 
-def test_the_lock_file_tells_people_who_the_owner_is(tmp_path: Path) -> None:
+def test_the_lock_file_names_the_owner(tmp_path: Path) -> None:
     with RunStore(tmp_path):
         assert set(json.loads((tmp_path / "LOCK").read_text())) == {"host", "pid", "since"}
         assert "process" in (owner_of(tmp_path) or "")

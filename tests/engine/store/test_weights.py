@@ -1,4 +1,4 @@
-"""A weights folder has one identity, and whoever changes it is found out."""
+"""A weights folder has one digest, and every change of its files is noticed and named."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_an_index_that_names_a_missing_shard_is_refused_by_the_shards_name(folde
     shard(folder)
     assert weights_digest(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"names model-00002-of-00002\.safetensors, which is not there"):
+    with pytest.raises(ModelError, match=r"names model-00002-of-00002\.safetensors, which is missing"):
         weights_digest(folder)
 
 
@@ -105,7 +105,7 @@ def test_an_index_that_is_not_json_is_refused(folder: Path) -> None:
         weights_digest(folder)
 
 
-def test_sealed_weights_verify_and_a_change_is_named(folder: Path) -> None:
+def test_weights_with_checksums_verify_and_a_change_is_named(folder: Path) -> None:
     digest = write_checksums(folder)
     assert digest == weights_digest(folder)
     verify_weights(folder, digest)
@@ -118,7 +118,7 @@ def test_sealed_weights_verify_and_a_change_is_named(folder: Path) -> None:
         verify_weights(folder, digest)
 
 
-def test_unsealed_weights_that_changed_are_refused_too(folder: Path) -> None:
+def test_weights_without_checksums_that_changed_are_refused_too(folder: Path) -> None:
     digest = weights_digest(folder)
     verify_weights(folder, digest)
     (folder / "config.json").write_text("{}")
@@ -126,7 +126,7 @@ def test_unsealed_weights_that_changed_are_refused_too(folder: Path) -> None:
         verify_weights(folder, digest)
 
 
-def test_a_seal_of_other_weights_is_not_believed(folder: Path) -> None:
+def test_checksums_of_other_weights_are_not_used(folder: Path) -> None:
     write_checksums(folder)
     (folder / "config.json").write_text("{}")
     with pytest.raises(WeightsError, match="covered files"):
@@ -153,6 +153,13 @@ def test_shapes_come_from_the_headers_of_one_file_or_of_all_shards(folder: Path)
 def test_a_file_that_is_no_safetensors_is_refused_without_reading_it_whole(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.safetensors: not a safetensors file"):
+        tensor_shapes(folder)
+
+
+def test_a_file_that_was_cut_is_refused(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1])
+    with pytest.raises(ModelError, match=r"model\.safetensors: not a safetensors file .*; copy the file again"):
         tensor_shapes(folder)
 
 
