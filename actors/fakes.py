@@ -27,7 +27,7 @@ from engine.config.run import ModelConfig, RunConfig, SamplingConfig
 from engine.errors import NonFiniteError, RoleError, WeightsError
 from engine.loop.roles import Generator, Learner
 from engine.loop.weight_probe import compare_probe
-from engine.schema import COMPLETIONS, PROMPTS, REFERENCED, ROWS, append, conform
+from engine.schema import COMPLETIONS, PROMPTS, REF_LOGPS, SELECTED, append, conform
 from engine.seeds import derive_seed
 from engine.store.weights import verify_weights
 
@@ -170,13 +170,13 @@ class FakeGenerator:
             prompts,
             COMPLETIONS,
             "fake generator",
-            answers=[["".join(LETTERS[i] for i in answer) for answer in row] for row in letters],
-            answer_token_ids=ids,
-            answer_logps=[[float(self._logps[answer].sum()) for answer in row] for row in letters],
+            completions=[["".join(LETTERS[i] for i in answer) for answer in row] for row in letters],
+            completion_token_ids=ids,
+            completion_logps=[[float(self._logps[answer].sum()) for answer in row] for row in letters],
             finish_reasons=[["stop" if answer[-1:] == [END] else "length" for answer in row] for row in ids],
             seeds=seeds,
             weights=[self._digest] * prompts.num_rows,
-            num_own=[k] * prompts.num_rows,
+            num_from_policy=[k] * prompts.num_rows,
         )
 
     def identify(self) -> str:
@@ -225,14 +225,14 @@ class FakeLearner:
         logps = self._logits - np.logaddexp.reduce(self._logits)
         return [[float(logps[token]) for token in answer] for answer in answers]
 
-    def reference_logps(self, rows: pa.Table) -> list[list[float]]:
-        rows = conform(rows, ROWS, "fake learner")
+    def ref_logps(self, rows: pa.Table) -> list[list[float]]:
+        rows = conform(rows, SELECTED, "fake learner")
         if self._step:
             raise RoleError("reference needs the policy as it lies in its folder, but steps were run")
-        return [self._logps(row["answer_token_ids"])[0].tolist() for row in rows.to_pylist()]
+        return [self._logps(row["completion_token_ids"])[0].tolist() for row in rows.to_pylist()]
 
     def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, int]:
-        rows = [row for shard in shards for row in conform(shard, REFERENCED, "fake learner").to_pylist()]
+        rows = [row for shard in shards for row in conform(shard, REF_LOGPS, "fake learner").to_pylist()]
         rows.sort(key=lambda row: derive_seed(self._seed, "order", iteration, row["prompt_id"]))
         self._rows, self._step = rows, 0
         self._num_steps = -(-len(rows) // self._config.batch_size)
@@ -276,7 +276,7 @@ class FakeLearner:
 
         size = self._config.batch_size
         rows = self._rows[self._step * size : (self._step + 1) * size]
-        values, slopes = zip(*(self._logps(row["answer_token_ids"]) for row in rows), strict=True)
+        values, slopes = zip(*(self._logps(row["completion_token_ids"]) for row in rows), strict=True)
         logps = torch.tensor(np.concatenate(values), requires_grad=True)
         loss = torch.cat([self._algorithm.loss(batch) for batch in batches_of(rows, logps)]).mean()
         if not torch.isfinite(loss):

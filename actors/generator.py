@@ -101,7 +101,7 @@ class Generator:
         folder: str,
         digest: str,
         prompt_token_ids: list[list[int]],
-        answer_token_ids: list[list[int]],
+        completion_token_ids: list[list[int]],
         learner_logps: list[list[float]],
         base: str | None = None,
     ) -> float:
@@ -111,7 +111,7 @@ class Generator:
         """
         self.load(folder, digest, base)
         tolerance = probe_tolerance(self._config.probe_tolerance, self._model.dtype)
-        logps = self.token_logps(prompt_token_ids, answer_token_ids)
+        logps = self.token_logps(prompt_token_ids, completion_token_ids)
         return compare_probe(learner_logps, logps, tolerance, replica=f"generator in process {os.getpid()}")
 
     def _check_base(self, folder: str, digest: str, base: str | Path | None) -> None:
@@ -202,14 +202,14 @@ class Generator:
             prompts,
             COMPLETIONS,
             where,
-            answers=[[arrow_safe(a.text) for a in row] for row in answers],
-            answer_token_ids=[[a.token_ids for a in row] for row in answers],
-            answer_logps=[[a.logp for a in row] for row in answers],
+            completions=[[arrow_safe(a.text) for a in row] for row in answers],
+            completion_token_ids=[[a.token_ids for a in row] for row in answers],
+            completion_logps=[[a.logp for a in row] for row in answers],
             finish_reasons=[[a.finish_reason for a in row] for row in answers],
             # vLLM samples answer i of a request with the seed `seed + i` (v1/engine/parallel_sampling.py).
             seeds=[[seed + i for i in range(count)] for seed in seeds],
             weights=[self._serving] * len(names),
-            num_own=[count] * len(names),
+            num_from_policy=[count] * len(names),
         )
 
     def identify(self) -> str:
@@ -217,7 +217,7 @@ class Generator:
         return self._judging()[0].id(POLICY)
 
     def score(self, completions: pa.Table) -> pa.Table:
-        """Judge COMPLETIONS of any policy with the served weights; returns SCORED.
+        """Judge COMPLETIONS of any policy with the served weights; returns SCORES.
 
         Raises SchemaError for another table, ModelError if the policy's tokenizer does not fit the judge's prompt,
         RoleError if vLLM fails.
@@ -241,7 +241,9 @@ class Generator:
             self._replies = VLLMReplies(POLICY, engine, chat, self._judge.config, self._judge.trial())
         return self._judge, self._replies
 
-    def token_logps(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
+    def token_logps(
+        self, prompt_token_ids: list[list[int]], completion_token_ids: list[list[int]]
+    ) -> list[list[float]]:
         """[B][answer tokens] log-probabilities, in nats, of the given answer tokens under the served weights.
 
         prompt_token_ids: [B][prompt tokens]. Nothing is sampled. Prompt and answer together must have fewer than
@@ -249,14 +251,14 @@ class Generator:
         """
         engine = self._ready()
         limit = self._sampling.max_prompt_tokens + self._sampling.max_new_tokens
-        pairs = list(zip(prompt_token_ids, answer_token_ids, strict=True))
+        pairs = list(zip(prompt_token_ids, completion_token_ids, strict=True))
         for row, (prompt, answer) in enumerate(pairs):
             if not prompt or len(prompt) + len(answer) >= limit:
                 raise RoleError(
                     f"generator: probe row {row} has {len(prompt)} prompt and {len(answer)} answer tokens; "
                     f"expected at least 1 prompt token and fewer than {limit} tokens together"
                 )
-        return engine.score(prompt_token_ids, answer_token_ids)
+        return engine.score(prompt_token_ids, completion_token_ids)
 
     def serving(self) -> str | None:
         """Digest of the weights that are served; None before `load` and while asleep."""

@@ -31,7 +31,7 @@ from actors.scorers.base import Scorer
 from actors.scorers.builtin import build_scorer
 from actors.scorers.pairrm.training import new_pairrm
 from engine.config.scorer import BlenderConfig, PairRMConfig, ScorerConfig
-from engine.schema import COMPLETIONS, NOTHING_GIVEN
+from engine.schema import COMPLETIONS, NO_DATASET_COMPLETIONS
 
 WORDS = [a + b + c for a in "bdfgklmnprst" for b in "aeiou" for c in "nrst"]
 TOLERANCE = 1e-4
@@ -63,10 +63,10 @@ def completions(num_prompts: int, num_answers: int) -> pa.Table:
             "messages": [{"role": "user", "content": prompt}],
             "prompt_text": prompt,
             "prompt_token_ids": [],
-            **NOTHING_GIVEN,
-            "answers": [text(150) for _ in range(num_answers)],
-            "answer_token_ids": [[]] * num_answers,
-            "answer_logps": [0.0] * num_answers,
+            **NO_DATASET_COMPLETIONS,
+            "completions": [text(150) for _ in range(num_answers)],
+            "completion_token_ids": [[]] * num_answers,
+            "completion_logps": [0.0] * num_answers,
             "finish_reasons": ["stop"] * num_answers,
             "seeds": [0] * num_answers,
             "weights": "",
@@ -116,7 +116,7 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = {"prompts": 8, "answers": 4, "repeats": 5, "threads": 1, "hidden": 256, "layers": 4}
+    defaults = {"prompts": 8, "completions": 4, "repeats": 5, "threads": 1, "hidden": 256, "layers": 4}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     options = parser.parse_args()

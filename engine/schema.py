@@ -3,13 +3,13 @@
 Each stage adds columns and never renames one. The same Arrow table travels between roles and
 lies on disk. Reading this file is reading the dataflow:
 
-    PROMPTS -> COMPLETIONS -> SCORED -> RESCORED -> ROWS -> REFERENCED   what trains; an algorithm names the stages
-                              SCORED -> AUDITED                          the scorer against the evaluator
-               COMPLETIONS -> CANARY                                     the scorer against an answer that says nothing
-    PROMPTS -> COMPLETIONS -> JUDGED                                     held-out prompts
+    PROMPTS -> COMPLETIONS -> SCORES -> PREVIOUS_SCORES -> SELECTED -> REF_LOGPS    what trains
+                              SCORES -> AGREEMENT                                  the scorer against the evaluator
+               COMPLETIONS -> NULL_MODEL                                           the scorer on an empty answer
+    PROMPTS -> COMPLETIONS -> HELDOUT_WIN_RATES                                    held-out prompts
 
-K is the number of answers sampled per prompt, n the number of answers in a training row (2 for a pair), G the number
-of answers that came with the prompt (0; 1 for a demonstration; 2 for a preference pair).
+K is the number of completions sampled per prompt, n the number of completions in a training row (2 for a pair), G the
+number of completions that a data set brings with a prompt (0; 1 for a demonstration; 2 for a preference pair).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.errors import SchemaError
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-VERSION = 2
+VERSION = 3
 """Written into each table's metadata; raised when a column changes its meaning."""
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -30,8 +30,8 @@ IDS = pa.list_(pa.int32())
 REALS = pa.list_(pa.float64())
 VERDICT = pa.struct(
     [
-        ("answer", pa.int32()),  # index of the answer judged, the one shown first in a comparison
-        ("other", pa.int32()),  # index of the answer shown second; -1 where the judge saw one answer alone
+        ("answer", pa.int32()),  # index of the completion judged; in a comparison, of the one shown first
+        ("other", pa.int32()),  # index of the one shown second; -1 where the judge saw one alone
         ("text", pa.string()),  # the judge's reply as it came
         ("value", pa.float64()),  # the score, or the logit of "first is better", read from it; NaN: unreadable
     ]
@@ -50,73 +50,77 @@ def _extend(base: pa.Schema, name: str, *fields: tuple[str, pa.DataType]) -> pa.
 PROMPTS = _schema(
     "prompts",
     ("prompt_id", pa.string()),  # content hash, with an occurrence number for duplicates
-    ("messages", MESSAGES),  # the conversation up to the answer
+    ("messages", MESSAGES),  # the conversation up to the completion
     ("prompt_text", pa.string()),  # the chat template's rendering, exactly what the policy reads
     ("prompt_token_ids", IDS),
-    ("given_answers", pa.list_(pa.string())),  # [G] answers of the data set, chosen before rejected
-    ("given_token_ids", pa.list_(IDS)),  # [G][tokens], with the tokens that end an answer
-    ("given_win_rates", REALS),  # [G] in [0, 1]: 1 and 0 for a plain label, 1/2 for a tie, 1 for a demonstration
+    ("dataset_completions", pa.list_(pa.string())),  # [G] of the data set, chosen before rejected
+    ("dataset_token_ids", pa.list_(IDS)),  # [G][tokens], with the tokens that end a completion
+    ("dataset_win_rates", REALS),  # [G] in [0, 1]: 1 and 0 for a plain label, 1/2 for a tie, 1 for a demonstration
 )
 
-NOTHING_GIVEN: dict[str, list] = {"given_answers": [], "given_token_ids": [], "given_win_rates": []}
-"""The part of a PROMPTS row for a prompt that came alone."""
+NO_DATASET_COMPLETIONS: dict[str, list] = {"dataset_completions": [], "dataset_token_ids": [], "dataset_win_rates": []}
+"""The part of a PROMPTS row for a prompt without completions."""
 
 COMPLETIONS = _extend(
     PROMPTS,
     "completions",
-    ("answers", pa.list_(pa.string())),  # [K]
-    ("answer_token_ids", pa.list_(IDS)),  # [K][tokens], EOS only where the answer stopped by itself
-    ("answer_logps", REALS),  # [K] nats, summed over tokens, at temperature 1 whatever was sampled with
+    ("completions", pa.list_(pa.string())),  # [K]
+    ("completion_token_ids", pa.list_(IDS)),  # [K][tokens], EOS only where the completion stopped by itself
+    ("completion_logps", REALS),  # [K] nats, summed over tokens, at temperature 1, whatever the sampling temperature
     ("finish_reasons", pa.list_(pa.string())),  # [K] "stop" | "length"
     ("seeds", pa.list_(pa.int64())),  # [K]
-    ("weights", pa.string()),  # digest of the policy that answered
-    ("num_own", pa.int32()),  # the first so many answers are that policy's; any others are the start policy's
+    ("weights", pa.string()),  # digest of the policy
+    ("num_from_policy", pa.int32()),  # how many are that policy's; those behind them are the start policy's
 )
 
-SCORED = _extend(
+SCORES = _extend(
     COMPLETIONS,
-    "scored",
-    ("pair_logits", pa.list_(REALS)),  # [K][K], M[i][j] > 0: answer i, shown first, beats answer j; NaN: no verdict
-    ("scores", REALS),  # [K] of a scorer that judges answers one by one, NaN where it has none; else []
+    "scores",
+    ("pair_logits", pa.list_(REALS)),  # [K][K], M[i][j] > 0: i, shown first, beats j; NaN: no verdict
+    ("scores", REALS),  # [K] of a scorer that rates completions one by one, NaN where it has none; else []
     ("num_truncated", pa.int32()),  # comparisons in which the scorer could not read a text to its end
-    ("verdicts", pa.list_(VERDICT)),  # what an LLM judge said, word by word; [] for other scorers
-    ("scorer", pa.string()),  # id of the scorer: for a judge its model, prompt version and order of answers too
+    ("verdicts", pa.list_(VERDICT)),  # replies of an LLM judge; [] for other scorers
+    ("scorer", pa.string()),  # id of the scorer; for a judge with its model, prompt version and settings
 )
 
-RESCORED = _extend(SCORED, "rescored", ("previous_scores", REALS))  # [K] by the policy before this one; NaN likewise
+PREVIOUS_SCORES = _extend(
+    SCORES,
+    "previous_scores",
+    ("previous_scores", REALS),  # [K] scores by the policy before this one, NaN where it has none
+)
 
-ROWS = _schema(
-    "rows",
+SELECTED = _schema(
+    "selected",
     ("prompt_id", pa.string()),
     ("prompt_token_ids", IDS),
-    ("answer_index", IDS),  # [n] which of the K sampled answers; -1 - g: given answer g; ELSEWHERE: another prompt's
-    ("answer_token_ids", pa.list_(IDS)),  # [n][tokens]
-    ("win_rate", REALS),  # [n] in [0, 1]: estimated P(answer beats the policy | prompt), or the label of a data set
+    ("completion_index", IDS),  # [n] k: sampled completion k; -1 - g: completion g of the data set; OTHER_PROMPT
+    ("completion_token_ids", pa.list_(IDS)),  # [n][tokens]
+    ("win_rate", REALS),  # [n] in [0, 1]: estimated P(completion beats the policy | prompt), or a data set's label
     ("baseline", pa.float64()),  # log-partition divided by eta, in units of a win rate; 1/2 for "half"
 )
 
-REFERENCED = _extend(ROWS, "referenced", ("reference_logps", REALS))  # [n] nats, summed over tokens
+REF_LOGPS = _extend(SELECTED, "ref_logps", ("ref_logps", REALS))  # [n] nats, summed over tokens
 
-ELSEWHERE = -1_000_000
-"""`answer_index` of an answer to another prompt, by which KTO estimates a divergence."""
+OTHER_PROMPT = -1_000_000
+"""`completion_index` of a completion of another prompt, from which KTO estimates a divergence."""
 
-AUDITED = _schema(
-    "audited",
+AGREEMENT = _schema(
+    "agreement",
     ("prompt_id", pa.string()),
-    ("agreements", pa.float64()),  # answer pairs on which scorer and evaluator agree, ties of the scorer at 1/2
-    ("comparable", pa.int32()),  # answer pairs between which the evaluator sees a difference
+    ("agreements", pa.float64()),  # pairs on which scorer and evaluator agree, ties of the scorer at 1/2
+    ("comparable", pa.int32()),  # pairs between which the evaluator sees a difference
 )
 
-CANARY = _schema(
-    "canary",
+NULL_MODEL = _schema(
+    "null_model",
     ("prompt_id", pa.string()),
-    ("win_prob", pa.float64()),  # P(the answer that says nothing beats the policy's first); NaN: no verdict
+    ("win_prob", pa.float64()),  # P(the null model's answer beats the policy's first); NaN: no verdict
 )
 
-JUDGED = _extend(
+HELDOUT_WIN_RATES = _extend(
     COMPLETIONS,
-    "judged",
-    ("win_vs_start", pa.float64()),  # in [0, 1], over all answer pairs of the prompt, ties at 1/2; NaN: no verdict
+    "heldout_win_rates",
+    ("win_vs_start", pa.float64()),  # in [0, 1], over all pairs of the prompt, ties at 1/2; NaN: no verdict
     ("win_vs_previous", pa.float64()),
     ("evaluator", pa.string()),
 )
@@ -125,9 +129,9 @@ JUDGED = _extend(
 SELECTABLE = {
     "prompts": PROMPTS,
     "completions": COMPLETIONS,
-    "anchored": COMPLETIONS,
-    "scored": SCORED,
-    "rescored": RESCORED,
+    "start_completions": COMPLETIONS,
+    "scores": SCORES,
+    "previous_scores": PREVIOUS_SCORES,
 }
 """What an algorithm may select rows from, by the stage that wrote it."""
 

@@ -76,7 +76,7 @@ def batch_from(pairs: Pairs) -> Batch:
 
     return Batch(
         logps=columns(pairs.chosen, pairs.rejected),
-        reference_logps=columns(pairs.reference_chosen, pairs.reference_rejected),
+        ref_logps=columns(pairs.reference_chosen, pairs.reference_rejected),
         num_tokens=columns(pairs.chosen_tokens, pairs.rejected_tokens),
         win_rate=columns(pairs.chosen_win, pairs.rejected_win),
         baseline=torch.full_like(pairs.chosen, 0.5)[:, None],

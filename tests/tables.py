@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from engine.algorithms.base import Selection
-from engine.schema import NOTHING_GIVEN, PROMPTS, SCORED, conform
+from engine.schema import NO_DATASET_COMPLETIONS, PROMPTS, SCORES, conform
 
 
 def logits_of(*scores: float) -> list[list[float]]:
@@ -22,14 +22,14 @@ def shard(schema: pa.Schema, sizes: list[int], **columns: list[Any]) -> pa.Table
         "messages": [[{"role": "user", "content": f"question {i}"}] for i in range(len(sizes))],
         "prompt_text": [f"question {i}" for i in range(len(sizes))],
         "prompt_token_ids": [[100 + i] for i in range(len(sizes))],
-        **{name: [[]] * len(sizes) for name in NOTHING_GIVEN},
-        "answers": [[f"answer {j}" for j in range(k)] for k in sizes],
-        "answer_token_ids": [[[j, 9] for j in range(k)] for k in sizes],
-        "answer_logps": [[-1.0] * k for k in sizes],
+        **{name: [[]] * len(sizes) for name in NO_DATASET_COMPLETIONS},
+        "completions": [[f"answer {j}" for j in range(k)] for k in sizes],
+        "completion_token_ids": [[[j, 9] for j in range(k)] for k in sizes],
+        "completion_logps": [[-1.0] * k for k in sizes],
         "finish_reasons": [["stop"] * k for k in sizes],
         "seeds": [list(range(k)) for k in sizes],
         "weights": ["w" * 64] * len(sizes),
-        "num_own": sizes,
+        "num_from_policy": sizes,
         "pair_logits": [logits_of(*range(k)) for k in sizes],
         "scores": [[]] * len(sizes),
         "num_truncated": [0] * len(sizes),
@@ -45,10 +45,10 @@ def shard(schema: pa.Schema, sizes: list[int], **columns: list[Any]) -> pa.Table
 
 def scored(*logits: list[list[float]], **columns: list[Any]) -> pa.Table:
     """One prompt per matrix of pair logits."""
-    return shard(SCORED, [len(matrix) for matrix in logits], pair_logits=list(logits), **columns)
+    return shard(SCORES, [len(matrix) for matrix in logits], pair_logits=list(logits), **columns)
 
 
-def rated(*scores: list[float], schema: pa.Schema = SCORED, **columns: list[Any]) -> pa.Table:
+def rated(*scores: list[float], schema: pa.Schema = SCORES, **columns: list[Any]) -> pa.Table:
     """One prompt per list of scores that a judge gave one by one."""
     sizes, logits = [len(row) for row in scores], [logits_of(*row) for row in scores]
     return shard(schema, sizes, pair_logits=logits, scores=list(scores), **columns)
@@ -57,9 +57,9 @@ def rated(*scores: list[float], schema: pa.Schema = SCORED, **columns: list[Any]
 def given(*answers: tuple[str, ...], schema: pa.Schema = PROMPTS, **columns: list[Any]) -> pa.Table:
     """One prompt per tuple of given answers, the chosen one first, and one sample; a letter is a token, 9 the end."""
     brought = {
-        "given_answers": [list(row) for row in answers],
-        "given_token_ids": [[[*map(ord, answer), 9] for answer in row] for row in answers],
-        "given_win_rates": [[1.0, 0.0][: len(row)] for row in answers],
+        "dataset_completions": [list(row) for row in answers],
+        "dataset_token_ids": [[[*map(ord, answer), 9] for answer in row] for row in answers],
+        "dataset_win_rates": [[1.0, 0.0][: len(row)] for row in answers],
     }
     return shard(schema, [1] * len(answers), **(brought | columns))
 

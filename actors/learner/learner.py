@@ -38,7 +38,7 @@ from actors.learner.versions import Versions
 from engine.algorithms.base import Algorithm, Batch
 from engine.config.run import LearnerConfig, ModelConfig
 from engine.errors import DataError, NonFiniteError, RoleError, StoreError
-from engine.schema import REFERENCED, ROWS, conform
+from engine.schema import REF_LOGPS, SELECTED, conform
 from engine.seeds import derive_seed
 
 CHECKPOINT = "learner"
@@ -122,26 +122,28 @@ class Learner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def reference_logps(self, rows: pa.Table) -> list[list[float]]:
-        """[rows][n] log-probabilities of the answers of one shard (engine.schema.ROWS) under the opened policy.
+    def ref_logps(self, rows: pa.Table) -> list[list[float]]:
+        """[rows][n] log-probabilities of the answers of one shard (engine.schema.SELECTED) under the opened policy.
 
         In nats, summed over tokens; every rank returns the whole list. Computed in the micro-batches in which the
         shard will train, so that the log-ratio before the first update is exactly 0. Pass one shard per call.
         Raises NonFiniteError naming the prompts whose log-probabilities are not finite.
         """
-        self._require_untrained("reference_logps")
-        rows = conform(rows, ROWS, "learner reference")
-        return reference_logps(self._engine, rows, self.config.micro_batch_size, self.rank, self.world_size)
+        self._require_untrained("ref_logps")
+        rows = conform(rows, SELECTED, "learner reference")
+        return ref_logps(self._engine, rows, self.config.micro_batch_size, self.rank, self.world_size)
 
-    def token_logps(self, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]) -> list[list[float]]:
+    def token_logps(
+        self, prompt_token_ids: list[list[int]], completion_token_ids: list[list[int]]
+    ) -> list[list[float]]:
         """[answers][tokens] log-probabilities of a few answers, in nats, under the opened policy.
 
         Every rank computes all of them, one answer at a time, and returns the same lists.
         """
         self._require_engine()
         logps = []
-        for prompt, answer in zip(prompt_token_ids, answer_token_ids, strict=True):
-            row = {"prompt_id": "probe", "prompt_token_ids": prompt, "answer_token_ids": [answer]}
+        for prompt, answer in zip(prompt_token_ids, completion_token_ids, strict=True):
+            row = {"prompt_id": "probe", "prompt_token_ids": prompt, "completion_token_ids": [answer]}
             with torch.no_grad():
                 values = self._engine(**collate([row], device()), per_token=True)[0].tolist()
             logps.append(values[len(prompt) - 1 : len(prompt) - 1 + len(answer)])
@@ -150,13 +152,13 @@ class Learner:
     # ---- training ----
 
     def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, Any]:
-        """Take the iteration's rows, one table (engine.schema.REFERENCED) per shard in their fixed order.
+        """Take the iteration's rows, one table (engine.schema.REF_LOGPS) per shard in their fixed order.
 
         iteration: counted from 0. Returns num_rows, num_answers, num_steps (that `advance` will run) and
         scheduled_steps (over which the learning rate falls to its end). Raises DataError if no shard holds a row.
         """
         self._require_untrained("begin")
-        tables = [conform(shard, REFERENCED, f"learner shard {i}") for i, shard in enumerate(shards)]
+        tables = [conform(shard, REF_LOGPS, f"learner shard {i}") for i, shard in enumerate(shards)]
         sizes = [table.num_rows for table in tables]
         if not sum(sizes):
             raise DataError(
@@ -179,7 +181,7 @@ class Learner:
         self._done = 0
         return {
             "num_rows": sum(sizes),
-            "num_answers": sum(len(answers) for t in tables for answers in t["answer_index"].to_pylist()),
+            "num_answers": sum(len(answers) for t in tables for answers in t["completion_index"].to_pylist()),
             "num_steps": len(self._order),
             "scheduled_steps": self._scheduled,
         }
@@ -300,7 +302,7 @@ class Learner:
         return self._done
 
     def save_weights(
-        self, folder: str, step: int, prompt_token_ids: list[list[int]], answer_token_ids: list[list[int]]
+        self, folder: str, step: int, prompt_token_ids: list[list[int]], completion_token_ids: list[list[int]]
     ) -> list[list[float]]:
         """Advance to `step`, write the policy as a whole model or an adapter, and return its log-probabilities.
 
@@ -314,7 +316,7 @@ class Learner:
             self.advance(step)
         self._versions.save(self._engine.module, Path(folder), keep=self.rank == 0)
         dist.barrier()
-        return self.token_logps(prompt_token_ids, answer_token_ids)
+        return self.token_logps(prompt_token_ids, completion_token_ids)
 
     # ---- checks ----
 
@@ -353,7 +355,7 @@ class Learner:
         self._forget_rows()
         raise NonFiniteError(
             f"learner step {number}: not finite: {'; '.join(places)}. The weights are those before this step. "
-            "Check win_rate and reference_logps of these rows; if they are finite, lower the learning rate"
+            "Check win_rate and ref_logps of these rows; if they are finite, lower the learning rate"
         )
 
 
@@ -362,14 +364,12 @@ def rows_of(table: pa.Table, piece: MicroBatch) -> list[dict]:
     return table.slice(piece.start, piece.num_rows).to_pylist()
 
 
-def reference_logps(
-    engine: Any, rows: pa.Table, micro_batch_size: int, rank: int, world_size: int
-) -> list[list[float]]:
-    """[rows][n] log-probabilities of one shard (engine.schema.ROWS), in nats, summed over tokens; all on every rank.
+def ref_logps(engine: Any, rows: pa.Table, micro_batch_size: int, rank: int, world_size: int) -> list[list[float]]:
+    """[rows][n] log-probabilities of one shard (engine.schema.SELECTED), summed over tokens, in nats; on every rank.
 
     Called by all ranks. Raises NonFiniteError on all ranks, naming the prompts without finite values.
     """
-    counts = [len(answers) for answers in rows["answer_token_ids"].to_pylist()]
+    counts = [len(answers) for answers in rows["completion_token_ids"].to_pylist()]
     values = torch.zeros(sum(counts), dtype=torch.float64, device=device())
     with torch.no_grad():
         for ranks in deal(micro_batches([rows.num_rows], micro_batch_size), world_size):
@@ -395,18 +395,18 @@ def _require_finite(prompt_ids: list[str], logps: list[list[float]]) -> None:
 def batches_of(rows: list[dict], logps: Tensor) -> Iterator[Batch]:
     """The rows with 2 answers as one Batch, those with 3 as another, and so on, in the order of first appearance.
 
-    rows: engine.schema.REFERENCED. logps: [N] under the policy, the answers of all rows one after the other.
+    rows: engine.schema.REF_LOGPS. logps: [N] under the policy, the answers of all rows one after the other.
     Some losses (AOT, KTO, BCO) read all rows of a batch at once, so equal sizes stay together.
     """
-    sizes = [len(row["answer_index"]) for row in rows]
+    sizes = [len(row["completion_index"]) for row in rows]
     starts = [0, *accumulate(sizes)]
     for n in dict.fromkeys(sizes):
         members = [i for i, size in enumerate(sizes) if size == n]
         chosen = [rows[i] for i in members]
-        lengths = [[max(1, len(answer)) for answer in row["answer_token_ids"]] for row in chosen]
+        lengths = [[max(1, len(answer)) for answer in row["completion_token_ids"]] for row in chosen]
         yield Batch(
             logps=torch.stack([logps[starts[i] : starts[i] + n] for i in members]),
-            reference_logps=logps.new_tensor([row["reference_logps"] for row in chosen]),
+            ref_logps=logps.new_tensor([row["ref_logps"] for row in chosen]),
             num_tokens=logps.new_tensor(lengths),
             win_rate=logps.new_tensor([row["win_rate"] for row in chosen]),
             baseline=logps.new_tensor([[row["baseline"]] for row in chosen]),

@@ -82,7 +82,7 @@ class PolicyModule(nn.Module):
 
 
 def collate(rows: list[dict], target: torch.device) -> dict[str, Tensor]:
-    """Arguments of PolicyModule.forward for all answers of `rows` (engine.schema.ROWS), in order.
+    """Arguments of PolicyModule.forward for all answers of `rows` (engine.schema.SELECTED), in order.
 
     [] gives tokens without labels: a pass without results, in which the rank takes part. Raises DataError for a row
     without prompt tokens, since there would be no position that predicts the answer's first token.
@@ -90,7 +90,7 @@ def collate(rows: list[dict], target: torch.device) -> dict[str, Tensor]:
     bad = [row["prompt_id"] for row in rows if not row["prompt_token_ids"]]
     if bad:
         raise DataError(f"prompts {bad} have no tokens; expected at least one, e.g. BOS from the chat template")
-    pairs = [(row["prompt_token_ids"], answer) for row in rows for answer in row["answer_token_ids"]] or [([0], [])]
+    pairs = [(row["prompt_token_ids"], answer) for row in rows for answer in row["completion_token_ids"]] or [([0], [])]
     length = max(2, *(len(prompt) + len(answer) for prompt, answer in pairs))
     input_ids = torch.zeros(len(pairs), length, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)

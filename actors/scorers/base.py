@@ -1,6 +1,6 @@
 """What a scorer is: it compares the K answers of each prompt and returns pair logits.
 
-A scorer turns engine.schema.COMPLETIONS into SCORED. Constructing one is cheap; `start()` loads what it needs.
+A scorer turns engine.schema.COMPLETIONS into SCORES. Constructing one is cheap; `start()` loads what it needs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engine.schema import COMPLETIONS, SCORED, append, conform
+from engine.schema import COMPLETIONS, SCORES, append, conform
 
 Logits = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ class Scorer(ABC):
         """One result per row of prompt_id, messages, prompt_text and answers."""
 
     def score(self, completions: pa.Table) -> pa.Table:
-        """Return engine.schema.SCORED: `completions` with the results of `_compare`.
+        """Return engine.schema.SCORES: `completions` with the results of `_compare`.
 
         Raises SchemaError for another table and RoleError, naming prompts, for answers that cannot be scored.
         """
@@ -64,14 +64,14 @@ class Scorer(ABC):
 
 def scorer_rows(completions: pa.Table) -> list[dict[str, Any]]:
     """The columns of COMPLETIONS that scorers read: prompt_id, messages, prompt_text and answers."""
-    return completions.select(["prompt_id", "messages", "prompt_text", "answers"]).to_pylist()
+    return completions.select(["prompt_id", "messages", "prompt_text", "completions"]).to_pylist()
 
 
 def scored(completions: pa.Table, results: Sequence[PairScores], scorer_id: str) -> pa.Table:
-    """COMPLETIONS and one result per row as SCORED."""
+    """COMPLETIONS and one result per row as SCORES."""
     return append(
         completions,
-        SCORED,
+        SCORES,
         f"scores of {scorer_id}",
         pair_logits=[result.logits.tolist() for result in results],
         scores=[list(result.scores) for result in results],

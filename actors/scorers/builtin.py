@@ -81,7 +81,7 @@ class RuleScorer(Scorer):
         self.id = f"rule:{self._config.function}" + (f":{_digest(None, arguments)}" if arguments else "")
 
     def _compare(self, rows: list[dict[str, Any]]) -> list[PairScores]:
-        return [PairScores(self._logits(row["prompt_id"], row["messages"], row["answers"]), 0) for row in rows]
+        return [PairScores(self._logits(row["prompt_id"], row["messages"], row["completions"]), 0) for row in rows]
 
     def _logits(self, prompt_id: str, messages: list[dict[str, str]], answers: list[str]) -> Logits:
         where = f"rule {self._config.function}, prompt_id {prompt_id!r}"
@@ -237,7 +237,7 @@ def _candidates(rows: list[dict[str, Any]], source: str) -> list[Candidates]:
         Candidates(
             row["prompt_id"],
             row["prompt_text"] if source == "templated" else plain_text(row["messages"]),
-            row["answers"],
+            row["completions"],
         )
         for row in rows
     ]

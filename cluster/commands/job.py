@@ -153,12 +153,14 @@ class Job:
             return
         config, longest = self._config, self._config.sampling.max_prompt_tokens
         algorithm = config.algorithm
-        given = RequiredAnswers(algorithm.given, config.sampling.max_new_tokens, f"algorithm.name = {algorithm.name}")
+        given = RequiredAnswers(
+            algorithm.num_dataset_completions, config.sampling.max_new_tokens, f"algorithm.name = {algorithm.name}"
+        )
         tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed, given)
         stages = [(t, "prompts", table) for t, table in enumerate(tables)]
         if config.evaluation:
             heldout, found = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)
-            stages.append((0, "heldout", heldout[0]))
+            stages.append((0, "heldout_prompts", heldout[0]))
             results += found
             self._tell_of_overlap(tables, heldout[0])
         for result in results:

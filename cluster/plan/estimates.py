@@ -140,9 +140,9 @@ def judge_bytes(server: VLLMServer) -> float | None:
 
 
 def answers_per_prompt(config: RunConfig) -> int:
-    """Answers sampled per training prompt in the last iteration; the first may have no `anchored` stage."""
+    """Answers sampled per training prompt in the last iteration; the first may have no `start_completions`."""
     stages = config.algorithm.stages(config.iterations - 1)
-    return config.sampling.num_samples * (("completions" in stages) + ("anchored" in stages))
+    return config.sampling.num_samples * (("completions" in stages) + ("start_completions" in stages))
 
 
 def num_verdicts(config: RunConfig, prompts: int, answers: int) -> tuple[int, str]:
@@ -160,7 +160,11 @@ def disk_bytes(config: RunConfig, parameters: float | None) -> dict[str, float]:
     size, learner, dtype = parameters or 0.0, config.learner, config.model.dtype
     trained = trained_parameters(config, parameters) or 0.0
     prompts = (prompts_per_iteration(config) or 0) * config.iterations
-    answers = prompts * (answers_per_prompt(config) + config.algorithm.given) * config.sampling.max_new_tokens
+    answers = (
+        prompts
+        * (answers_per_prompt(config) + config.algorithm.num_dataset_completions)
+        * config.sampling.max_new_tokens
+    )
     return {
         "weights": _saved_parameters(config, size, trained) * BYTES[dtype],
         "two learner checkpoints": 2 * trained * (BYTES[dtype] + optimizer_bytes(learner, dtype)),

@@ -123,9 +123,9 @@ def _stage_amounts(config: RunConfig, prompts: int) -> list[str]:
     stages = config.algorithm.stages(config.iterations - 1)
     k = estimates.answers_per_prompt(config)
     amounts = [f"{prompts * k:,} answers"] if "completions" in stages else []
-    if "scored" in stages:
+    if "scores" in stages:
         count, unit = estimates.num_verdicts(config, prompts, k)
-        amounts.append(f"{count * (2 if 'rescored' in stages else 1):,} {unit}")
+        amounts.append(f"{count * (2 if 'previous_scores' in stages else 1):,} {unit}")
     return amounts
 
 

@@ -110,7 +110,7 @@ class ClusterRoles:
         self.learner.broadcast(Learner.open, folder)
         self._ready["learner"] = 0
         probe = self._probe
-        return self.learner.call_all(Learner.token_logps, probe.prompt_token_ids, probe.answer_token_ids)[0]
+        return self.learner.call_all(Learner.token_logps, probe.prompt_token_ids, probe.completion_token_ids)[0]
 
     def close(self) -> None:
         """End every replica and give the resources back."""
@@ -137,7 +137,7 @@ class ClusterRoles:
             str(policy.folder),
             policy.digest,
             self._probe.prompt_token_ids,
-            self._probe.answer_token_ids,
+            self._probe.completion_token_ids,
             policy.probe_logps,
             _base(policy),
         )

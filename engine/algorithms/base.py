@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from engine.algorithms import preference
-from engine.schema import ROWS, conform
+from engine.schema import SELECTED, conform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ class Batch:
 
     logps: Tensor
     """[B, n] float32 or float64, under the policy that is trained; the only tensor with a gradient."""
-    reference_logps: Tensor
+    ref_logps: Tensor
     """[B, n] under the reference, a policy that does not change during the iteration."""
     num_tokens: Tensor
     """[B, n] tokens of each answer, in the dtype of `logps`; at least 1."""
@@ -41,7 +41,7 @@ class Batch:
     @property
     def log_ratio(self) -> Tensor:
         """[B, n] log pi(y|x) - log pi_ref(y|x); exactly 0 before the first update if the reference is `previous`."""
-        return self.logps - self.reference_logps
+        return self.logps - self.ref_logps
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,25 @@ class Selection:
     """The training rows that an algorithm made of one shard, and the counts of its rules."""
 
     rows: pa.Table
-    """engine.schema.ROWS; at most one row per prompt. The chosen answer of a pair comes first."""
+    """engine.schema.SELECTED; at most one row per prompt. The chosen answer of a pair comes first."""
     counts: dict[str, int] = field(default_factory=dict)
     """{rule: number of prompts or answers to which it applied}, e.g. {"ties": 3}."""
 
     @classmethod
     def of(cls, rows: list[dict], counts: dict[str, int], where: str) -> Selection:
         """From rows as dicts, as `row_of` returns them. `where` names them in the SchemaError of a wrong row."""
-        return cls(conform(pa.Table.from_pylist(rows, ROWS), ROWS, where), dict(counts))
+        return cls(conform(pa.Table.from_pylist(rows, SELECTED), SELECTED, where), dict(counts))
 
 
 def row_of(
     prompt: dict, index: list[int], token_ids: list[list[int]], win_rate: list[float], baseline: float = 0.5
 ) -> dict:
-    """One row of engine.schema.ROWS: the answers `index` of `prompt` with their tokens and their targets, each [n]."""
+    """One row of engine.schema.SELECTED: the completions `index` of `prompt`, their tokens and targets, each [n]."""
     return {
         "prompt_id": prompt["prompt_id"],
         "prompt_token_ids": prompt["prompt_token_ids"],
-        "answer_index": index,
-        "answer_token_ids": token_ids,
+        "completion_index": index,
+        "completion_token_ids": token_ids,
         "win_rate": win_rate,
         "baseline": baseline,
     }
@@ -87,7 +87,7 @@ class Algorithm(BaseModel, ABC):
     """The policy that log-ratios compare with: the one at the start of the iteration, or of the run."""
 
     @property
-    def given(self) -> int:
+    def num_dataset_completions(self) -> int:
         """G, the number of answers that each training prompt brings: 0, 1 (a demonstration) or 2 (a preference)."""
         return 0
 
@@ -111,7 +111,7 @@ class Algorithm(BaseModel, ABC):
 
         iteration: counted from 0.
         """
-        return ("completions", "scored")
+        return ("completions", "scores")
 
     def selects_from(self, iteration: int) -> str:
         """The stage whose shards `select` reads: the last one of `stages`, or the prompts."""
@@ -125,12 +125,12 @@ class Algorithm(BaseModel, ABC):
     @property
     def needs_scorer(self) -> bool:
         """Whether a scorer compares the answers."""
-        return "scored" in self.stages(0)
+        return "scores" in self.stages(0)
 
     @property
     def compares_with_previous_policy(self) -> bool:
         """Whether the previous policy scores the same answers, from the second iteration on."""
-        return "rescored" in self.stages(1)
+        return "previous_scores" in self.stages(1)
 
     @abstractmethod
     def select(self, table: pa.Table) -> Selection:
@@ -174,7 +174,7 @@ class ScoredAnswers(Algorithm):
 
     def _eligible(self, prompt: dict, counts: Counter[str]) -> list[int]:
         """Indices of the answers that `truncated` and `empty` let train; counts prompts and answers."""
-        answers = prompt["answers"]
+        answers = prompt["completions"]
         truncated = {i for i, reason in enumerate(prompt["finish_reasons"]) if reason == "length"}
         empty = {i for i, answer in enumerate(answers) if not answer.strip()}
         counts["prompts"] += 1
@@ -188,7 +188,7 @@ class ScoredAnswers(Algorithm):
         self, prompt: dict, best: int, worst: int, values: Sequence[float], counts: Counter[str]
     ) -> bool:
         """Whether the answers `best` and `worst` are tied and `ties` drops them; counts a tie in any case."""
-        tie = bool(values[best] == values[worst] or prompt["answers"][best] == prompt["answers"][worst])
+        tie = bool(values[best] == values[worst] or prompt["completions"][best] == prompt["completions"][worst])
         counts["ties"] += tie
         return tie and self.ties == "drop"
 

@@ -1,6 +1,6 @@
 """DPO (arXiv 2305.18290) with any loss of the family, on a preference set or on the policy's own answers.
 
-Offline DPO (data = given) trains on the pairs of a data set. In iterative DPO (data = sampled) the policy answers, a
+Offline DPO (data = dataset) trains on the pairs of a data set. In iterative DPO (data = sampled) the policy answers, a
 scorer compares the answers, and the best one trains against the worst. The losses, with their papers, are in
 engine/algorithms/losses.py; this module mixes them and passes each one the parameters that it reads.
 """
@@ -55,8 +55,8 @@ class DPO(ScoredAnswers):
     """Parameters of DPO and its relatives."""
 
     name: Literal["dpo"] = "dpo"
-    data: Literal["sampled", "given"] = "sampled"
-    """sampled: the policy's own answers, compared by the scorer (iterative DPO); given: the pairs of a data set."""
+    data: Literal["sampled", "dataset"] = "sampled"
+    """sampled: the policy's own answers, compared by the scorer (iterative DPO); dataset: the pairs of a data set."""
     losses: dict[str, Positive] = Field(default={"sigmoid": 1.0})
     """Names of losses with their weights, e.g. {ipo: 1} or {sigmoid: 1, sft: 0.2}; docs/dpo.md lists them."""
     beta: Positive | None = None
@@ -89,7 +89,7 @@ class DPO(ScoredAnswers):
         problems = [*self._unknown_losses()]
         if not problems:  # the other rules need to know which losses are meant
             problems = [*self._unused_parameters(), *self._out_of_bounds(), *self._conflicting_targets()]
-        if self.data == "given" and self.truncated != "keep":
+        if self.data == "dataset" and self.truncated != "keep":
             problems.append(
                 "truncated = exclude applies to sampled answers only; prompts.on_long_answer = drop leaves out answers "
                 "of the data set that are too long"
@@ -139,22 +139,22 @@ class DPO(ScoredAnswers):
             )
 
     @property
-    def given(self) -> int:
-        return 2 if self.data == "given" else 0
+    def num_dataset_completions(self) -> int:
+        return 2 if self.data == "dataset" else 0
 
     @property
     def min_samples(self) -> int:
-        return 1 if self.data == "given" else 2
+        return 1 if self.data == "dataset" else 2
 
     def stages(self, iteration: int) -> Stages:
-        return () if self.data == "given" else ("completions", "scored")
+        return () if self.data == "dataset" else ("completions", "scores")
 
     def _row(self, prompt: dict, counts: Counter[str]) -> dict | None:
-        return self._given_row(prompt, counts) if self.data == "given" else self._sampled_row(prompt, counts)
+        return self._dataset_row(prompt, counts) if self.data == "dataset" else self._sampled_row(prompt, counts)
 
-    def _given_row(self, prompt: dict, counts: Counter[str]) -> dict | None:
+    def _dataset_row(self, prompt: dict, counts: Counter[str]) -> dict | None:
         """The pair of the data set, its chosen answer first."""
-        answers, rates = prompt["given_answers"], prompt["given_win_rates"]
+        answers, rates = prompt["dataset_completions"], prompt["dataset_win_rates"]
         empty = sum(not answer.strip() for answer in answers)
         counts["prompts"] += 1
         counts["empty"] += empty
@@ -165,7 +165,7 @@ class DPO(ScoredAnswers):
             counts["ties"] += 1
             if self.ties == "drop":
                 return None
-        return row_of(prompt, [-1, -2], prompt["given_token_ids"], rates)
+        return row_of(prompt, [-1, -2], prompt["dataset_token_ids"], rates)
 
     def _sampled_row(self, prompt: dict, counts: Counter[str]) -> dict | None:
         """The best answer against the worst."""
@@ -182,7 +182,7 @@ class DPO(ScoredAnswers):
         best, worst = pair
         if self._is_dropped_tie(prompt, best, worst, values, counts):
             return None
-        token_ids = [prompt["answer_token_ids"][i] for i in (best, worst)]
+        token_ids = [prompt["completion_token_ids"][i] for i in (best, worst)]
         return row_of(prompt, [best, worst], token_ids, self._targets(prompt, best, worst))
 
     def _pair(self, prompt: dict, values: list[float], readable: list[int]) -> tuple[int, int] | None:
@@ -203,7 +203,7 @@ class DPO(ScoredAnswers):
         return sum(parts[1:], start=parts[0]) + (self.nll_weight * sft(pairs) if self.nll_weight else 0.0)
 
     def _pairs(self, batch: Batch) -> Pairs:
-        logps, reference, tokens = batch.logps, batch.reference_logps, batch.num_tokens
+        logps, reference, tokens = batch.logps, batch.ref_logps, batch.num_tokens
         if self.length_normalized:
             logps, reference, tokens = logps / tokens, reference / tokens, tokens / tokens
         if self.reference_free:

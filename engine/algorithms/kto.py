@@ -14,7 +14,7 @@ from pydantic import Field
 
 from engine.algorithms.base import Algorithm, Batch, Selection, Stages, row_of
 from engine.algorithms.losses import kto
-from engine.schema import ELSEWHERE
+from engine.schema import OTHER_PROMPT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +34,7 @@ class KTO(Algorithm):
     """lambda_U."""
 
     @property
-    def given(self) -> int:
+    def num_dataset_completions(self) -> int:
         return 2 if self.data == "pairs" else 1
 
     @property
@@ -54,18 +54,18 @@ class KTO(Algorithm):
         counts = Counter(prompts=len(table), ties=0, alone=0)
         rows = []
         for i, prompt in enumerate(table):
-            if any(rate == 0.5 for rate in prompt["given_win_rates"]):
+            if any(rate == 0.5 for rate in prompt["dataset_win_rates"]):
                 counts["ties"] += 1
             elif (other := _next_prompt(table, i)) is None:
                 counts["alone"] += 1  # z0 needs an answer to another prompt, and the shard has one prompt only
             else:
-                rows.append(self._row(prompt, other["given_token_ids"][i % self.given]))
+                rows.append(self._row(prompt, other["dataset_token_ids"][i % self.num_dataset_completions]))
         return Selection.of(rows, counts, "kto rows")
 
     def _row(self, prompt: dict, mismatched: list[int]) -> dict:
-        own = prompt["given_token_ids"]
+        own = prompt["dataset_token_ids"]
         index = [-1 - g for g in range(len(own))]
-        return row_of(prompt, [*index, ELSEWHERE], [*own, mismatched], [*prompt["given_win_rates"], 0.5])
+        return row_of(prompt, [*index, OTHER_PROMPT], [*own, mismatched], [*prompt["dataset_win_rates"], 0.5])
 
     def loss(self, batch: Batch) -> Tensor:
         """[B] mean over each row's own answers; z0 is max(0, mean log-ratio of the batch's mismatched answers)."""

@@ -41,18 +41,18 @@ class SelfRewarding(DPO):
         return self
 
     def stages(self, iteration: int) -> Stages:
-        """`anchored` and `rescored` begin with the second iteration: the first has no policy but the start policy."""
-        anchored = ("anchored",) if self.rejected_from == "start" and iteration else ()
-        rescored = ("rescored",) if self.consistency != "none" and iteration else ()
-        return ("completions", *anchored, "scored", *rescored)
+        """In the first iteration the policy is the start policy, and no policy comes before it."""
+        start = ("start_completions",) if self.rejected_from == "start" and iteration else ()
+        previous = ("previous_scores",) if self.consistency != "none" and iteration else ()
+        return ("completions", *start, "scores", *previous)
 
     def _pair(self, prompt: dict, values: list[float], readable: list[int]) -> tuple[int, int] | None:
         """The best of the policy's answers within max_chosen_tokens, and the worst of the answers that may be rejected.
 
         These are the start policy's answers where the prompt has any, else the policy's own.
         """
-        lengths = [len(answer) for answer in prompt["answer_token_ids"]]
-        own, max_tokens = prompt["num_own"], self.max_chosen_tokens or math.inf
+        lengths = [len(answer) for answer in prompt["completion_token_ids"]]
+        own, max_tokens = prompt["num_from_policy"], self.max_chosen_tokens or math.inf
         choosable = [i for i in readable if i < own and lengths[i] <= max_tokens]
         rejectable = [i for i in readable if i >= own] if own < len(lengths) else readable
         if self.length_tier is not None:

@@ -85,7 +85,7 @@ class SPAC(Algorithm):
         return 1.0 / self.lam if self.lam is not None else 1.0
 
     @property
-    def given(self) -> int:
+    def num_dataset_completions(self) -> int:
         return 2
 
     @property
@@ -102,15 +102,15 @@ class SPAC(Algorithm):
 
     def _row(self, prompt: dict, counts: Counter[str]) -> dict | None:
         """Chosen, rejected and every sample, including samples without text or cut by the length limit."""
-        (better, worse), given = prompt["given_win_rates"], prompt["given_token_ids"]
+        (better, worse), given = prompt["dataset_win_rates"], prompt["dataset_token_ids"]
         counts["prompts"] += 1
         counts["truncated"] += prompt["finish_reasons"].count("length")
-        counts["empty"] += sum(not answer.strip() for answer in prompt["answers"])
+        counts["empty"] += sum(not answer.strip() for answer in prompt["completions"])
         if better == worse or given[0] == given[1]:
             counts["ties"] += 1
             if self.ties == "drop":
                 return None
-        samples = prompt["answer_token_ids"]
+        samples = prompt["completion_token_ids"]
         rates = [better, worse, *[0.5] * len(samples)]  # a sample's win rate against its own policy is 1/2
         return row_of(prompt, [-1, -2, *range(len(samples))], [*given, *samples], rates)
 

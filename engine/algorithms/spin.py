@@ -32,7 +32,7 @@ class SPIN(Algorithm):
     """l of equation 4.7: log(1 + e^-z), or max(0, 1 - z)."""
 
     @property
-    def given(self) -> int:
+    def num_dataset_completions(self) -> int:
         return 1
 
     @property
@@ -55,9 +55,9 @@ class SPIN(Algorithm):
         """Demonstration against first sample; None where both are equal or the data set labels the answer as bad."""
         counts["prompts"] += 1
         counts["truncated"] += prompt["finish_reasons"][0] == "length"
-        counts["empty"] += not prompt["answers"][0].strip()
-        demonstration, sample = prompt["given_token_ids"][0], prompt["answer_token_ids"][0]
-        if prompt["given_win_rates"][0] == 0.0:
+        counts["empty"] += not prompt["completions"][0].strip()
+        demonstration, sample = prompt["dataset_token_ids"][0], prompt["completion_token_ids"][0]
+        if prompt["dataset_win_rates"][0] == 0.0:
             counts["disliked"] += 1
             return None
         if demonstration == sample:

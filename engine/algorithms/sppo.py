@@ -54,7 +54,7 @@ class SPPO(ScoredAnswers):
         if self._is_dropped_tie(prompt, best, worst, values, counts):
             return None
         chosen = eligible if self.train_on == "all" else [best, worst]
-        token_ids = [prompt["answer_token_ids"][i] for i in chosen]
+        token_ids = [prompt["completion_token_ids"][i] for i in chosen]
         return row_of(prompt, chosen, token_ids, rates[chosen].tolist(), self._baseline(rates))
 
     def _baseline(self, rates: np.ndarray) -> float:

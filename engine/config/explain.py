@@ -96,12 +96,14 @@ ELSEWHERE = {
 """What keys of TRL, OpenRLHF, verl, the released SPPO code and earlier versions are called here."""
 
 NOT_HERE = {
+    "generator.kind": "generators are vLLM engines; remove the key",
+    "learner.kind": "the learner is a DeepSpeed group; remove the key",
     "push_to_hub": "nothing is pushed to the hub; upload a version with `hf upload REPO OUTPUT/NAME/weights/001`, an "
     "adapter after `kumite merge`",
 }
 """What to do instead, for keys that have no counterpart."""
 
-RENAMED_VALUES = {"side_by_side": "disaggregated", "turns": "colocated"}
+RENAMED_VALUES = {"side_by_side": "disaggregated", "turns": "colocated", "given": "dataset"}
 
 
 @cache
@@ -361,7 +363,7 @@ def _hint(value: Any, node: Node) -> str:
 def advice(path: Path) -> str:
     """What a person who wrote the unknown key `path` may have meant; empty if nothing comes near."""
     dotted, name = ".".join(map(str, path)), str(path[-1])
-    here = f"here it is {ELSEWHERE[name]}" if name in ELSEWHERE else NOT_HERE.get(name, "")
+    here = f"here it is {ELSEWHERE[name]}" if name in ELSEWHERE else NOT_HERE.get(dotted) or NOT_HERE.get(name, "")
     if kinds := [key.variant for key in all_keys() if key.path == dotted and key.variant]:
         section = ".".join(map(str, path[:-1]))
         return f"it belongs to another kind of {section}: {', '.join(dict.fromkeys(kinds))}{'; ' if here else ''}{here}"

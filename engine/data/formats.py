@@ -115,25 +115,25 @@ class Kumite(Format):
     """Rows of Kumite's own prompts table, or of a table made from it."""
 
     name = "kumite"
-    description = "messages, given_answers and given_win_rates"
+    description = "messages, dataset_completions and dataset_win_rates"
     num_answers = (1, 2)
-    labels = ("given_win_rates",)
+    labels = ("dataset_win_rates",)
 
     @classmethod
     def match(cls, columns: Collection[str], prompt_column: str | None) -> Format | None:
         prompt = prompt_column or "messages"
-        fits = {prompt, "given_answers", "given_win_rates"} <= set(columns)
-        return cls(prompt, ("given_answers",)) if fits else None
+        fits = {prompt, "dataset_completions", "dataset_win_rates"} <= set(columns)
+        return cls(prompt, ("dataset_completions",)) if fits else None
 
     def _read(self, row: dict[str, Any], notes: list[str]) -> Reading:
         messages = self._prompt(row, notes)
-        answers, rates = row["given_answers"], row.get("given_win_rates")
+        answers, rates = row["dataset_completions"], row.get("dataset_win_rates")
         if not isinstance(answers, list) or not isinstance(rates, list) or len(answers) != len(rates):
-            raise RowError("given_answers and given_win_rates are not two lists of the same length")
-        answers = [answer_of(answer, "given_answers") for answer in answers]
-        numbers = [n for rate in rates if (n := number_of(rate, "given_win_rates", 0.0, 1.0)) is not None]
+            raise RowError("dataset_completions and dataset_win_rates are not two lists of the same length")
+        answers = [answer_of(answer, "dataset_completions") for answer in answers]
+        numbers = [n for rate in rates if (n := number_of(rate, "dataset_win_rates", 0.0, 1.0)) is not None]
         if len(numbers) < len(rates):
-            raise RowError("given_win_rates holds null; expected a number from 0 to 1")
+            raise RowError("dataset_win_rates holds null; expected a number from 0 to 1")
         return messages, answers, numbers
 
 

@@ -23,7 +23,7 @@ from engine.data.formats import Format, FormatChoice, PromptOnly, RequiredAnswer
 from engine.data.rows import Row, read_rows
 from engine.data.values import MAX_SHOWN, RefusedRow, RowError, list_refused
 from engine.errors import DataError, ModelError
-from engine.schema import NOTHING_GIVEN, PROMPTS, conform
+from engine.schema import NO_DATASET_COMPLETIONS, PROMPTS, conform
 from engine.seeds import derive_seed
 
 NO_ANSWERS = RequiredAnswers()
@@ -215,9 +215,9 @@ class _Ingestion:
         return text, token_ids
 
     def _answer_columns(self, prompt: Prompt) -> dict[str, Any]:
-        """The given_* columns. Raises RowError, and ModelError for an answer that cannot be tokenized."""
+        """The dataset_* columns. Raises RowError, and ModelError for an answer that cannot be tokenized."""
         if not prompt.answers:
-            return NOTHING_GIVEN
+            return NO_DATASET_COMPLETIONS
         limit = self.required.max_tokens
         _check_differ(prompt.answers, "both answers are the same text")
         token_ids = [self.chat.answer_ids(prompt.messages, answer) for answer in prompt.answers]
@@ -232,9 +232,9 @@ class _Ingestion:
         _check_differ(kept, f"both answers are the same in their first {limit} tokens")
         self.num_truncated += sum(length > limit for length in lengths)
         return {
-            "given_answers": list(prompt.answers),
-            "given_token_ids": kept,
-            "given_win_rates": list(prompt.win_rates),
+            "dataset_completions": list(prompt.answers),
+            "dataset_token_ids": kept,
+            "dataset_win_rates": list(prompt.win_rates),
         }
 
     def _refuse(self, row: RefusedRow) -> None:

@@ -36,7 +36,7 @@ class Scorer(Protocol):
         """Load what scoring needs, and return the id under which the scores are kept."""
 
     def score(self, completions: pa.Table) -> pa.Table:
-        """SCORED from COMPLETIONS. Raises RoleError, naming prompts, for answers that cannot be scored."""
+        """SCORES from COMPLETIONS. Raises RoleError, naming prompts, for answers that cannot be scored."""
 
     def sleep(self) -> None:
         """Free the memory; the next call brings the role back, after its calls were replayed."""
@@ -50,7 +50,7 @@ class Generator(Scorer, Protocol):
         folder: str,
         digest: str,
         prompt_token_ids: TokenIds,
-        answer_token_ids: TokenIds,
+        completion_token_ids: TokenIds,
         learner_logps: TokenLogps,
         base: str | None = None,
     ) -> float:
@@ -77,14 +77,14 @@ class Learner(Protocol):
     def open(self, policy_folder: str, base: str | None = None, version: int = 0) -> None:
         """Load a version of the policy with a fresh optimizer."""
 
-    def token_logps(self, prompt_token_ids: TokenIds, answer_token_ids: TokenIds) -> TokenLogps:
+    def token_logps(self, prompt_token_ids: TokenIds, completion_token_ids: TokenIds) -> TokenLogps:
         """Log-probability of every token of a few answers under the opened policy."""
 
-    def reference_logps(self, rows: pa.Table) -> list[list[float]]:
-        """[rows][n] nats, summed over tokens, of one shard of ROWS under the opened policy, before any step."""
+    def ref_logps(self, rows: pa.Table) -> list[list[float]]:
+        """[rows][n] nats, summed over tokens, of one shard of SELECTED under the opened policy, before any step."""
 
     def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, int]:
-        """Take the iteration's rows, one REFERENCED table per shard; returns num_rows, num_steps and more."""
+        """Take the iteration's rows, one REF_LOGPS table per shard; returns num_rows, num_steps and more."""
 
     def advance(self, until: int) -> list[dict[str, float]]:
         """Run optimizer steps until `until` of the iteration's are done; one dict of metrics per step."""
@@ -96,7 +96,7 @@ class Learner(Protocol):
         """Continue where `save_checkpoint` stopped; returns the number of finished steps."""
 
     def save_weights(
-        self, folder: str, step: int, prompt_token_ids: TokenIds, answer_token_ids: TokenIds
+        self, folder: str, step: int, prompt_token_ids: TokenIds, completion_token_ids: TokenIds
     ) -> TokenLogps:
         """Advance to `step`, write the policy to `folder`, and return its `token_logps`."""
 

@@ -22,7 +22,7 @@ from engine.loop.stream import Stream
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
 from engine.report.figures import iteration_metrics, judge_warnings
-from engine.schema import COMPLETIONS, REFERENCED
+from engine.schema import COMPLETIONS, REF_LOGPS
 from engine.store.run import Policy, RunStore
 
 
@@ -55,7 +55,7 @@ class SelfPlay:
         """The policy's answers to the held-out prompts, compared with the start's and its predecessor's."""
         if self._config.evaluation:
             stages = heldout_stages(self._config, policy, self._heldout_answers)
-            self._flow(policy.version, stages, (0, "heldout"))
+            self._flow(policy.version, stages, (0, "heldout_prompts"))
 
     def _flow(self, t: int, stages: list[Stage[Any]], source: tuple[int, str]) -> None:
         """Bring the shards of `source` (iteration, stage) through the stages, one group of them after the other."""
@@ -68,7 +68,7 @@ class SelfPlay:
 
     def _learn(self, t: int, policy: Policy) -> Policy:
         """Optimizer steps over the iteration's rows, from the last checkpoint if there is one."""
-        shards = list(self._store.tables(t, "referenced", REFERENCED))
+        shards = list(self._store.tables(t, "ref_logps", REF_LOGPS))
         if not sum(shard.num_rows for shard in shards):
             counts = ", ".join(f"{name} {count}" for name, count in self._store.counts(t, "selected").items())
             raise DataError(
@@ -89,7 +89,7 @@ class SelfPlay:
             step = self._advance(t, step, num_steps)
         folder = self._store.new_weights(t + 1)
         with self._monitor.timed("save"):
-            probe = (self._probe.prompt_token_ids, self._probe.answer_token_ids)
+            probe = (self._probe.prompt_token_ids, self._probe.completion_token_ids)
             logprobs = learner.submit(Learner.save_weights, str(folder), num_steps, *probe).result().value
             policy = self._store.commit_weights(t + 1, logprobs)
         self._roles.invalidate("learner")  # it was opened as version t, which the next reference may be again
@@ -119,4 +119,4 @@ class SelfPlay:
 
     def _heldout_answers(self, version: int, shard: int) -> pa.Table:
         """A version's answers to a shard of held-out prompts."""
-        return self._store.read(version, "heldout_answers", shard, COMPLETIONS)
+        return self._store.read(version, "heldout_completions", shard, COMPLETIONS)

@@ -1,8 +1,8 @@
 """The stages of an iteration: which role turns which table into which, and what is checked on the way.
 
-    prompts -> completions -> anchored -> scored -> rescored -> selected -> referenced -> learner
-                    |                       |
-                  canary                 audited
+    prompts -> completions -> start_completions -> scores -> previous_scores -> selected -> ref_logps -> learner
+                    |                                |
+                null_model                       agreement
 
 An algorithm names the first four that it needs, in this order; each stage reads what the one before it committed. A
 stage of a shard is a function of its input shard, the weights that its role serves, the config and seeds derived from
@@ -30,15 +30,15 @@ from engine.errors import WeightsError
 from engine.evaluation import statistics
 from engine.loop.roles import Generator, Learner, RoleName, Roles, Scorer, Timed
 from engine.schema import (
-    AUDITED,
-    CANARY,
+    AGREEMENT,
     COMPLETIONS,
-    JUDGED,
+    HELDOUT_WIN_RATES,
+    NULL_MODEL,
+    PREVIOUS_SCORES,
     PROMPTS,
-    REFERENCED,
-    RESCORED,
-    ROWS,
-    SCORED,
+    REF_LOGPS,
+    SCORES,
+    SELECTED,
     append,
 )
 from engine.store.run import Owner, Policy
@@ -107,14 +107,14 @@ class Completions(Stage[pa.Table]):
         return _require_weights(result, self.policy)
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
-        return {"tokens": _num_tokens(table), "answers": _num_answers(table)}
+        return {"tokens": _num_tokens(table), "completions": _num_answers(table)}
 
 
 @dataclass
-class Anchored(Stage[pa.Table]):
+class StartCompletions(Stage[pa.Table]):
     """K answers of the start policy behind the policy's own (anchored rejection, arXiv 2508.06026)."""
 
-    name = "anchored"
+    name = "start_completions"
     schema = COMPLETIONS
     role = "generator"
     policy: Policy
@@ -135,11 +135,11 @@ class Anchored(Stage[pa.Table]):
 
 
 @dataclass
-class Scored(Stage[pa.Table]):
+class Scores(Stage[pa.Table]):
     """The scorer compares the answers of each prompt."""
 
-    name = "scored"
-    schema = SCORED
+    name = "scores"
+    schema = SCORES
     role: RoleName
     policy: Policy
     reads: str = "completions"
@@ -152,29 +152,31 @@ class Scored(Stage[pa.Table]):
         return result
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
-        return {"pairs": sum(len(answers) * (len(answers) - 1) for answers in table["answers"])}
+        return {"pairs": sum(len(answers) * (len(answers) - 1) for answers in table["completions"])}
 
 
 @dataclass
-class Rescored(Stage[pa.Table]):
+class PreviousScores(Stage[pa.Table]):
     """The same answers scored by the policy of the iteration before, which then judges itself as it did."""
 
-    name = "rescored"
-    schema = RESCORED
+    name = "previous_scores"
+    schema = PREVIOUS_SCORES
     role: RoleName
     policy: Policy
     """The version before the iteration's."""
-    reads: str = "scored"
-    reads_schema = SCORED
+    reads: str = "scores"
+    reads_schema = SCORES
 
     def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
         return roles.scorer.submit(Scorer.score, table.select(COMPLETIONS.names))
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        return append(table, RESCORED, "scores of the policy before", previous_scores=result["scores"].to_pylist())
+        return append(
+            table, PREVIOUS_SCORES, "scores of the policy before", previous_scores=result["scores"].to_pylist()
+        )
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
-        return {"answers": _num_answers(table)}
+        return {"completions": _num_answers(table)}
 
 
 @dataclass
@@ -182,7 +184,7 @@ class Selected(Stage[Selection]):
     """The rows that train, with what the algorithm counted; computed once, in the driver."""
 
     name = "selected"
-    schema = ROWS
+    schema = SELECTED
     role = None
     policy = None
     algorithm: Algorithm
@@ -210,37 +212,37 @@ class Selected(Stage[Selection]):
 
 
 @dataclass
-class Referenced(Stage[list[list[float]]]):
+class RefLogps(Stage[list[list[float]]]):
     """The selected rows with the log-probabilities of the reference policy."""
 
-    name = "referenced"
-    schema = REFERENCED
+    name = "ref_logps"
+    schema = REF_LOGPS
     role = "learner"
     policy: Policy
     """The reference."""
     reads = "selected"
-    reads_schema = ROWS
+    reads_schema = SELECTED
 
     def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[list[list[float]]]]:
-        return roles.learner.submit(Learner.reference_logps, table)
+        return roles.learner.submit(Learner.ref_logps, table)
 
     def finish(self, table: pa.Table, result: list[list[float]]) -> pa.Table:
-        return append(table, REFERENCED, "reference log-probabilities", reference_logps=result)
+        return append(table, REF_LOGPS, "reference log-probabilities", ref_logps=result)
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
         return {"rows": table.num_rows}
 
 
 @dataclass
-class Audited(Stage[pa.Table]):
+class ScorerAgreement(Stage[pa.Table]):
     """A second opinion: the evaluator compares the answers that the training scorer compared."""
 
-    name = "audited"
-    schema = AUDITED
+    name = "agreement"
+    schema = AGREEMENT
     role: RoleName
     policy = None
-    reads = "scored"
-    reads_schema = SCORED
+    reads = "scores"
+    reads_schema = SCORES
 
     def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
         return roles.evaluator.submit(Scorer.score, table.select(COMPLETIONS.names))
@@ -249,7 +251,7 @@ class Audited(Stage[pa.Table]):
         pairs = zip(_matrices(table), _matrices(result), strict=True)
         agreements = [statistics.agreement(scorer, evaluator) for scorer, evaluator in pairs]
         columns = [table["prompt_id"], [a.agreed for a in agreements], [a.num_pairs for a in agreements]]
-        return pa.table(columns, names=AUDITED.names)
+        return pa.table(columns, names=AGREEMENT.names)
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
         return {"pairs": pc.sum(table["comparable"]).as_py() or 0}
@@ -262,8 +264,8 @@ class NullModel(Stage[pa.Table]):
     It fits every prompt and answers none. A judge that prefers it judges something else than the answer.
     """
 
-    name = "canary"
-    schema = CANARY
+    name = "null_model"
+    schema = NULL_MODEL
     role: RoleName
     policy: Policy
     text: str
@@ -278,7 +280,7 @@ class NullModel(Stage[pa.Table]):
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
         wins = [float(pairwise_win_probabilities(matrix)[1, 0]) for matrix in _matrices(result)]
-        return pa.table([result["prompt_id"], wins], names=CANARY.names)
+        return pa.table([result["prompt_id"], wins], names=NULL_MODEL.names)
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
         return {"pairs": 2 * table.num_rows}
@@ -287,9 +289,9 @@ class NullModel(Stage[pa.Table]):
         """Two answers per prompt: the policy's first, and `text`."""
         columns = {name: completions[name].to_pylist() for name in COMPLETIONS.names}
         baseline: dict[str, Any] = {
-            "answers": self.text,
-            "answer_token_ids": [],
-            "answer_logps": 0.0,
+            "completions": self.text,
+            "completion_token_ids": [],
+            "completion_logps": 0.0,
             "finish_reasons": "stop",
             "seeds": 0,
         }
@@ -299,16 +301,16 @@ class NullModel(Stage[pa.Table]):
 
 
 @dataclass
-class HeldoutAnswered(Stage[pa.Table]):
+class HeldoutCompletions(Stage[pa.Table]):
     """The policy's answers to held-out prompts."""
 
-    name = "heldout_answers"
+    name = "heldout_completions"
     of = "version"
     schema = COMPLETIONS
     role = "generator"
     policy: Policy
     config: EvaluationConfig
-    reads = "heldout"
+    reads = "heldout_prompts"
     reads_schema = PROMPTS
     reads_iteration = 0
 
@@ -331,16 +333,16 @@ class HeldoutAnswered(Stage[pa.Table]):
 
 
 @dataclass
-class Judged(Stage[pa.Table]):
+class HeldoutWinRates(Stage[pa.Table]):
     """Win rates of the policy's held-out answers against those of the start policy and of the version before."""
 
-    name = "judged"
+    name = "heldout_win_rates"
     of = "version"
-    schema = JUDGED
+    schema = HELDOUT_WIN_RATES
     role: RoleName
     policy: Policy
     answers: HeldoutAnswers
-    reads = "heldout_answers"
+    reads = "heldout_completions"
     reads_schema = COMPLETIONS
 
     def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
@@ -348,12 +350,12 @@ class Judged(Stage[pa.Table]):
         return roles.evaluator.submit(Scorer.score, side_by_side(table, start, previous))
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        m = len(table["answers"][0])
+        m = len(table["completions"][0])
         against_start = range(2 * m)
         against_previous = [*range(m), *range(2 * m, 3 * m)]
         return append(
             table,
-            JUDGED,
+            HELDOUT_WIN_RATES,
             f"version {self.policy.version} on held-out prompts",
             win_vs_start=[_win_rate(matrix[np.ix_(against_start, against_start)], m) for matrix in _matrices(result)],
             win_vs_previous=[
@@ -375,28 +377,28 @@ def training_stages(config: RunConfig, version: Versions, iteration: int) -> lis
         stage: Stage[Any]
         if name == Completions.name:
             stage = Completions(version(iteration), iteration, reads)
-        elif name == Anchored.name:
-            stage = Anchored(version(0), iteration, reads)
-        elif name == Scored.name:
-            stage = Scored(role, version(iteration), reads)
+        elif name == StartCompletions.name:
+            stage = StartCompletions(version(0), iteration, reads)
+        elif name == Scores.name:
+            stage = Scores(role, version(iteration), reads)
         else:
-            stage = Rescored(role, version(max(0, iteration - 1)), reads)
+            stage = PreviousScores(role, version(max(0, iteration - 1)), reads)
         stages.append(stage)
         reads, reads_schema = stage.name, stage.schema
-        if name == Scored.name and config.null_model:  # behind it, while the same weights judge
+        if name == Scores.name and config.null_model:  # behind it, while the same weights judge
             stages.append(NullModel(role, version(iteration), config.null_model))
     reference = version(0 if algorithm.reference == "start" else iteration)
-    stages += [Selected(algorithm, reads, reads_schema), Referenced(reference)]
-    if Scored.name in algorithm.stages(iteration) and config.audits:
-        stages.append(Audited(config.evaluating_role))
+    stages += [Selected(algorithm, reads, reads_schema), RefLogps(reference)]
+    if Scores.name in algorithm.stages(iteration) and config.audits:
+        stages.append(ScorerAgreement(config.evaluating_role))
     return stages
 
 
 def heldout_stages(config: RunConfig, policy: Policy, answers: HeldoutAnswers) -> list[Stage[Any]]:
     """Held-out prompts -> answers -> win rates of one version; version 0 has no other to be compared with."""
     assert config.evaluation is not None
-    answered = HeldoutAnswered(policy, config.evaluation)
-    return [answered, Judged(config.evaluating_role, policy, answers)] if policy.version else [answered]
+    answered = HeldoutCompletions(policy, config.evaluation)
+    return [answered, HeldoutWinRates(config.evaluating_role, policy, answers)] if policy.version else [answered]
 
 
 def overlapping(stages: Sequence[Stage[Any]], colocated: bool) -> list[list[Stage[Any]]]:
@@ -423,7 +425,7 @@ def side_by_side(*tables: pa.Table) -> pa.Table:
     """One table whose answers are those of all tables, in this order; `weights` are the first one's."""
     first = tables[0]
     columns = {name: first[name].to_pylist() for name in COMPLETIONS.names}
-    for name in ("answers", "answer_token_ids", "answer_logps", "finish_reasons", "seeds"):
+    for name in ("completions", "completion_token_ids", "completion_logps", "finish_reasons", "seeds"):
         rows = zip(*(table[name].to_pylist() for table in tables), strict=True)
         columns[name] = [[value for part in row for value in part] for row in rows]
     return pa.table(columns, schema=COMPLETIONS)
@@ -451,8 +453,8 @@ def _win_rate(logits: np.ndarray, m: int) -> float:
 
 
 def _num_answers(table: pa.Table) -> int:
-    return len(pc.list_flatten(table["answers"]))
+    return len(pc.list_flatten(table["completions"]))
 
 
 def _num_tokens(table: pa.Table) -> int:
-    return len(pc.list_flatten(pc.list_flatten(table["answer_token_ids"])))
+    return len(pc.list_flatten(pc.list_flatten(table["completion_token_ids"])))

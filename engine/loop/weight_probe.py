@@ -27,7 +27,7 @@ class ProbeBatch:
 
     prompt_token_ids: list[list[int]]
     """[B][tokens] beginnings of prompts of the run."""
-    answer_token_ids: list[list[int]]
+    completion_token_ids: list[list[int]]
     """[B][num_tokens] pseudo-random ordinary tokens, answered by nobody."""
 
 

@@ -18,7 +18,16 @@ import pyarrow.compute as pc
 from engine.algorithms.base import Algorithm
 from engine.evaluation import statistics
 from engine.evaluation.statistics import JudgeBias, judge_bias, null_model_win_rate
-from engine.schema import AUDITED, CANARY, COMPLETIONS, ELSEWHERE, JUDGED, ROWS, SCORED, SELECTABLE
+from engine.schema import (
+    AGREEMENT,
+    COMPLETIONS,
+    HELDOUT_WIN_RATES,
+    NULL_MODEL,
+    OTHER_PROMPT,
+    SCORES,
+    SELECTABLE,
+    SELECTED,
+)
 from engine.store.run import RunStore
 
 NUM_SAMPLES = 8
@@ -105,33 +114,33 @@ class IterationTables:
         """Tokens per held-out answer."""
         lengths = [
             len(answer)
-            for table in self._store.tables(self._version, "heldout_answers", COMPLETIONS)
-            for answers in table["answer_token_ids"].to_pylist()
+            for table in self._store.tables(self._version, "heldout_completions", COMPLETIONS)
+            for answers in table["completion_token_ids"].to_pylist()
             for answer in answers
         ]
         return float(np.mean(lengths)) if lengths else None
 
     def agreement(self) -> float | None:
         """Share of answer pairs on which the scorer prefers the evaluator's choice, ties of the scorer at 1/2."""
-        tables = list(self._store.tables(self._t, "audited", AUDITED))
+        tables = list(self._store.tables(self._t, "agreement", AGREEMENT))
         comparable = sum(pc.sum(table["comparable"]).as_py() or 0 for table in tables)
         return sum(pc.sum(table["agreements"]).as_py() or 0 for table in tables) / comparable if comparable else None
 
     @cached_property
     def judge_bias(self) -> JudgeBias:
         """Counts over the verdicts of an LLM judge; without any, all are 0."""
-        tables = self._store.tables(self._t, "scored", SCORED)
+        tables = self._store.tables(self._t, "scores", SCORES)
         return sum((_judge_bias(row) for table in tables for row in _judged_rows(table)), JudgeBias())
 
     def null_model_win_rate(self) -> float | None:
         """Share of prompts on which the judge prefers the null-model baseline, ties at 1/2."""
-        tables = self._store.tables(self._t, "canary", CANARY)
+        tables = self._store.tables(self._t, "null_model", NULL_MODEL)
         return null_model_win_rate([prob for table in tables for prob in table["win_prob"].to_pylist()])
 
     def _judged(self, version: int, against: str) -> dict[str, float]:
         """{held-out prompt_id: win rate in [0, 1]}; NaN without a verdict."""
         rates: dict[str, float] = {}
-        for table in self._store.tables(version, "judged", JUDGED):
+        for table in self._store.tables(version, "heldout_win_rates", HELDOUT_WIN_RATES):
             rates |= zip(table["prompt_id"].to_pylist(), table[f"win_vs_{against}"].to_pylist(), strict=True)
         return rates
 
@@ -146,14 +155,14 @@ def _interval(rates: Iterable[float]) -> WinRate | None:
 
 
 def _judged_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The prompts of a SCORED table on which an LLM judge was asked."""
-    rows = table.select(["pair_logits", "verdicts", "answer_token_ids"]).to_pylist()
+    """The prompts of a SCORES table on which an LLM judge was asked."""
+    rows = table.select(["pair_logits", "verdicts", "completion_token_ids"]).to_pylist()
     return (row for row in rows if row["verdicts"])
 
 
 def _judge_bias(row: dict[str, Any]) -> JudgeBias:
     questions = [(verdict["answer"], verdict["other"], verdict["value"]) for verdict in row["verdicts"]]
-    return judge_bias(row["pair_logits"], questions, [len(ids) for ids in row["answer_token_ids"]])
+    return judge_bias(row["pair_logits"], questions, [len(ids) for ids in row["completion_token_ids"]])
 
 
 def _samples(store: RunStore, algorithm: Algorithm, t: int) -> list[Sample]:
@@ -161,13 +170,13 @@ def _samples(store: RunStore, algorithm: Algorithm, t: int) -> list[Sample]:
     samples: list[Sample] = []
     stage = algorithm.selects_from(t)
     for shard in store.shards(t, "selected"):
-        rows = store.read(t, "selected", shard, ROWS).slice(0, NUM_SAMPLES - len(samples)).to_pylist()
+        rows = store.read(t, "selected", shard, SELECTED).slice(0, NUM_SAMPLES - len(samples)).to_pylist()
         prompts = {row["prompt_id"]: row for row in store.read(t, stage, shard, SELECTABLE[stage]).to_pylist()}
         for row in rows:
             prompt, rates = prompts[row["prompt_id"]], row["win_rate"]
-            known = [i for i, index in enumerate(row["answer_index"]) if index != ELSEWHERE]
+            known = [i for i, index in enumerate(row["completion_index"]) if index != OTHER_PROMPT]
             best, worst = max(known, key=rates.__getitem__), min(reversed(known), key=rates.__getitem__)
-            texts = [_text(prompt, row["answer_index"][i]) for i in (best, worst)]
+            texts = [_text(prompt, row["completion_index"][i]) for i in (best, worst)]
             samples.append(Sample(prompt["messages"][-1]["content"], texts[0], texts[1], rates[best], rates[worst]))
         if len(samples) == NUM_SAMPLES:
             break
@@ -175,5 +184,5 @@ def _samples(store: RunStore, algorithm: Algorithm, t: int) -> list[Sample]:
 
 
 def _text(prompt: dict[str, Any], index: int) -> str:
-    """The text behind an `answer_index`."""
-    return prompt["answers"][index] if index >= 0 else prompt["given_answers"][-1 - index]
+    """The text behind an `completion_index`."""
+    return prompt["completions"][index] if index >= 0 else prompt["dataset_completions"][-1 - index]

@@ -45,7 +45,7 @@ def summarize(store: RunStore, config: RunConfig, status: str, provenance: dict[
         judge = _in_words(config.evaluator)
     elif config.evaluation is not None and config.scorer is not None:
         judge = f"{_in_words(config.scorer)}, the training scorer itself"
-    iterations = [t for t in range(config.iterations) if store.shards(t, "referenced")]
+    iterations = [t for t in range(config.iterations) if store.shards(t, "ref_logps")]
     tables = [IterationTables(store, config.algorithm, t) for t in iterations]
     return Summary(
         name=config.name,

@@ -348,7 +348,7 @@ def current(records: list[Record]) -> dict[tuple[Any, ...], Record]:
 
 
 def _key(record: Record) -> tuple[Any, ...]:
-    """What a record is about, e.g. ("shard", 0, "scored", 3); a newer record with the same key replaces it."""
+    """What a record is about, e.g. ("shard", 0, "scores", 3); a newer record with the same key replaces it."""
     parts = {
         "shard": ("iteration", "stage", "shard"),
         "weights": ("version",),

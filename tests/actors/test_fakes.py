@@ -12,7 +12,7 @@ from actors.fakes import END, LETTERS, FakeChat, FakeGenerator, FakeLearner, let
 from engine.algorithms.sppo import SPPO
 from engine.config.run import LearnerConfig, SamplingConfig
 from engine.errors import SchemaError, WeightsError
-from engine.schema import NOTHING_GIVEN, PROMPTS, REFERENCED, ROWS
+from engine.schema import NO_DATASET_COMPLETIONS, PROMPTS, REF_LOGPS, SELECTED
 from engine.store.weights import weights_digest
 
 CONFIG = LearnerConfig.model_validate({"batch_size": 2, "zero_stage": 0, "optimizer": {"lr": 0.1}})
@@ -30,7 +30,7 @@ def prompts(count: int = 3) -> pa.Table:
         "messages": [[{"role": "user", "content": f"q{i}"}] for i in range(count)],
         "prompt_text": [text for text, _ in rendered],
         "prompt_token_ids": [ids for _, ids in rendered],
-        **{name: [[]] * len(rendered) for name in NOTHING_GIVEN},
+        **{name: [[]] * len(rendered) for name in NO_DATASET_COMPLETIONS},
     }
     return pa.Table.from_pydict(values, PROMPTS)
 
@@ -51,17 +51,17 @@ def rows(answers: list[list[list[int]]]) -> pa.Table:
     values = {
         "prompt_id": [f"p{i}" for i in range(count)],
         "prompt_token_ids": [[1]] * count,
-        "answer_index": [[0, 1]] * count,
-        "answer_token_ids": answers,
+        "completion_index": [[0, 1]] * count,
+        "completion_token_ids": answers,
         "win_rate": [[0.9, 0.1]] * count,
         "baseline": [0.5] * count,
     }
-    return pa.Table.from_pydict(values, ROWS)
+    return pa.Table.from_pydict(values, SELECTED)
 
 
 def referenced(learner: FakeLearner, answers: list[list[list[int]]]) -> pa.Table:
     table = rows(answers)
-    return table.append_column("reference_logps", pa.array(learner.reference_logps(table))).cast(REFERENCED)
+    return table.append_column("ref_logps", pa.array(learner.ref_logps(table))).cast(REF_LOGPS)
 
 
 def test_the_rule_counts_one_letter():
@@ -73,7 +73,7 @@ def test_answers_carry_their_log_probabilities_and_end_as_they_say(policy):
     assert np.exp(logps).sum() == pytest.approx(1.0)
     for row in serving(policy, max_new_tokens=4).generate(prompts(20), 1).to_pylist():
         for text, ids, logp, reason in zip(
-            row["answers"], row["answer_token_ids"], row["answer_logps"], row["finish_reasons"], strict=True
+            row["completions"], row["completion_token_ids"], row["completion_logps"], row["finish_reasons"], strict=True
         ):
             assert len(ids) <= 4
             assert (reason == "stop") == (ids[-1:] == [END])
@@ -110,9 +110,9 @@ def test_the_learner_knows_the_log_probabilities_that_the_generator_reported(pol
     answers = serving(policy).generate(prompts(), 1).to_pylist()
     learner = FakeLearner(CONFIG, SPPO(), 0)
     learner.open(str(policy))
-    table = rows([row["answer_token_ids"][:2] for row in answers])
-    expected = [row["answer_logps"][:2] for row in answers]
-    assert np.array(learner.reference_logps(table)) == pytest.approx(np.array(expected), abs=1e-12)
+    table = rows([row["completion_token_ids"][:2] for row in answers])
+    expected = [row["completion_logps"][:2] for row in answers]
+    assert np.array(learner.ref_logps(table)) == pytest.approx(np.array(expected), abs=1e-12)
 
 
 def test_its_gradient_is_that_of_the_loss(policy):

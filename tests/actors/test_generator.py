@@ -25,7 +25,7 @@ from actors.vllm_engine import Sample, SampleRequest
 from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
 from engine.loop.weight_probe import compare_probe, probe_batch
-from engine.schema import COMPLETIONS, NOTHING_GIVEN, PROMPTS, arrow_safe
+from engine.schema import COMPLETIONS, NO_DATASET_COMPLETIONS, PROMPTS, arrow_safe
 from engine.seeds import derive_seed
 from engine.store.weights import write_checksums
 
@@ -87,7 +87,8 @@ def make_prompts(folder: Path, count: int) -> pa.Table:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         rows.append(
-            {"prompt_id": f"id{i}", "messages": messages, "prompt_text": text, "prompt_token_ids": ids} | NOTHING_GIVEN
+            {"prompt_id": f"id{i}", "messages": messages, "prompt_text": text, "prompt_token_ids": ids}
+            | NO_DATASET_COMPLETIONS
         )
     return pa.Table.from_pylist(rows, schema=PROMPTS)
 
@@ -161,12 +162,12 @@ def test_every_prompt_gets_k_answers_and_the_table_says_where_they_come_from(
         base = derive_seed(RUN_SEED, "sample", 1, row["prompt_id"])
         assert row["seeds"] == [base, base + 1, base + 2, base + 3, base + 4]
         assert row["weights"] == world.digests[world.first]
-        assert len(row["answers"]) == len(row["answer_logps"]) == len(row["finish_reasons"]) == 5
+        assert len(row["completions"]) == len(row["completion_logps"]) == len(row["finish_reasons"]) == 5
 
 
 @pytest.mark.real
 def test_answers_differ_between_samples_and_between_prompts(completions: list[dict[str, Any]]) -> None:
-    answers = [tuple(ids) for row in completions for ids in row["answer_token_ids"]]
+    answers = [tuple(ids) for row in completions for ids in row["completion_token_ids"]]
     assert len(set(answers)) > 0.95 * len(answers)
 
 
@@ -176,7 +177,7 @@ def test_an_answer_ends_with_a_stop_token_exactly_where_it_stopped_by_itself(
 ) -> None:
     ends = set()
     for row in completions:
-        for ids, reason in zip(row["answer_token_ids"], row["finish_reasons"], strict=True):
+        for ids, reason in zip(row["completion_token_ids"], row["finish_reasons"], strict=True):
             assert not set(ids[:-1]) & set(STOPS)
             if reason == "stop":
                 ends.add(ids[-1])
@@ -196,7 +197,9 @@ def test_texts_are_the_decoded_answers_without_special_or_stop_tokens(
 
     tokenizer = AutoTokenizer.from_pretrained(world.first)
     for row in completions:
-        for text, ids, reason in zip(row["answers"], row["answer_token_ids"], row["finish_reasons"], strict=True):
+        for text, ids, reason in zip(
+            row["completions"], row["completion_token_ids"], row["finish_reasons"], strict=True
+        ):
             body = ids[:-1] if reason == "stop" else ids
             # An incomplete character at the very end may be shown as U+FFFD or be left out.
             assert text.rstrip("\ufffd") == tokenizer.decode(body, skip_special_tokens=True).rstrip("\ufffd")
@@ -207,7 +210,7 @@ def test_answer_logps_are_the_models_own_though_sampling_was_at_temperature_0_7_
     world: World, completions: list[dict[str, Any]]
 ) -> None:
     for row in completions[:6]:
-        for ids, logp in zip(row["answer_token_ids"], row["answer_logps"], strict=True):
+        for ids, logp in zip(row["completion_token_ids"], row["completion_logps"], strict=True):
             expected = sum(transformers_logps(world.first, row["prompt_token_ids"], ids))
             assert logp == pytest.approx(expected, abs=1e-4)
 
@@ -221,7 +224,7 @@ def test_sample_i_is_what_a_single_request_with_its_recorded_seed_gives(
     singles = generator._engine.sample(
         [SampleRequest(row["prompt_token_ids"], 1, seed, SAMPLING.temperature) for seed in row["seeds"]]
     )
-    assert [answers[0].token_ids for answers in singles] == row["answer_token_ids"]
+    assert [answers[0].token_ids for answers in singles] == row["completion_token_ids"]
 
 
 @pytest.mark.real
@@ -232,15 +235,15 @@ def test_answers_do_not_depend_on_the_shard_its_order_or_its_size(
     parts = [generator.generate(world.prompts.take(part), iteration=1) for part in (order[:3], order[3:10], order[10:])]
     again = {row["prompt_id"]: row for part in parts for row in part.to_pylist()}
     for row in completions:
-        assert again[row["prompt_id"]]["answer_token_ids"] == row["answer_token_ids"]
-        assert again[row["prompt_id"]]["answer_logps"] == pytest.approx(row["answer_logps"], abs=1e-4)
+        assert again[row["prompt_id"]]["completion_token_ids"] == row["completion_token_ids"]
+        assert again[row["prompt_id"]]["completion_logps"] == pytest.approx(row["completion_logps"], abs=1e-4)
 
 
 @pytest.mark.real
 def test_another_iteration_or_purpose_gives_other_answers(world: World, generator: Generator) -> None:
     few = world.prompts.slice(0, 4)
     tables = [generator.generate(few, 1), generator.generate(few, 2), generator.generate(few, 1, purpose="evaluation")]
-    seen = [json.dumps(table["answer_token_ids"].to_pylist()) for table in tables]
+    seen = [json.dumps(table["completion_token_ids"].to_pylist()) for table in tables]
     assert len(set(seen)) == 3
 
 
@@ -248,11 +251,11 @@ def test_another_iteration_or_purpose_gives_other_answers(world: World, generato
 def test_greedy_answers_are_the_likeliest_tokens_and_ignore_the_seed(world: World, generator: Generator) -> None:
     few = world.prompts.slice(0, 2)
     one, two = (generator.generate(few, i, 1, 0.0, "evaluation").to_pylist() for i in (1, 2))
-    assert [row["answer_token_ids"] for row in one] == [row["answer_token_ids"] for row in two]
+    assert [row["completion_token_ids"] for row in one] == [row["completion_token_ids"] for row in two]
     assert one[0]["seeds"] != two[0]["seeds"]
-    ids = one[0]["answer_token_ids"][0]
+    ids = one[0]["completion_token_ids"][0]
     logps = transformers_logps(world.first, one[0]["prompt_token_ids"], ids)
-    assert one[0]["answer_logps"] == pytest.approx([sum(logps)], abs=1e-4)
+    assert one[0]["completion_logps"] == pytest.approx([sum(logps)], abs=1e-4)
     with pytest.raises(ConfigError, match="temperature = 0 with 5 samples"):
         generator.generate(few, 1, temperature=0.0)
 
@@ -287,16 +290,16 @@ def test_the_probe_equals_transformers_and_changes_with_the_weights(world: World
     expected = {
         folder: [
             transformers_logps(folder, prompt, answer)
-            for prompt, answer in zip(batch.prompt_token_ids, batch.answer_token_ids, strict=True)
+            for prompt, answer in zip(batch.prompt_token_ids, batch.completion_token_ids, strict=True)
         ]
         for folder in (world.first, world.second)
     }
-    served = generator.token_logps(batch.prompt_token_ids, batch.answer_token_ids)
+    served = generator.token_logps(batch.prompt_token_ids, batch.completion_token_ids)
     assert compare_probe(expected[world.first], served, 1e-5, replica="generator 0") <= 1e-5
 
     world.load(world.second)
     assert generator.serving() == world.digests[world.second]
-    served = generator.token_logps(batch.prompt_token_ids, batch.answer_token_ids)
+    served = generator.token_logps(batch.prompt_token_ids, batch.completion_token_ids)
     assert compare_probe(expected[world.second], served, 1e-5, replica="generator 0") <= 1e-5
     with pytest.raises(WeightsError, match="generator 0: log-probabilities differ"):
         compare_probe(expected[world.first], served, 1e-3, replica="generator 0")
@@ -315,8 +318,8 @@ def test_new_weights_answer_at_once_without_leftovers_of_the_old_ones_cache(worl
     world.load(world.second)
     row = generator.generate(few, 1).to_pylist()[0]
     assert row["weights"] == world.digests[world.second]
-    expected = sum(transformers_logps(world.second, row["prompt_token_ids"], row["answer_token_ids"][0]))
-    assert row["answer_logps"][0] == pytest.approx(expected, abs=1e-4)
+    expected = sum(transformers_logps(world.second, row["prompt_token_ids"], row["completion_token_ids"][0]))
+    assert row["completion_logps"][0] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.real
@@ -330,8 +333,8 @@ def test_new_weights_with_tied_embeddings_reach_the_output_layer(world: World, t
     try:
         for folder in folders:
             generator.load(folder, write_checksums(folder))
-            served = generator.token_logps(batch.prompt_token_ids, batch.answer_token_ids)
-            for prompt, answer, logps in zip(batch.prompt_token_ids, batch.answer_token_ids, served, strict=True):
+            served = generator.token_logps(batch.prompt_token_ids, batch.completion_token_ids)
+            for prompt, answer, logps in zip(batch.prompt_token_ids, batch.completion_token_ids, served, strict=True):
                 assert logps == pytest.approx(transformers_logps(folder, prompt, answer), abs=1e-4)
     finally:
         generator.close()
@@ -389,8 +392,8 @@ def test_after_sleep_the_memory_is_free_and_load_brings_the_same_answers_back(
         generator.generate(world.prompts, 1)
     world.load(world.first)
     again = generator.generate(world.prompts, iteration=1).to_pylist()
-    assert [row["answer_token_ids"] for row in again] == [row["answer_token_ids"] for row in completions]
-    assert [row["answers"] for row in again] == [row["answers"] for row in completions]
+    assert [row["completion_token_ids"] for row in again] == [row["completion_token_ids"] for row in completions]
+    assert [row["completions"] for row in again] == [row["completions"] for row in completions]
 
 
 @pytest.mark.real

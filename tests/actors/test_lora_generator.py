@@ -111,7 +111,7 @@ def test_versions_with_equal_texts_are_told_apart_by_their_log_probabilities(wor
         world.serve(adapters[name])
         table = world.generator.generate(world.prompts, 1, num_samples=1, temperature=0.0)
         assert set(table["weights"].to_pylist()) == {world.digests[adapters[name]]}
-        texts.append(table["answer_token_ids"].to_pylist())
+        texts.append(table["completion_token_ids"].to_pylist())
         logps.append(world.generator.token_logps(PROMPTS, ANSWERS))
     assert texts[0] == texts[1], "no text gives the small adapter away"
     assert gap(*logps) > 1e-4
@@ -125,10 +125,10 @@ def test_versions_with_equal_texts_are_told_apart_by_their_log_probabilities(wor
 def test_sampled_answers_carry_the_adapters_log_probabilities(world, adapters):
     world.serve(adapters["one"])
     row = world.generator.generate(world.prompts, 1).to_pylist()[0]
-    [logps] = world.generator.token_logps([row["prompt_token_ids"]], [row["answer_token_ids"][0]])
-    assert row["answer_logps"][0] == pytest.approx(sum(logps), abs=1e-4)
+    [logps] = world.generator.token_logps([row["prompt_token_ids"]], [row["completion_token_ids"][0]])
+    assert row["completion_logps"][0] == pytest.approx(sum(logps), abs=1e-4)
     world.serve(adapters["two"])
-    [other] = world.generator.token_logps([row["prompt_token_ids"]], [row["answer_token_ids"][0]])
+    [other] = world.generator.token_logps([row["prompt_token_ids"]], [row["completion_token_ids"][0]])
     assert sum(other) != pytest.approx(sum(logps), abs=1e-2)
 
 

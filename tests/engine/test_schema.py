@@ -7,10 +7,20 @@ import pytest
 
 from engine import schema
 from engine.errors import SchemaError
-from engine.schema import AUDITED, COMPLETIONS, JUDGED, PROMPTS, REFERENCED, ROWS, SCORED, append, conform
+from engine.schema import (
+    AGREEMENT,
+    COMPLETIONS,
+    HELDOUT_WIN_RATES,
+    PROMPTS,
+    REF_LOGPS,
+    SCORES,
+    SELECTED,
+    append,
+    conform,
+)
 
-WAYS = [(PROMPTS, COMPLETIONS), (COMPLETIONS, SCORED), (ROWS, REFERENCED), (COMPLETIONS, JUDGED)]
-DECLARED = [PROMPTS, COMPLETIONS, SCORED, ROWS, REFERENCED, AUDITED, JUDGED]
+WAYS = [(PROMPTS, COMPLETIONS), (COMPLETIONS, SCORES), (SELECTED, REF_LOGPS), (COMPLETIONS, HELDOUT_WIN_RATES)]
+DECLARED = [PROMPTS, COMPLETIONS, SCORES, SELECTED, REF_LOGPS, AGREEMENT, HELDOUT_WIN_RATES]
 
 
 def name_of(table: pa.Schema) -> str:
@@ -40,8 +50,8 @@ def test_the_tables_have_names_of_their_own():
 
 def test_columns_come_back_in_the_declared_order_and_type_with_the_tables_name():
     shuffled = pa.table({"comparable": pa.array([2], pa.int64()), "agreements": [1.5], "prompt_id": ["a"]})
-    table = conform(shuffled, AUDITED, "test")
-    assert table.schema.equals(AUDITED, check_metadata=True)
+    table = conform(shuffled, AGREEMENT, "test")
+    assert table.schema.equals(AGREEMENT, check_metadata=True)
     assert table.to_pylist() == [{"prompt_id": "a", "agreements": 1.5, "comparable": 2}]
 
 
@@ -50,66 +60,64 @@ def test_missing_and_unexpected_columns_are_named_together_with_the_producer():
     with pytest.raises(
         SchemaError, match=r"scorer 3: missing columns \['agreements'\], unexpected columns \['agreement'"
     ):
-        conform(table, AUDITED, "scorer 3")
+        conform(table, AGREEMENT, "scorer 3")
 
 
 def test_a_column_twice_is_refused():
     table = audited().append_column("agreements", pa.array([0.5]))
     with pytest.raises(SchemaError, match="scorer 3"):
-        conform(table, AUDITED, "scorer 3")
+        conform(table, AGREEMENT, "scorer 3")
 
 
 @pytest.mark.parametrize("agreements", [["many"], [[1.0]]])
 def test_a_column_of_another_type_is_refused_with_what_was_expected(agreements):
     with pytest.raises(SchemaError, match=r"scorer 3: (?s:.*)expected (?s:.*)agreements: double"):
-        conform(audited(agreements=agreements), AUDITED, "scorer 3")
+        conform(audited(agreements=agreements), AGREEMENT, "scorer 3")
 
 
 def test_a_number_that_does_not_fit_is_refused_rather_than_wrapped_around():
     with pytest.raises(SchemaError, match="scorer 3"):
-        conform(audited(comparable=[2**31]), AUDITED, "scorer 3")
+        conform(audited(comparable=[2**31]), AGREEMENT, "scorer 3")
 
 
 def test_a_null_is_refused_with_its_column():
     with pytest.raises(SchemaError, match=r"scorer 3: columns \['agreements'\] hold nulls"):
-        conform(audited(agreements=pa.array([None], pa.float64())), AUDITED, "scorer 3")
+        conform(audited(agreements=pa.array([None], pa.float64())), AGREEMENT, "scorer 3")
 
 
 def rows() -> pa.Table:
     values = {
         "prompt_id": ["a"],
         "prompt_token_ids": [[1]],
-        "answer_index": [[0, 1]],
-        "answer_token_ids": [[[2], [3]]],
+        "completion_index": [[0, 1]],
+        "completion_token_ids": [[[2], [3]]],
         "win_rate": [[0.75, 0.25]],
         "baseline": [0.5],
         "weights": ["w"],
     }
-    return pa.Table.from_pydict(values, ROWS)
+    return pa.Table.from_pydict(values, SELECTED)
 
 
 def test_append_adds_the_stages_columns():
-    table = append(rows(), REFERENCED, "learner", reference_logps=[[-1.0, -2.0]])
-    assert table.schema.equals(REFERENCED, check_metadata=True)
-    assert table["reference_logps"].to_pylist() == [[-1.0, -2.0]]
-    assert table.select(ROWS.names).equals(rows())
+    table = append(rows(), REF_LOGPS, "learner", ref_logps=[[-1.0, -2.0]])
+    assert table.schema.equals(REF_LOGPS, check_metadata=True)
+    assert table["ref_logps"].to_pylist() == [[-1.0, -2.0]]
+    assert table.select(SELECTED.names).equals(rows())
 
 
 def test_append_refuses_columns_that_nobody_declared_and_misses_those_that_somebody_did():
     with pytest.raises(SchemaError, match="learner: unexpected column 'logps'"):
-        append(rows(), REFERENCED, "learner", logps=[[-1.0, -2.0]])
-    with pytest.raises(SchemaError, match=r"learner: missing columns \['reference_logps'\]"):
-        append(rows(), REFERENCED, "learner")
+        append(rows(), REF_LOGPS, "learner", logps=[[-1.0, -2.0]])
+    with pytest.raises(SchemaError, match=r"learner: missing columns \['ref_logps'\]"):
+        append(rows(), REF_LOGPS, "learner")
 
 
-@pytest.mark.parametrize(
-    "reference_logps", [[["low", "lower"]], [[-1.0], [-2.0]], [None]], ids=["type", "length", "null"]
-)
-def test_append_names_the_producer_of_values_that_do_not_fit(reference_logps):
+@pytest.mark.parametrize("ref_logps", [[["low", "lower"]], [[-1.0], [-2.0]], [None]], ids=["type", "length", "null"])
+def test_append_names_the_producer_of_values_that_do_not_fit(ref_logps):
     with pytest.raises(SchemaError, match="learner"):
-        append(rows(), REFERENCED, "learner", reference_logps=reference_logps)
+        append(rows(), REF_LOGPS, "learner", ref_logps=ref_logps)
 
 
 def test_a_null_inside_a_list_is_refused_too():
-    with pytest.raises(SchemaError, match=r"learner: columns \['reference_logps'\] hold nulls"):
-        append(rows(), REFERENCED, "learner", reference_logps=[[-1.0, None]])
+    with pytest.raises(SchemaError, match=r"learner: columns \['ref_logps'\] hold nulls"):
+        append(rows(), REF_LOGPS, "learner", ref_logps=[[-1.0, None]])

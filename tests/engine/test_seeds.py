@@ -28,7 +28,7 @@ def test_every_name_counts_and_so_does_where_one_ends():
     names = [
         (0, "sample", 1, "p"),
         (1, "sample", 1, "p"),
-        (0, "heldout", 1, "p"),
+        (0, "heldout_prompts", 1, "p"),
         (0, "sample", 2, "p"),
         ("0sample", 1),
     ]

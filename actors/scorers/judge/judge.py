@@ -147,7 +147,11 @@ class Judge:
 
     def trial(self) -> Question:
         """A harmless question in the form that this judge asks, for trying out a model."""
-        row = {"prompt_id": "trial", "messages": [{"role": "user", "content": "Hello?"}], "answers": ["Hi.", "Yes."]}
+        row = {
+            "prompt_id": "trial",
+            "messages": [{"role": "user", "content": "Hello?"}],
+            "completions": ["Hi.", "Yes."],
+        }
         return next(self._questions(0, row)).question
 
     def judge(self, model: JudgeModel, rows: list[dict[str, Any]]) -> list[PairScores]:
@@ -163,10 +167,10 @@ class Judge:
         for one, reply in zip(asked, replies, strict=True):
             replies_of_row[one.row].append((one, reply))
         read = self._pairwise_scores if self.config.mode == "pairwise" else self._pointwise_scores
-        return [read(row["answers"], answered) for row, answered in zip(rows, replies_of_row, strict=True)]
+        return [read(row["completions"], answered) for row, answered in zip(rows, replies_of_row, strict=True)]
 
     def _questions(self, row_index: int, row: dict[str, Any]) -> Iterator[Asked]:
-        prompt_id, answers, instruction = row["prompt_id"], row["answers"], plain_text(row["messages"])
+        prompt_id, answers, instruction = row["prompt_id"], row["completions"], plain_text(row["messages"])
         mark = draw_mark(self.seed, prompt_id, [instruction, *answers])
         firsts = [i for i, answer in enumerate(answers) if answers.index(answer) == i]
         pairs = self._pairs(prompt_id, firsts) if self.config.mode == "pairwise" else ((i, ALONE) for i in firsts)

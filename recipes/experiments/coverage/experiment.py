@@ -92,8 +92,8 @@ def methods() -> list[Method]:
     penalised = {surrogate: SPAC(beta=1 / ETA, lam=LAMBDA, surrogate=surrogate) for surrogate in SURROGATES}
     return [
         Method("SFT", None),
-        Method("DPO", DPO(data="given", beta=1 / (ROUNDS * ETA)), reference="start"),
-        Method("iterated DPO", DPO(data="given", beta=1 / ETA)),
+        Method("DPO", DPO(data="dataset", beta=1 / (ROUNDS * ETA)), reference="start"),
+        Method("iterated DPO", DPO(data="dataset", beta=1 / ETA)),
         Method("SPAC softplus", penalised["softplus"]),
         Method("SPAC spin", penalised["spin"]),
         Method("SPAC raw", penalised["raw"]),

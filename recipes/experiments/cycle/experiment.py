@@ -70,7 +70,7 @@ def measure(folder: Path, settings: Settings | None = None) -> dict[str, Any]:
 
     settings = settings or Settings()
     sppo = SPPO(eta=ETA, baseline="logpartition", train_on="all")
-    dpo = DPO(data="given", beta=BETA)
+    dpo = DPO(data="dataset", beta=BETA)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as weights:
         played = {

@@ -90,7 +90,7 @@ def play(folder: Path, algorithm: Algorithm, rows_for: Callable[[Vector], list[d
 
     from actors.learner.learner import Learner
     from engine.config.run import ModelConfig
-    from engine.schema import REFERENCED, ROWS, append, conform
+    from engine.schema import REF_LOGPS, SELECTED, append, conform
 
     logging.disable_progress_bar()
     learner = Learner(
@@ -104,8 +104,8 @@ def play(folder: Path, algorithm: Algorithm, rows_for: Callable[[Vector], list[d
     policies = [_policy(learner.token_logps([PROMPT] * 3, ANSWERS))]
     for iteration in range(settings.iterations):
         where = f"iteration {iteration}"
-        rows = conform(pa.Table.from_pylist(rows_for(policies[-1]), ROWS), ROWS, where)
-        table = append(rows, REFERENCED, where, reference_logps=learner.reference_logps(rows))
+        rows = conform(pa.Table.from_pylist(rows_for(policies[-1]), SELECTED), SELECTED, where)
+        table = append(rows, REF_LOGPS, where, ref_logps=learner.ref_logps(rows))
         steps = learner.begin([table], iteration)["num_steps"]
         target = str(folder / f"{iteration + 1:03d}")
         policies.append(_policy(learner.save_weights(target, steps, [PROMPT] * 3, ANSWERS)))

@@ -17,7 +17,7 @@ from actors.tiny_policy import new_llama
 from engine.algorithms import SPPO
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
-from engine.schema import REFERENCED, ROWS, append, conform
+from engine.schema import REF_LOGPS, SELECTED, append, conform
 
 pytestmark = pytest.mark.real
 
@@ -136,7 +136,7 @@ def llama(tmp_path_factory) -> Path:
 
 
 def rows(sizes: tuple[int, ...]) -> list[pa.Table]:
-    """ROWS of random ids, one table per shard; answers of 0 to 9 tokens, mostly pairs, some threes."""
+    """SELECTED of random ids, one table per shard; answers of 0 to 9 tokens, mostly pairs, some threes."""
     generator = torch.Generator().manual_seed(3)
 
     def ids(low: int, high: int) -> list[int]:
@@ -148,14 +148,14 @@ def rows(sizes: tuple[int, ...]) -> list[pa.Table]:
         return {
             "prompt_id": f"s{shard}p{i}",
             "prompt_token_ids": ids(1, 8),
-            "answer_index": list(range(n)),
-            "answer_token_ids": [ids(1, 10) for _ in range(n - 1)] + [[] if i == 2 else ids(1, 10)],
+            "completion_index": list(range(n)),
+            "completion_token_ids": [ids(1, 10) for _ in range(n - 1)] + [[] if i == 2 else ids(1, 10)],
             "win_rate": torch.rand(n, generator=generator).double().tolist(),
             "baseline": 0.5,
         }
 
     return [
-        conform(pa.Table.from_pylist([row(shard, i) for i in range(size)], ROWS), ROWS, "test")
+        conform(pa.Table.from_pylist([row(shard, i) for i in range(size)], SELECTED), SELECTED, "test")
         for shard, size in enumerate(sizes)
     ]
 
@@ -170,8 +170,8 @@ def referenced(group: Group, tables: list[pa.Table], folder: Path) -> list[dict]
     """Let the group compute the references of each shard and put the finished tables on disk."""
     finished = []
     for i, table in enumerate(tables):
-        logps = group.call("reference_logps", on_disk(table, folder / f"rows{i}.arrow"))
-        table = append(table, REFERENCED, "test", reference_logps=logps)
+        logps = group.call("ref_logps", on_disk(table, folder / f"rows{i}.arrow"))
+        table = append(table, REF_LOGPS, "test", ref_logps=logps)
         finished.append(on_disk(table, folder / f"referenced{i}.arrow"))
     return finished
 
@@ -180,7 +180,7 @@ def plain_logps(folder: Path, tables: list[pa.Table]) -> list[list[torch.Tensor]
     """[rows][n] summed log-probabilities from the model's full logits, with gradients, one answer at a time."""
     model = load(folder)
     return [
-        [sum_of_answer(model, row["prompt_token_ids"], answer) for answer in row["answer_token_ids"]]
+        [sum_of_answer(model, row["prompt_token_ids"], answer) for answer in row["completion_token_ids"]]
         for table in tables
         for row in table.to_pylist()
     ]
@@ -296,7 +296,7 @@ def test_references_are_the_models_own_log_probabilities(one, llama, tmp_path):
     tables = rows((5,))
     one.new(batch_size=4, micro_batch_size=2)
     one.call("open", str(llama))
-    found = one.call("reference_logps", on_disk(tables[0], tmp_path / "rows.arrow"))
+    found = one.call("ref_logps", on_disk(tables[0], tmp_path / "rows.arrow"))
     expected = plain_logps(llama, tables)
     assert [len(row) for row in found] == [2, 3, 2, 2, 2]
     assert found[2][1] == 0.0  # an empty answer
@@ -358,7 +358,7 @@ def hand_written_step(llama: Path, tables: list[pa.Table], eta: float) -> tuple[
     model = load(llama)
     losses = []
     for row in (row for table in tables for row in table.to_pylist()):
-        logps = [sum_of_answer(model, row["prompt_token_ids"], answer) for answer in row["answer_token_ids"]]
+        logps = [sum_of_answer(model, row["prompt_token_ids"], answer) for answer in row["completion_token_ids"]]
         targets = [eta * (rate - row["baseline"]) for rate in row["win_rate"]]
         squares = [(lp - lp.detach() - target) ** 2 for lp, target in zip(logps, targets, strict=True)]
         losses.append(sum(squares) / len(squares))
@@ -399,7 +399,7 @@ def test_metrics_speak_of_the_answers_with_the_highest_and_the_lowest_win_rate(o
     ]
     assert first["logps/chosen"] == pytest.approx(sum(chosen) / 4, abs=1e-4)
     assert first["num_tokens"] == sum(
-        len(r["prompt_token_ids"]) * len(r["answer_index"]) + sum(map(len, r["answer_token_ids"]))
+        len(r["prompt_token_ids"]) * len(r["completion_index"]) + sum(map(len, r["completion_token_ids"]))
         for r in tables[0].to_pylist()
     )
     assert (first["epoch"], second["epoch"]) == (1.0, 2.0)
@@ -438,9 +438,9 @@ def test_a_poisoned_row_stops_all_ranks_before_the_weights_change_and_is_named(t
     two.new(batch_size=4, micro_batch_size=1, zero_stage=stage)
     two.call("open", str(llama))
     tables = rows((4,))
-    logps = two.call("reference_logps", on_disk(tables[0], tmp_path / "rows.arrow"))
+    logps = two.call("ref_logps", on_disk(tables[0], tmp_path / "rows.arrow"))
     logps[3][0] = float("nan")
-    poisoned = append(tables[0], REFERENCED, "test", reference_logps=logps)
+    poisoned = append(tables[0], REF_LOGPS, "test", ref_logps=logps)
     two.call("begin", [on_disk(poisoned, tmp_path / "poisoned.arrow")], 0)
     replies = two.replies("advance", 1)
     assert [reply["error"] for reply in replies] == ["NonFiniteError"] * 2

@@ -23,7 +23,7 @@ from actors.scorers.pairrm.model import PairRM
 from actors.scorers.pairrm.training import new_pairrm
 from engine.config.scorer import BlenderConfig, PairRMConfig, RuleConfig
 from engine.errors import ConfigError, ModelError, RoleError, SchemaError
-from engine.schema import COMPLETIONS, NOTHING_GIVEN, SCORED
+from engine.schema import COMPLETIONS, NO_DATASET_COMPLETIONS, SCORES
 
 WORDS = ["what", "is", "a", "good", "answer", "the", "cat", "runs", "to", "question"]
 ROOM = Room(source=24, answer=16)
@@ -40,14 +40,14 @@ def completions(answers: list[list[str]], contents: list[str] | None = None) -> 
             "messages": [{"role": "user", "content": content}],
             "prompt_text": f"<user> {content} <assistant>",
             "prompt_token_ids": [1, 2],
-            **NOTHING_GIVEN,
-            "answers": texts,
-            "answer_token_ids": [[3] for _ in texts],
-            "answer_logps": [-1.0 for _ in texts],
+            **NO_DATASET_COMPLETIONS,
+            "completions": texts,
+            "completion_token_ids": [[3] for _ in texts],
+            "completion_logps": [-1.0 for _ in texts],
             "finish_reasons": ["stop" for _ in texts],
             "seeds": list(range(len(texts))),
             "weights": "abc",
-            "num_own": len(answers),
+            "num_from_policy": len(answers),
         }
         for row, (texts, content) in enumerate(zip(answers, contents, strict=True))
     ]
@@ -112,13 +112,13 @@ def rule(function: str, **arguments) -> RuleConfig:
 
 def test_a_rules_scores_become_differences():
     scored = started(rule("by_length")).score(completions([["a", "abc", "ab"], ["", "x", "x"]]))
-    assert scored.schema.equals(SCORED, check_metadata=True)
+    assert scored.schema.equals(SCORES, check_metadata=True)
     assert scored["pair_logits"].to_pylist() == [
         [[0, -2, -1], [2, 0, 1], [1, -1, 0]],
         [[0, -1, -1], [1, 0, 0], [1, 0, 0]],
     ]
     assert scored["num_truncated"].to_pylist() == [0, 0]
-    assert scored["answers"].to_pylist() == [["a", "abc", "ab"], ["", "x", "x"]]
+    assert scored["completions"].to_pylist() == [["a", "abc", "ab"], ["", "x", "x"]]
 
 
 def test_a_rules_matrix_is_taken_as_it_is():
@@ -189,8 +189,8 @@ def test_a_module_that_fails_to_import_says_how(tmp_path, monkeypatch):
 
 
 def test_another_table_is_refused():
-    with pytest.raises(SchemaError, match="answers"):
-        started(rule("by_length")).score(completions([["a", "b"]]).drop_columns(["answers"]))
+    with pytest.raises(SchemaError, match="completions"):
+        started(rule("by_length")).score(completions([["a", "b"]]).drop_columns(["completions"]))
 
 
 def test_an_empty_shard_is_scored():
@@ -289,7 +289,7 @@ def test_our_logits_and_ranks_are_llm_blenders(layout, tmp_path):
     assert ours["num_truncated"].to_pylist() == theirs["num_truncated"].to_pylist()
     assert 0 < sum(ours["num_truncated"].to_pylist()) < 12 * 12, "some texts are cut and some are not"
     prompts = [messages[0]["content"] for messages in table["messages"].to_pylist()]
-    ranks = blender._blender.rank(prompts, table["answers"].to_pylist(), batch_size=1, disable_tqdm=True)
+    ranks = blender._blender.rank(prompts, table["completions"].to_pylist(), batch_size=1, disable_tqdm=True)
     aggregated = (own - own.transpose(0, 2, 1)).mean(axis=2)
     assert ((-aggregated).argsort(axis=1).argsort(axis=1) + 1).tolist() == np.array(ranks).tolist()
 
@@ -305,7 +305,7 @@ def test_the_hub_class_of_pairrm_hf_reads_what_we_save(checkpoint):
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     table = texts_of_many_lengths(count=6, num_answers=2)
     sources = [messages[0]["content"] for messages in table["messages"].to_pylist()]
-    left, right = zip(*table["answers"].to_pylist(), strict=True)
+    left, right = zip(*table["completions"].to_pylist(), strict=True)
     with torch.inference_mode():
         theirs = model(**tokenize_pair(tokenizer, sources, left, right, ROOM.source, ROOM.answer)).logits
     ours = np.array(started(PairRMConfig(path=checkpoint)).score(table)["pair_logits"].to_pylist())[:, 0, 1]

@@ -68,7 +68,7 @@ def test_verify_finds_a_whole_run_whole(run, capsys):
 
 
 def test_verify_names_everything_that_is_damaged(run, capsys):
-    altered, missing = sorted((run / "tables/001/scored").iterdir())[:2]
+    altered, missing = sorted((run / "tables/001/scores").iterdir())[:2]
     data = bytearray(altered.read_bytes())
     data[len(data) // 2] ^= 1
     altered.write_bytes(data)

@@ -17,7 +17,7 @@ def test_a_data_set_of_preferences_trains_without_any_answer_of_the_policy(tmp_p
     source = tmp_path / "pairs.jsonl"
     pairs = [{"prompt": f"{i}?", "chosen": "aaa", "rejected": "bc"} for i in range(8)]
     source.write_text("".join(f"{json.dumps(pair)}\n" for pair in [*pairs, {**pairs[0], "rejected": "aaa"}]))
-    prompts, algorithm = {"source": str(source), "use": "all"}, {"name": "dpo", "data": "given"}
+    prompts, algorithm = {"source": str(source), "use": "all"}, {"name": "dpo", "data": "dataset"}
     folder = play(fake_config(tmp_path, prompts=prompts, algorithm=algorithm, iterations=1))
     assert "identical 1" in (folder / "metrics.jsonl").read_text()
     logps = letter_logps(folder / "weights" / "001")

@@ -137,7 +137,7 @@ def test_a_finished_run_is_left_alone_and_ends_with_0_again(command, folder, cap
 
 
 def test_a_run_that_stops_with_an_error_reports_how_far_it_came_and_ends_with_1(command, folder, monkeypatch, capsys):
-    monkeypatch.setattr(FakeLearner, "reference_logps", lambda self, rows: [[float("nan")] * 2] * rows.num_rows)
+    monkeypatch.setattr(FakeLearner, "ref_logps", lambda self, rows: [[float("nan")] * 2] * rows.num_rows)
     assert main(BASE, "", command) == 1
     assert "the loss is nan; no update was made" in capsys.readouterr().out
     page = (folder / "report" / "index.html").read_text()

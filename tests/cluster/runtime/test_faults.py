@@ -33,7 +33,7 @@ def test_a_killed_driver_leaves_no_process_and_the_same_command_finishes_its_run
     command = ["--config", str(write_config(tmp_path / "c.yaml", real_values(calm.world, tmp_path, "run")))]
     with sppo(log, *command) as driver:
         alive = lambda: driver.process.poll() is None  # noqa: E731
-        until(lambda: committed(run, kind="shard", stage="scored"), "a scored shard", alive)
+        until(lambda: committed(run, kind="shard", stage="scores"), "a scored shard", alive)
         assert len(driver.descendants()) > 5, "Ray and four roles should be running"
         driver.kill()
         until(lambda: not driver.descendants(), f"the end of {[title(p) for p in driver.descendants()]}")

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.commands.cli import main
 from engine.metrics.trackers import read_metrics
-from engine.schema import COMPLETIONS, REFERENCED
+from engine.schema import COMPLETIONS, REF_LOGPS
 from engine.store import inspection
 from engine.store.run import RunStore
 from engine.store.weights import read_adapter
@@ -86,13 +86,13 @@ def test_generator_and_learner_agree_on_the_answers_of_an_adapter(store: RunStor
     answers = {
         row["prompt_id"]: row for table in store.tables(1, "completions", COMPLETIONS) for row in table.to_pylist()
     }
-    referenced = [row for table in store.tables(1, "referenced", REFERENCED) for row in table.to_pylist()]
+    referenced = [row for table in store.tables(1, "ref_logps", REF_LOGPS) for row in table.to_pylist()]
     assert referenced
     for row in referenced:
         answered = answers[row["prompt_id"]]
         assert answered["weights"] == store.recorded_digest(1)
-        vllm = [answered["answer_logps"][index] for index in row["answer_index"]]
-        assert row["reference_logps"] == pytest.approx(vllm, abs=1e-3)
+        vllm = [answered["completion_logps"][index] for index in row["completion_index"]]
+        assert row["ref_logps"] == pytest.approx(vllm, abs=1e-3)
 
 
 def test_each_iteration_starts_from_a_log_ratio_of_exactly_zero(finished: Run) -> None:

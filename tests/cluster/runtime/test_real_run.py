@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.metrics.trackers import read_metrics
-from engine.schema import AUDITED, COMPLETIONS, JUDGED, REFERENCED, SCORED
+from engine.schema import AGREEMENT, COMPLETIONS, HELDOUT_WIN_RATES, REF_LOGPS, SCORES
 from engine.store import inspection
 from engine.store.run import RunStore
 from tests.cluster.runtime.conftest import CalmRun
@@ -42,7 +42,7 @@ def test_every_answer_is_stamped_with_the_weights_of_its_iteration(store: RunSto
     for t in range(ITERATIONS):
         answered = rows(store, t, "completions", COMPLETIONS)
         assert {row["weights"] for row in answered} == {store.recorded_digest(t)}
-        assert [len(row["answers"]) for row in answered] == [K] * NUM_PROMPTS
+        assert [len(row["completions"]) for row in answered] == [K] * NUM_PROMPTS
         assert len({row["prompt_id"] for row in answered}) == NUM_PROMPTS
     assert len({store.recorded_digest(version) for version in range(ITERATIONS + 1)}) == ITERATIONS + 1
 
@@ -51,7 +51,7 @@ def test_an_answer_that_stopped_ends_with_its_only_stop_token_and_a_cut_one_has_
     reasons = set()
     for t in range(ITERATIONS):
         for row in rows(store, t, "completions", COMPLETIONS):
-            for ids, reason in zip(row["answer_token_ids"], row["finish_reasons"], strict=True):
+            for ids, reason in zip(row["completion_token_ids"], row["finish_reasons"], strict=True):
                 stops = [position for position, token in enumerate(ids) if token in STOPS]
                 assert stops == ([len(ids) - 1] if reason == "stop" else [])
                 assert reason == "stop" or len(ids) == MAX_NEW_TOKENS
@@ -61,12 +61,12 @@ def test_an_answer_that_stopped_ends_with_its_only_stop_token_and_a_cut_one_has_
 
 def test_pairrm_compared_all_and_the_rule_gave_a_second_opinion(store: RunStore) -> None:
     for t in range(ITERATIONS):
-        scored = rows(store, t, "scored", SCORED)
+        scored = rows(store, t, "scores", SCORES)
         assert {row["scorer"].split(":")[0] for row in scored} == {"pairrm"}
         logits = [x for row in scored for line in row["pair_logits"] for x in line]
         assert len(logits) == NUM_PROMPTS * K * K and len(set(logits)) > NUM_PROMPTS * K
-        assert sum(row["comparable"] for row in rows(store, t, "audited", AUDITED)) > 0
-    judged = rows(store, ITERATIONS, "judged", JUDGED)
+        assert sum(row["comparable"] for row in rows(store, t, "agreement", AGREEMENT)) > 0
+    judged = rows(store, ITERATIONS, "heldout_win_rates", HELDOUT_WIN_RATES)
     assert judged and all(0.0 <= row["win_vs_start"] <= 1.0 for row in judged)
 
 
@@ -78,17 +78,25 @@ def test_the_reference_is_the_policy_before_its_first_update_to_the_last_bit(cal
             assert record["log_ratio/max_abs"] == 0.0, record
         if record["step"] == NUM_STEPS:
             assert record["log_ratio/max_abs"] > 0.0, record
-    for row in rows(store, 1, "referenced", REFERENCED):
+    for row in rows(store, 1, "ref_logps", REF_LOGPS):
         completions = next(r for r in rows(store, 1, "completions", COMPLETIONS) if r["prompt_id"] == row["prompt_id"])
-        vllm = [completions["answer_logps"][index] for index in row["answer_index"]]
-        assert row["reference_logps"] == pytest.approx(vllm, abs=1e-3), "generator and learner disagree"
+        vllm = [completions["completion_logps"][index] for index in row["completion_index"]]
+        assert row["ref_logps"] == pytest.approx(vllm, abs=1e-3), "generator and learner disagree"
 
 
 def test_the_time_ledger_of_each_stage_adds_up(calm: CalmRun) -> None:
     ends = [r for r in read_metrics(calm.folder / "metrics.jsonl") if r["kind"] == "iteration"]
     assert [r["iteration"] for r in ends] == [1, 2]
     for record in ends:
-        for stage in ("completions", "scored", "referenced", "audited", "learn", "heldout_answers", "judged"):
+        for stage in (
+            "completions",
+            "scores",
+            "ref_logps",
+            "agreement",
+            "learn",
+            "heldout_completions",
+            "heldout_win_rates",
+        ):
             assert record[f"time/{stage}/busy"] > 0.0, stage
             assert record[f"time/{stage}/busy"] + record[f"time/{stage}/waiting"] == record["time/wall"]
 

@@ -107,7 +107,7 @@ class Watcher(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        until(lambda: committed(self._run, kind="shard", stage="scored"), "a scored shard")
+        until(lambda: committed(self._run, kind="shard", stage="scores"), "a scored shard")
         self.result = self._action()
 
 

@@ -15,7 +15,7 @@ from actors.learner.learner import batches_of
 from engine.algorithms import ALGORITHMS
 from engine.algorithms.base import Algorithm, Batch
 from engine.config.load import dump, load
-from engine.schema import ELSEWHERE, ROWS, SELECTABLE
+from engine.schema import OTHER_PROMPT, SELECTABLE, SELECTED
 from tests.runs import fake_config
 from tests.tables import logits_of, shard
 
@@ -33,23 +33,24 @@ def algorithm(request: pytest.FixtureRequest) -> Algorithm:
 def table_for(algorithm: Algorithm, samples: int = 3, iteration: int = 0) -> pa.Table:
     """Six prompts as the algorithm reads them: clean, tied, silent, cut, empty and copied ones."""
     k, none = samples, [[NAN] * samples] * samples
-    demonstration = algorithm.given == 1
+    demonstration = algorithm.num_dataset_completions == 1
     columns = {
-        "given_answers": [["good", "bad"][: algorithm.given]] * 6,
-        "given_token_ids": [[[70 + i, 9], [80 + i, 9]][: algorithm.given] for i in range(5)] + [[[0, 9]] * 2],
-        "given_win_rates": [[1.0, 0.0]] * 4 + [[0.5, 0.5]] + [[1.0, 0.0]],
+        "dataset_completions": [["good", "bad"][: algorithm.num_dataset_completions]] * 6,
+        "dataset_token_ids": [[[70 + i, 9], [80 + i, 9]][: algorithm.num_dataset_completions] for i in range(5)]
+        + [[[0, 9]] * 2],
+        "dataset_win_rates": [[1.0, 0.0]] * 4 + [[0.5, 0.5]] + [[1.0, 0.0]],
         "pair_logits": [logits_of(*range(k)), logits_of(*[0] * k), none, *[logits_of(*range(k, 0, -1))] * 3],
         "scores": [[float(i) for i in range(k)], [3.0] * k, [NAN] * k, *[[float(k - i) for i in range(k)]] * 3],
-        "answers": [[f"answer {i}" for i in range(k)]] * 4 + [[""] * k, ["copy"] * k],
+        "completions": [[f"answer {i}" for i in range(k)]] * 4 + [[""] * k, ["copy"] * k],
         "finish_reasons": [["stop"] * k] * 3 + [["length"] * k] + [["stop"] * k] * 2,
     }
     if demonstration:
         columns |= {
-            "given_win_rates": [[1.0]] * 4 + [[0.0]] + [[1.0]],
-            "given_token_ids": [[[70 + i, 9]] for i in range(5)] + [[[0, 9]]],
+            "dataset_win_rates": [[1.0]] * 4 + [[0.0]] + [[1.0]],
+            "dataset_token_ids": [[[70 + i, 9]] for i in range(5)] + [[[0, 9]]],
         }
-    if algorithm.given == 0:
-        columns |= {name: [[]] * 6 for name in ("given_answers", "given_token_ids", "given_win_rates")}
+    if algorithm.num_dataset_completions == 0:
+        columns |= {name: [[]] * 6 for name in ("dataset_completions", "dataset_token_ids", "dataset_win_rates")}
     return shard(SELECTABLE[algorithm.selects_from(iteration)], [k] * 6, **columns)
 
 
@@ -57,8 +58,8 @@ def batch_of(algorithm: Algorithm, dtype: torch.dtype = torch.float64) -> Batch:
     """The rows that the algorithm makes, as the learner would see them; targets as clear as the algorithm has them."""
     rows = algorithm.select(table_for(algorithm)).rows.to_pylist()
     source = np.random.default_rng(4)
-    n = len(rows[0]["answer_index"])
-    rows = [row | {"reference_logps": source.uniform(-60, -20, n).tolist()} for row in rows]
+    n = len(rows[0]["completion_index"])
+    rows = [row | {"ref_logps": source.uniform(-60, -20, n).tolist()} for row in rows]
     (batch,) = batches_of(rows, torch.tensor(source.uniform(-60, -20, len(rows) * n), dtype=dtype))
     batch.logps.requires_grad_()
     return batch
@@ -98,9 +99,9 @@ def test_the_stages_that_it_names_exist_and_leave_it_something_to_train_on(algor
     for iteration in range(3):
         stages = algorithm.stages(iteration)
         assert list(stages) == sorted(stages, key=order.index), "in dataflow order"
-        assert algorithm.given in (1, 2) or "scored" in stages
+        assert algorithm.num_dataset_completions in (1, 2) or "scores" in stages
         assert ("completions" in stages) == bool(stages), "all other stages read answers"
-    assert algorithm.min_samples >= (2 if algorithm.given == 0 else 1)
+    assert algorithm.min_samples >= (2 if algorithm.num_dataset_completions == 0 else 1)
 
 
 def test_the_least_number_of_samples_is_enough_for_a_row(algorithm: Algorithm) -> None:
@@ -112,7 +113,7 @@ def test_a_shard_gives_the_same_rows_twice_and_at_most_one_per_prompt(algorithm:
     table = table_for(algorithm)
     rows = algorithm.select(table).rows
     assert rows.equals(algorithm.select(table).rows)
-    assert rows.schema.equals(ROWS, check_metadata=True)
+    assert rows.schema.equals(SELECTED, check_metadata=True)
     ids = rows["prompt_id"].to_pylist()
     assert "p0" in ids
     assert ids == [prompt for prompt in table["prompt_id"].to_pylist() if prompt in set(ids)]
@@ -129,7 +130,7 @@ def test_every_prompt_is_a_row_or_is_counted(algorithm: Algorithm) -> None:
 
 def test_an_empty_shard_gives_an_empty_table(algorithm: Algorithm) -> None:
     selection = algorithm.select(table_for(algorithm).slice(0, 0))
-    assert selection.rows.equals(ROWS.empty_table())
+    assert selection.rows.equals(SELECTED.empty_table())
     assert set(selection.counts.values()) == {0}
 
 
@@ -137,13 +138,13 @@ def test_its_rows_are_answers_of_their_prompt_with_targets_that_are_numbers(algo
     table = {row["prompt_id"]: row for row in table_for(algorithm).to_pylist()}
     for row in algorithm.select(table_for(algorithm)).rows.to_pylist():
         prompt = table[row["prompt_id"]]
-        for index, ids, rate in zip(row["answer_index"], row["answer_token_ids"], row["win_rate"], strict=True):
-            known = prompt["answer_token_ids"][index] if index >= 0 else None
-            if ELSEWHERE < index < 0:
-                known = prompt["given_token_ids"][-1 - index]
+        for index, ids, rate in zip(row["completion_index"], row["completion_token_ids"], row["win_rate"], strict=True):
+            known = prompt["completion_token_ids"][index] if index >= 0 else None
+            if OTHER_PROMPT < index < 0:
+                known = prompt["dataset_token_ids"][-1 - index]
             assert known is None or ids == known
             assert 0 <= rate <= 1
-        assert len(set(row["answer_index"])) == len(row["answer_index"]), "no answer is set against itself"
+        assert len(set(row["completion_index"])) == len(row["completion_index"]), "no answer is set against itself"
         assert np.isfinite(row["baseline"])
 
 
@@ -168,7 +169,7 @@ def test_rows_do_not_influence_each_other_except_through_ktos_reference_point(al
 
 def test_at_the_reference_a_step_favours_the_better_answer(algorithm: Algorithm) -> None:
     batch = batch_of(algorithm)
-    start = replace(batch, logps=batch.reference_logps.clone().requires_grad_())
+    start = replace(batch, logps=batch.ref_logps.clone().requires_grad_())
     slope = torch.autograd.grad(algorithm.loss(start).sum(), start.logps)[0]
     assert (slope[:, 0] < 0).all()
     assert (slope[:, 1] > 0).all()
@@ -185,7 +186,7 @@ def test_impossible_and_certain_answers_still_give_numbers(
     signs = torch.ones_like(batch.logps)
     signs[:, 1::2] = -1.0
     for direction in (signs, -signs, signs.abs()):
-        far = replace(batch, logps=(batch.reference_logps + nats * direction).detach().requires_grad_())
+        far = replace(batch, logps=(batch.ref_logps + nats * direction).detach().requires_grad_())
         loss = algorithm.loss(far)
         assert torch.isfinite(loss).all()
         assert torch.isfinite(torch.autograd.grad(loss.sum(), far.logps)[0]).all()

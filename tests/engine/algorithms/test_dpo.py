@@ -46,7 +46,7 @@ def test_every_loss_can_be_configured_and_has_the_independent_value(row, dtype):
 
 def test_by_default_it_is_dpo_at_beta_one_tenth():
     assert losses_of() == losses_of(losses={"sigmoid": 1.0}, beta=0.1)
-    assert (DPO().stages(0), DPO().given, DPO().reward_scale()) == (("completions", "scored"), 0, 0.1)
+    assert (DPO().stages(0), DPO().num_dataset_completions, DPO().reward_scale()) == (("completions", "scores"), 0, 0.1)
 
 
 def test_a_mixture_is_the_weighted_sum_of_its_losses():
@@ -112,7 +112,7 @@ def test_soft_labels_take_the_targets_of_the_rows():
         ({"losses": {"sppo_scaled": 1.0, "sigmoid": 1.0}, "soft_labels": True}, "mixes sppo_scaled"),
         ({"losses": {"ipo_mean": 1.0, "hing": 1.0}}, r"no 'ipo_mean'; .*; losses has no 'hing'; nearest: hinge"),
         ({"losses": {"exo_pair": 1.0}, "label_smoothing": 0.0, "tau": 0.1}, "tau: read by none.*its logarithm"),
-        ({"data": "given", "truncated": "exclude"}, "sampled answers only; prompts.on_long_answer = drop"),
+        ({"data": "dataset", "truncated": "exclude"}, "sampled answers only; prompts.on_long_answer = drop"),
         ({"beta": 0.0}, "greater than 0"),
         ({"nll_weight": -0.1}, "greater than or equal to 0"),
         ({"beta": float("inf")}, "finite"),
@@ -133,7 +133,7 @@ def test_the_name_of_an_earlier_release_leads_to_the_name_of_this_one(old, name)
 def test_bounds_that_single_losses_put_on_the_smoothing_leave_the_others_alone():
     assert losses_of(losses={"cdpo": 1.0}, label_smoothing=0.0) == pytest.approx(losses_of())
     DPO(losses={"cdpo": 1.0}, label_smoothing=0.5)
-    DPO(data="given", losses={"sppo_scaled": 1.0, "sigmoid_soft": 1.0})
+    DPO(data="dataset", losses={"sppo_scaled": 1.0, "sigmoid_soft": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -157,13 +157,13 @@ def test_rewards_are_logged_at_the_scale_of_the_first_loss(parameters, scale):
 def test_the_best_answer_trains_against_the_worst():
     """Logits 0, 3, 1 against each other: P(best beats worst) = sg(3) = 0.952574."""
     row = only_row(DPO().select(scored(logits_of(0, 3, 1))))
-    assert (row["answer_index"], row["answer_token_ids"]) == ([1, 0], [[1, 9], [0, 9]])
+    assert (row["completion_index"], row["completion_token_ids"]) == ([1, 0], [[1, 9], [0, 9]])
     assert row["win_rate"] == pytest.approx([0.952574, 0.047426], abs=1e-6)
 
 
 def test_a_scorers_own_scores_come_before_its_comparisons():
     table = scored(logits_of(9, 0, 5), scores=[[2.0, 5.0, 3.0]])
-    assert only_row(DPO().select(table))["answer_index"] == [1, 0]
+    assert only_row(DPO().select(table))["completion_index"] == [1, 0]
 
 
 @pytest.mark.parametrize("name", ["sppo", "sppo_scaled"])
@@ -175,7 +175,7 @@ def test_losses_of_win_rates_against_the_policy_get_those(name):
 
 def test_an_answer_without_a_verdict_is_no_candidate():
     row = only_row(DPO().select(rated([4.0, NAN, 1.0, 2.0])))
-    assert row["answer_index"] == [0, 2]
+    assert row["completion_index"] == [0, 2]
 
 
 @pytest.mark.parametrize("scores", [[NAN, NAN, NAN], [NAN, 3.0, NAN]])
@@ -189,7 +189,7 @@ def test_a_prompt_with_fewer_than_two_verdicts_is_missing(scores):
 @pytest.mark.parametrize("answers", [["a", "b"], ["a", "a"]])
 def test_equal_scores_are_a_tie_and_so_is_one_text_twice(ties, rows, answers):
     scores = [1.0, 1.0] if answers == ["a", "b"] else [2.0, 1.0]
-    selection = DPO(ties=ties).select(rated(scores, answers=[answers]))
+    selection = DPO(ties=ties).select(rated(scores, completions=[answers]))
     assert selection.rows.num_rows == rows
     assert selection.counts == expected_counts(ties=1, duplicates=answers == ["a", "a"])
 
@@ -198,14 +198,14 @@ def test_equal_scores_are_a_tie_and_so_is_one_text_twice(ties, rows, answers):
     ("rule", "columns"),
     [
         ("truncated", {"finish_reasons": [["length", "stop", "stop"]]}),
-        ("empty", {"answers": [[" \n", "yes", "no"]]}),
+        ("empty", {"completions": [[" \n", "yes", "no"]]}),
     ],
 )
 def test_cut_and_empty_answers_train_unless_they_are_excluded(rule, columns):
     table = rated([5.0, 4.0, 3.0], **columns)
     kept, excluded = DPO().select(table), DPO(**{rule: "exclude"}).select(table)
-    assert only_row(kept)["answer_index"] == [0, 2]
-    assert only_row(excluded)["answer_index"] == [1, 2]
+    assert only_row(kept)["completion_index"] == [0, 2]
+    assert only_row(excluded)["completion_index"] == [1, 2]
     assert kept.counts == excluded.counts == expected_counts(**{rule: 1})
 
 
@@ -219,24 +219,24 @@ def test_a_prompt_with_fewer_than_two_answers_left_makes_no_pair():
 
 
 def test_given_pairs_train_as_they_are():
-    algorithm = DPO(data="given")
-    assert (algorithm.stages(3), algorithm.given, algorithm.min_samples) == ((), 2, 1)
-    row = only_row(algorithm.select(given(("yes", "no"), given_win_rates=[[0.8, 0.2]])))
-    assert row["answer_index"] == [-1, -2]
-    assert row["answer_token_ids"] == [[*map(ord, "yes"), 9], [*map(ord, "no"), 9]]
+    algorithm = DPO(data="dataset")
+    assert (algorithm.stages(3), algorithm.num_dataset_completions, algorithm.min_samples) == ((), 2, 1)
+    row = only_row(algorithm.select(given(("yes", "no"), dataset_win_rates=[[0.8, 0.2]])))
+    assert row["completion_index"] == [-1, -2]
+    assert row["completion_token_ids"] == [[*map(ord, "yes"), 9], [*map(ord, "no"), 9]]
     assert row["win_rate"] == [0.8, 0.2]
 
 
 @pytest.mark.parametrize(("ties", "rows"), [("drop", 0), ("keep", 1)])
 @pytest.mark.parametrize(("answers", "rates"), [(("a", "b"), [0.5, 0.5]), (("a", "a"), [1.0, 0.0])])
 def test_given_pairs_that_prefer_nothing_are_ties(ties, rows, answers, rates):
-    selection = DPO(data="given", ties=ties).select(given(answers, given_win_rates=[rates]))
+    selection = DPO(data="dataset", ties=ties).select(given(answers, dataset_win_rates=[rates]))
     assert selection.rows.num_rows == rows
     assert selection.counts == expected_counts(ties=1)
 
 
 @pytest.mark.parametrize(("empty", "rows"), [("keep", 1), ("exclude", 0)])
 def test_a_given_pair_with_an_empty_answer_trains_unless_it_is_excluded(empty, rows):
-    selection = DPO(data="given", empty=empty).select(given(("a", " ")))
+    selection = DPO(data="dataset", empty=empty).select(given(("a", " ")))
     assert selection.rows.num_rows == rows
     assert selection.counts == expected_counts(empty=1, no_pair=1 - rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.algorithms.base import Batch
 from engine.algorithms.kto import KTO
-from engine.schema import ELSEWHERE, ROWS
+from engine.schema import OTHER_PROMPT, SELECTED
 from tests.oracles import TOLERANCE, keywords, name_of, rows_of
 from tests.tables import given, only_row
 
@@ -39,43 +39,43 @@ def slopes(algorithm: KTO, batch: Batch) -> Tensor:
 
 def labelled(*answers: str, rates: list[float], **columns: list[Any]) -> pa.Table:
     """One prompt per answer, with its label."""
-    return given(*[(answer,) for answer in answers], given_win_rates=[[rate] for rate in rates], **columns)
+    return given(*[(answer,) for answer in answers], dataset_win_rates=[[rate] for rate in rates], **columns)
 
 
 def test_a_pair_trains_with_an_answer_to_the_next_prompt_behind_it():
     first, second = KTO().select(given(("a", "b"), ("c", "d"))).rows.to_pylist()
-    assert first["answer_index"] == second["answer_index"] == [-1, -2, ELSEWHERE]
+    assert first["completion_index"] == second["completion_index"] == [-1, -2, OTHER_PROMPT]
     assert first["win_rate"] == second["win_rate"] == [1.0, 0.0, 0.5]
-    assert first["answer_token_ids"][:2] == [tokens("a"), tokens("b")]
-    assert second["answer_token_ids"][:2] == [tokens("c"), tokens("d")]
+    assert first["completion_token_ids"][:2] == [tokens("a"), tokens("b")]
+    assert second["completion_token_ids"][:2] == [tokens("c"), tokens("d")]
 
 
 def test_the_reference_point_is_estimated_on_chosen_and_rejected_answers_in_turn():
     """Of one kind alone, z0 would follow the log-ratios of that kind."""
     rows = KTO().select(given(("a", "b"), ("c", "d"), ("e", "f"))).rows.to_pylist()
-    assert [row["answer_token_ids"][2] for row in rows] == [tokens("c"), tokens("f"), tokens("a")]
+    assert [row["completion_token_ids"][2] for row in rows] == [tokens("c"), tokens("f"), tokens("a")]
 
 
 def test_a_labelled_answer_trains_with_one_to_the_next_prompt():
     first, second = LABELS.select(labelled("a", "b", rates=[1.0, 0.0])).rows.to_pylist()
-    assert (first["answer_index"], first["win_rate"]) == ([-1, ELSEWHERE], [1.0, 0.5])
-    assert (second["answer_index"], second["win_rate"]) == ([-1, ELSEWHERE], [0.0, 0.5])
-    assert first["answer_token_ids"] == [tokens("a"), tokens("b")]
-    assert second["answer_token_ids"] == [tokens("b"), tokens("a")]
+    assert (first["completion_index"], first["win_rate"]) == ([-1, OTHER_PROMPT], [1.0, 0.5])
+    assert (second["completion_index"], second["win_rate"]) == ([-1, OTHER_PROMPT], [0.0, 0.5])
+    assert first["completion_token_ids"] == [tokens("a"), tokens("b")]
+    assert second["completion_token_ids"] == [tokens("b"), tokens("a")]
 
 
 def test_an_answer_to_the_same_prompt_is_not_used_for_the_reference_point():
     """A data set asks the same twice; under z0 would then stand what the policy is taught to say."""
     table = labelled("a", "b", "c", rates=[1.0, 0.0, 1.0], prompt_token_ids=[[7], [7], [8]])
     rows = LABELS.select(table).rows.to_pylist()
-    assert [row["answer_token_ids"][1] for row in rows] == [tokens("c"), tokens("c"), tokens("a")]
+    assert [row["completion_token_ids"][1] for row in rows] == [tokens("c"), tokens("c"), tokens("a")]
 
 
 def test_a_tie_is_neither_desirable_nor_not():
     """It makes no row, but may be what another prompt is compared with."""
     selection = LABELS.select(labelled("a", "b", rates=[1.0, 0.5]))
     row = only_row(selection)
-    assert (row["prompt_id"], row["answer_token_ids"][1]) == ("p0", tokens("b"))
+    assert (row["prompt_id"], row["completion_token_ids"][1]) == ("p0", tokens("b"))
     assert selection.counts == {"prompts": 2, "ties": 1, "alone": 0}
 
 
@@ -83,12 +83,12 @@ def test_a_tie_is_neither_desirable_nor_not():
 def test_a_shard_with_one_prompt_makes_no_row(copies):
     table = labelled(*"abc"[:copies], rates=[1.0] * copies, prompt_token_ids=[[7]] * copies)
     selection = LABELS.select(table)
-    assert selection.rows.equals(ROWS.empty_table())
+    assert selection.rows.equals(SELECTED.empty_table())
     assert selection.counts == {"prompts": copies, "ties": 0, "alone": copies}
 
 
 def test_it_asks_for_a_pair_or_for_one_labelled_answer():
-    assert (KTO().given, LABELS.given) == (2, 1)
+    assert (KTO().num_dataset_completions, LABELS.num_dataset_completions) == (2, 1)
     assert KTO().stages(0) == LABELS.stages(5) == ()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from actors.fakes import letter_logps
 from engine.algorithms import ALGORITHMS
-from engine.schema import REFERENCED
+from engine.schema import REF_LOGPS
 from engine.store import inspection
 from engine.store.run import RunStore
 from tests.runs import fake_config, play
@@ -24,7 +24,7 @@ WORLDS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "dpo-start": ({"name": "dpo", "reference": "start"}, []),
     "dpo-mixed": ({"name": "dpo", "losses": {"ipo": 1.0, "sft": 0.1}, "beta": 0.2}, []),
     "self_rewarding": ({"name": "self_rewarding", "length_tier": 0.3}, []),
-    "dpo-given": ({"name": "dpo", "data": "given"}, [PAIR]),
+    "dpo-given": ({"name": "dpo", "data": "dataset"}, [PAIR]),
     "spac": ({"name": "spac"}, [PAIR]),
     "spin": ({"name": "spin"}, [DEMONSTRATION]),
     "kto": ({"name": "kto"}, [PAIR]),
@@ -65,11 +65,11 @@ def test_log_ratios_compare_with_the_policy_that_the_config_names(world: tuple[s
     name, run = world
     reference = letter_logps(run / ("start" if name == "dpo-start" else "weights/001"))
     with RunStore(run) as store:
-        rows = [row for table in store.tables(1, "referenced", REFERENCED) for row in table.to_pylist()]
+        rows = [row for table in store.tables(1, "ref_logps", REF_LOGPS) for row in table.to_pylist()]
     assert rows
     for row in rows:
-        expected = [sum(reference[token] for token in answer if token < 8) for answer in row["answer_token_ids"]]
-        assert row["reference_logps"] == pytest.approx(expected, abs=1e-12)
+        expected = [sum(reference[token] for token in answer if token < 8) for answer in row["completion_token_ids"]]
+        assert row["ref_logps"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_start_policy_as_reference_is_opened_again_if_roles_take_turns(tmp_path: Path) -> None:

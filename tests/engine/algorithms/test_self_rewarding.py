@@ -18,7 +18,7 @@ from engine.algorithms.self_rewarding import (
     shortest,
 )
 from engine.errors import DataError
-from engine.schema import RESCORED
+from engine.schema import PREVIOUS_SCORES
 from tests.oracles import ORACLES
 from tests.tables import logits_of, only_row, rated, scored
 
@@ -29,16 +29,16 @@ LENGTHS = [2400, 1500, 1300, 900, 1700, 2100, 1200]
 
 def of_lengths(*lengths: int) -> dict[str, list[Any]]:
     """Token ids of answers with these lengths."""
-    return {"answer_token_ids": [[[i] * length for i, length in enumerate(lengths)]]}
+    return {"completion_token_ids": [[[i] * length for i, length in enumerate(lengths)]]}
 
 
 def test_by_default_it_is_iterative_dpo_as_published():
     """Best against worst by the mean score, equal scores dropped, beta 0.1, each round from the one before."""
     algorithm = SelfRewarding()
     assert (algorithm.losses, algorithm.reward_scale(), algorithm.nll_weight) == ({"sigmoid": 1.0}, 0.1, 0.0)
-    assert (algorithm.reference, algorithm.ties, algorithm.given) == ("previous", "drop", 0)
+    assert (algorithm.reference, algorithm.ties, algorithm.num_dataset_completions) == ("previous", "drop", 0)
     table = rated([3.0, 4.5, 1.25, 4.5], **of_lengths(9, 8, 7, 6))
-    assert only_row(algorithm.select(table))["answer_index"] == [1, 2]
+    assert only_row(algorithm.select(table))["completion_index"] == [1, 2]
     assert algorithm.select(table).rows.equals(DPO().select(table).rows)
     assert algorithm.select(rated([2.0, 2.0])).counts["ties"] == 1
 
@@ -47,9 +47,9 @@ def test_by_default_it_is_iterative_dpo_as_published():
 @pytest.mark.parametrize("consistency", ["none", "per_prompt"])
 def test_the_first_iteration_has_no_policy_before_it(rejected_from, consistency):
     algorithm = SelfRewarding(rejected_from=rejected_from, consistency=consistency, soft_labels=True)
-    assert algorithm.stages(0) == ("completions", "scored")
+    assert algorithm.stages(0) == ("completions", "scores")
     anchored, rescored = rejected_from == "start", consistency == "per_prompt"
-    later = ("completions", *["anchored"] * anchored, "scored", *["rescored"] * rescored)
+    later = ("completions", *["start_completions"] * anchored, "scores", *["previous_scores"] * rescored)
     assert algorithm.stages(1) == algorithm.stages(2) == later
 
 
@@ -60,12 +60,12 @@ def test_the_first_iteration_has_no_policy_before_it(rejected_from, consistency)
 def test_length_control_sets_the_shortest_good_answer_against_the_longest_bad_one(row):
     table = rated(row["scores"], **of_lengths(*row["lengths"]))
     selected = only_row(SelfRewarding(length_tier=row["rho"]).select(table))
-    assert selected["answer_index"] == [row["chosen"], row["rejected"]]
+    assert selected["completion_index"] == [row["chosen"], row["rejected"]]
 
 
 def test_an_answer_that_is_too_long_is_never_chosen_but_may_be_rejected():
     table = rated([5.0, 4.0, 1.0], **of_lengths(50, 40, 90))
-    assert only_row(SelfRewarding(max_chosen_tokens=45).select(table))["answer_index"] == [1, 2]
+    assert only_row(SelfRewarding(max_chosen_tokens=45).select(table))["completion_index"] == [1, 2]
 
 
 def test_without_an_answer_that_is_short_enough_the_prompt_makes_no_pair():
@@ -93,22 +93,24 @@ def consistent(**parameters: Any) -> SelfRewarding:
 
 
 def test_the_target_is_how_alike_two_policies_rank_the_answers():
-    table = rated(CREAM["J"], schema=RESCORED, previous_scores=[CREAM["K"]])
+    table = rated(CREAM["J"], schema=PREVIOUS_SCORES, previous_scores=[CREAM["K"]])
     row = only_row(consistent().select(table))
-    assert row["answer_index"] == [0, 1]
+    assert row["completion_index"] == [0, 1]
     assert row["win_rate"] == pytest.approx([CREAM["consistency"], 1 - CREAM["consistency"]], rel=1e-12)
 
 
 def test_opposite_rankings_turn_the_label_round():
-    row = only_row(consistent().select(rated([1.0, 2.0, 3.0], schema=RESCORED, previous_scores=[[3.0, 2.0, 1.0]])))
+    row = only_row(
+        consistent().select(rated([1.0, 2.0, 3.0], schema=PREVIOUS_SCORES, previous_scores=[[3.0, 2.0, 1.0]]))
+    )
     assert row["win_rate"] == [0.0, 1.0]
 
 
 def test_answers_that_one_policy_could_not_rate_are_left_out_of_the_ranking():
     scores, before = [1.0, 2.0, 3.0, math.nan], [1.0, 2.0, math.nan, 9.0]
-    row = only_row(consistent().select(rated(scores, schema=RESCORED, previous_scores=[before])))
+    row = only_row(consistent().select(rated(scores, schema=PREVIOUS_SCORES, previous_scores=[before])))
     assert row["win_rate"] == [1.0, 0.0]
-    unread = rated(scores, schema=RESCORED, previous_scores=[[math.nan] * 4])
+    unread = rated(scores, schema=PREVIOUS_SCORES, previous_scores=[[math.nan] * 4])
     assert only_row(consistent().select(unread))["win_rate"] == [0.5, 0.5]
 
 
@@ -124,34 +126,36 @@ def test_consistency_needs_scores_and_says_so():
 # ---- anchored rejection ----
 
 
-def anchored(scores: list[float], num_own: int, **parameters: Any) -> list[int] | None:
-    rows = SelfRewarding(rejected_from="start", **parameters).select(rated(scores, num_own=[num_own])).rows
-    return rows["answer_index"].to_pylist()[0] if rows.num_rows else None
+def anchored(scores: list[float], num_from_policy: int, **parameters: Any) -> list[int] | None:
+    rows = (
+        SelfRewarding(rejected_from="start", **parameters).select(rated(scores, num_from_policy=[num_from_policy])).rows
+    )
+    return rows["completion_index"].to_pylist()[0] if rows.num_rows else None
 
 
 def test_the_rejected_answer_comes_from_the_start_policy():
-    assert anchored([3.0, 5.0, 1.0, 2.0, 4.0, 6.0], num_own=3) == [1, 3]
+    assert anchored([3.0, 5.0, 1.0, 2.0, 4.0, 6.0], num_from_policy=3) == [1, 3]
 
 
 def test_before_there_are_anchors_all_answers_are_the_policys_own():
-    assert anchored([3.0, 5.0, 1.0], num_own=3) == [1, 2]
+    assert anchored([3.0, 5.0, 1.0], num_from_policy=3) == [1, 2]
 
 
 def test_a_start_policy_that_is_better_than_the_policy_gives_nothing_to_reject():
-    assert anchored([1.0, 2.0, 4.0, 3.0], num_own=2) is None
-    assert anchored([1.0, 2.0, 2.0, 3.0], num_own=2) is None, "equally good is a tie"
+    assert anchored([1.0, 2.0, 4.0, 3.0], num_from_policy=2) is None
+    assert anchored([1.0, 2.0, 2.0, 3.0], num_from_policy=2) is None, "equally good is a tie"
 
 
 def test_tiers_and_anchors_work_together():
     """The tiers span all answers: own ones from the top, the start's from the bottom."""
-    assert anchored([5.0, 1.0, 4.9, 1.2], num_own=2, length_tier=0.1) == [0, 3]
+    assert anchored([5.0, 1.0, 4.9, 1.2], num_from_policy=2, length_tier=0.1) == [0, 3]
 
 
 # ---- verdicts that are missing, and what is refused ----
 
 
 def test_answers_without_a_readable_judgement_are_no_candidates():
-    assert only_row(SelfRewarding().select(rated([math.nan, 2.0, 4.0])))["answer_index"] == [2, 1]
+    assert only_row(SelfRewarding().select(rated([math.nan, 2.0, 4.0])))["completion_index"] == [2, 1]
     selection = SelfRewarding().select(rated([math.nan, 2.0, math.nan]))
     assert (selection.rows.num_rows, selection.counts["missing"]) == (0, 1)
 
@@ -162,7 +166,7 @@ def test_answers_without_a_readable_judgement_are_no_candidates():
         ({"consistency": "per_prompt"}, "set soft_labels = true too"),
         ({"length_tier": 0.5}, "less than 0.5"),
         ({"max_chosen_tokens": 0}, "greater than 0"),
-        ({"data": "given"}, "data"),
+        ({"data": "dataset"}, "data"),
         ({"losses": {"dpo": 1.0}}, "nearest"),
     ],
 )

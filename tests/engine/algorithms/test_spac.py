@@ -56,7 +56,7 @@ def test_its_gradient_agrees_with_central_differences(case, surrogate):
         for sign in (1, -1):
             shifted = batch.logps.detach().clone()
             shifted[0, i] += sign * step
-            ends.append(algorithm.loss(batch_of(shifted[0].tolist(), batch.reference_logps[0].tolist())).item())
+            ends.append(algorithm.loss(batch_of(shifted[0].tolist(), batch.ref_logps[0].tolist())).item())
         assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6, abs=1e-9)
 
 
@@ -108,16 +108,16 @@ def completions(**columns: list[Any]) -> pa.Table:
         "messages": [[{"role": "user", "content": "question"}]],
         "prompt_text": ["question"],
         "prompt_token_ids": [[7]],
-        "given_answers": [["good", "bad"]],
-        "given_token_ids": [[[1, 9], [2, 9]]],
-        "given_win_rates": [[1.0, 0.0]],
-        "answers": [["mine"]],
-        "answer_token_ids": [[[3, 9]]],
-        "answer_logps": [[-1.0]],
+        "dataset_completions": [["good", "bad"]],
+        "dataset_token_ids": [[[1, 9], [2, 9]]],
+        "dataset_win_rates": [[1.0, 0.0]],
+        "completions": [["mine"]],
+        "completion_token_ids": [[[3, 9]]],
+        "completion_logps": [[-1.0]],
         "finish_reasons": [["stop"]],
         "seeds": [[0]],
         "weights": ["w" * 64],
-        "num_own": [1],
+        "num_from_policy": [1],
     }
     return conform(pa.Table.from_pydict(values | columns, COMPLETIONS), COMPLETIONS, "test")
 
@@ -125,28 +125,30 @@ def completions(**columns: list[Any]) -> pa.Table:
 def test_a_row_holds_the_pair_and_the_policys_own_answer():
     selection = SPAC().select(completions())
     (row,) = selection.rows.to_pylist()
-    assert row["answer_index"] == [-1, -2, 0]
-    assert row["answer_token_ids"] == [[1, 9], [2, 9], [3, 9]]
+    assert row["completion_index"] == [-1, -2, 0]
+    assert row["completion_token_ids"] == [[1, 9], [2, 9], [3, 9]]
     assert row["win_rate"] == [1.0, 0.0, 0.5]
     assert selection.counts == {"prompts": 1, "ties": 0, "truncated": 0, "empty": 0}
 
 
 def test_every_sample_takes_part():
     table = completions(
-        answers=[["mine", ""]],
-        answer_token_ids=[[[3, 9], []]],
-        answer_logps=[[-1.0, -2.0]],
+        completions=[["mine", ""]],
+        completion_token_ids=[[[3, 9], []]],
+        completion_logps=[[-1.0, -2.0]],
         finish_reasons=[["length", "stop"]],
         seeds=[[0, 1]],
-        num_own=[2],
+        num_from_policy=[2],
     )
     selection = SPAC().select(table)
-    assert selection.rows["answer_index"].to_pylist() == [[-1, -2, 0, 1]]
+    assert selection.rows["completion_index"].to_pylist() == [[-1, -2, 0, 1]]
     assert selection.counts == {"prompts": 1, "ties": 0, "truncated": 1, "empty": 1}
 
 
 @pytest.mark.parametrize(
-    "columns", [{"given_win_rates": [[0.5, 0.5]]}, {"given_token_ids": [[[1, 9], [1, 9]]]}], ids=["label", "answers"]
+    "columns",
+    [{"dataset_win_rates": [[0.5, 0.5]]}, {"dataset_token_ids": [[[1, 9], [1, 9]]]}],
+    ids=["label", "completions"],
 )
 def test_a_pair_without_a_preference_is_dropped_and_counted_by_default(columns):
     selection = SPAC().select(completions(**columns))

@@ -17,8 +17,8 @@ from tests.tables import given, only_row
 
 def shown(*demonstrations: str, **columns: Any) -> pa.Table:
     """One prompt per demonstration, to which the policy answered with the tokens of "said"."""
-    said = {"answers": [["said"]] * len(demonstrations), "answer_token_ids": [[[*map(ord, "said"), 9]]]}
-    said["answer_token_ids"] *= len(demonstrations)
+    said = {"completions": [["said"]] * len(demonstrations), "completion_token_ids": [[[*map(ord, "said"), 9]]]}
+    said["completion_token_ids"] *= len(demonstrations)
     return given(*[(text,) for text in demonstrations], schema=COMPLETIONS, **(said | columns))
 
 
@@ -29,8 +29,8 @@ def expected_counts(**counts: int) -> dict[str, int]:
 def test_the_demonstration_trains_against_the_policys_answer():
     selection = SPIN().select(shown("good"))
     row = only_row(selection)
-    assert (row["answer_index"], row["win_rate"]) == ([-1, 0], [1.0, 0.0])
-    assert row["answer_token_ids"] == [[*map(ord, "good"), 9], [*map(ord, "said"), 9]]
+    assert (row["completion_index"], row["win_rate"]) == ([-1, 0], [1.0, 0.0])
+    assert row["completion_token_ids"] == [[*map(ord, "good"), 9], [*map(ord, "said"), 9]]
     assert selection.counts == expected_counts()
 
 
@@ -41,26 +41,26 @@ def test_a_policy_that_says_the_demonstration_already_has_nothing_to_learn_from_
 
 
 def test_an_answer_that_the_data_calls_bad_is_no_demonstration():
-    selection = SPIN().select(shown("bad", "good", given_win_rates=[[0.0], [1.0]]))
+    selection = SPIN().select(shown("bad", "good", dataset_win_rates=[[0.0], [1.0]]))
     assert only_row(selection)["prompt_id"] == "p1"
     assert selection.counts == expected_counts(prompts=2, disliked=1)
 
 
 def test_an_answer_that_was_cut_is_another_one_for_lack_of_an_end():
-    cut = shown("said", answer_token_ids=[[[*map(ord, "said")]]], finish_reasons=[["length"]])
-    assert only_row(SPIN().select(cut))["answer_index"] == [-1, 0]
+    cut = shown("said", completion_token_ids=[[[*map(ord, "said")]]], finish_reasons=[["length"]])
+    assert only_row(SPIN().select(cut))["completion_index"] == [-1, 0]
     assert SPIN().select(cut).counts == expected_counts(truncated=1)
 
 
 def test_empty_answers_train_and_are_counted():
-    selection = SPIN().select(shown("good", answers=[[" "]], answer_token_ids=[[[9]]]))
+    selection = SPIN().select(shown("good", completions=[[" "]], completion_token_ids=[[[9]]]))
     assert selection.rows.num_rows == 1
     assert selection.counts == expected_counts(empty=1)
 
 
 def test_the_opponent_is_the_iteration_before():
     algorithm = SPIN()
-    assert (algorithm.stages(0), algorithm.given, algorithm.min_samples) == (("completions",), 1, 1)
+    assert (algorithm.stages(0), algorithm.num_dataset_completions, algorithm.min_samples) == (("completions",), 1, 1)
     assert (algorithm.reference, algorithm.reward_scale()) == ("previous", 0.1)
     with pytest.raises(ValidationError, match="previous"):
         SPIN(reference="start")

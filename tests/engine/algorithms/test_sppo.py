@@ -16,7 +16,7 @@ from engine.algorithms.base import Batch
 from engine.algorithms.losses import Pairs
 from engine.algorithms.preference import pairwise_win_probabilities, win_rates
 from engine.algorithms.sppo import SPPO
-from engine.schema import ROWS
+from engine.schema import SELECTED
 from tests.oracles import ORACLES, PRINTED, TOLERANCE, batch_from, name_of, pairs_of_row, rows_of
 from tests.tables import logits_of, only_row, scored
 
@@ -33,9 +33,9 @@ def test_best_and_worst_answer_train_with_the_papers_win_rates(case):
     row = only_row(SPPO().select(scored(oracle["pairrm_logits_M_ij"])))
     best, worst = oracle["paper_winner"], oracle["paper_loser"]
     rates = oracle["symmetrised_pairwise_win_rates"]
-    assert row["answer_index"] == [best, worst]
+    assert row["completion_index"] == [best, worst]
     assert row["win_rate"] == pytest.approx([rates[best], rates[worst]], rel=1e-12)
-    assert row["answer_token_ids"] == [[best, 9], [worst, 9]]
+    assert row["completion_token_ids"] == [[best, 9], [worst, 9]]
     assert (row["prompt_id"], row["prompt_token_ids"], row["baseline"]) == ("p0", [100], 0.5)
 
 
@@ -43,7 +43,7 @@ def test_best_and_worst_answer_train_with_the_papers_win_rates(case):
 def test_best_and_worst_answer_train_with_the_scripts_win_rates(case):
     oracle = CASES[case]
     row = only_row(SPPO(estimator="bt_aggregate").select(scored(oracle["pairrm_logits_M_ij"])))
-    assert row["answer_index"] == [oracle["code_winner"], oracle["code_loser"]]
+    assert row["completion_index"] == [oracle["code_winner"], oracle["code_loser"]]
     assert row["win_rate"] == pytest.approx(
         [oracle["code_chosen_probs_win"], oracle["code_chosen_probs_lose"]], rel=1e-12
     )
@@ -53,10 +53,10 @@ def test_best_and_worst_answer_train_with_the_scripts_win_rates(case):
 def test_any_number_of_answers_will_do(k):
     logits = logits_of(*range(k))
     row = only_row(SPPO().select(scored(logits)))
-    assert row["answer_index"] == [k - 1, 0]
+    assert row["completion_index"] == [k - 1, 0]
     assert sum(row["win_rate"]) == pytest.approx(1.0, abs=1e-12)
     everything = only_row(SPPO(train_on="all").select(scored(logits)))
-    assert everything["answer_index"] == list(range(k))
+    assert everything["completion_index"] == list(range(k))
     assert everything["win_rate"] == pytest.approx(win_rates(pairwise_win_probabilities(np.array(logits))).tolist())
 
 
@@ -94,7 +94,7 @@ def test_a_number_is_its_own_baseline():
 def test_answers_among_which_nothing_is_preferred_teach_nothing():
     selection = SPPO().select(scored(logits_of(0, 0, 0, 0, 0)))
     assert selection.rows.num_rows == 0
-    assert selection.rows.schema.equals(ROWS)
+    assert selection.rows.schema.equals(SELECTED)
     assert selection.counts == expected_counts(ties=1)
 
 
@@ -103,34 +103,34 @@ def test_a_tie_that_is_kept_pairs_the_first_two_answers_and_never_one_with_itsel
     assert ORACLES["sppo_degenerate"]["argmax"] == ORACLES["sppo_degenerate"]["argmin"] == 0
     selection = SPPO(ties="keep").select(scored(logits_of(0, 0, 0, 0, 0)))
     row = only_row(selection)
-    assert (row["answer_index"], row["win_rate"]) == ([0, 1], [0.5, 0.5])
+    assert (row["completion_index"], row["win_rate"]) == ([0, 1], [0.5, 0.5])
     assert selection.counts == expected_counts(ties=1)
 
 
 def test_among_equals_the_first_sampled_is_taken_at_both_ends():
     row = only_row(SPPO().select(scored(logits_of(1, 2, 0, 2, 0))))
-    assert row["answer_index"] == [1, 2]
+    assert row["completion_index"] == [1, 2]
 
 
 @pytest.mark.parametrize(("ties", "rows"), [("drop", 0), ("keep", 1)])
 def test_best_and_worst_that_are_the_same_text_are_a_tie(ties, rows):
     """A scorer that is not symmetric can prefer an answer to its own copy."""
-    selection = SPPO(ties=ties).select(scored(logits_of(1, 0), answers=[["same", "same"]]))
+    selection = SPPO(ties=ties).select(scored(logits_of(1, 0), completions=[["same", "same"]]))
     assert selection.rows.num_rows == rows
     assert selection.counts == expected_counts(ties=1, duplicates=1)
 
 
 def test_copies_in_between_are_counted_and_do_not_stand_in_the_way():
-    selection = SPPO().select(scored(logits_of(2, 1, 1, 1, 0), answers=[["a", "b", "b", "b", "c"]]))
-    assert only_row(selection)["answer_index"] == [0, 4]
+    selection = SPPO().select(scored(logits_of(2, 1, 1, 1, 0), completions=[["a", "b", "b", "b", "c"]]))
+    assert only_row(selection)["completion_index"] == [0, 4]
     assert selection.counts == expected_counts(duplicates=2)
 
 
 def test_cut_answers_train_unless_they_are_excluded():
     table = scored(logits_of(3, 2, 1), finish_reasons=[["length", "stop", "stop"]])
     kept, excluded = SPPO().select(table), SPPO(truncated="exclude").select(table)
-    assert only_row(kept)["answer_index"] == [0, 2]
-    assert only_row(excluded)["answer_index"] == [1, 2]
+    assert only_row(kept)["completion_index"] == [0, 2]
+    assert only_row(excluded)["completion_index"] == [1, 2]
     assert kept.counts == excluded.counts == expected_counts(truncated=1)
 
 
@@ -141,10 +141,10 @@ def test_excluded_answers_still_count_as_opponents():
 
 
 def test_empty_answers_train_unless_they_are_excluded():
-    table = scored(logits_of(3, 2, 1, 0), answers=[["yes", "no", "", " \n"]])
+    table = scored(logits_of(3, 2, 1, 0), completions=[["yes", "no", "", " \n"]])
     kept, excluded = SPPO().select(table), SPPO(empty="exclude").select(table)
-    assert only_row(kept)["answer_index"] == [0, 3]
-    assert only_row(excluded)["answer_index"] == [0, 1]
+    assert only_row(kept)["completion_index"] == [0, 3]
+    assert only_row(excluded)["completion_index"] == [0, 1]
     assert kept.counts == excluded.counts == expected_counts(empty=2)
 
 
@@ -160,7 +160,7 @@ def test_a_prompt_with_fewer_than_two_answers_left_makes_no_row(train_on, left):
 
 def test_excluding_works_for_all_answers_too():
     table = scored(logits_of(3, 2, 1), finish_reasons=[["stop", "length", "stop"]])
-    assert only_row(SPPO(truncated="exclude", train_on="all").select(table))["answer_index"] == [0, 2]
+    assert only_row(SPPO(truncated="exclude", train_on="all").select(table))["completion_index"] == [0, 2]
 
 
 def test_a_shard_keeps_its_order_and_adds_up_its_counts():
@@ -168,7 +168,7 @@ def test_a_shard_keeps_its_order_and_adds_up_its_counts():
         logits_of(0, 1),
         logits_of(5, 5),
         logits_of(1, 0),
-        answers=[["a", "b"], ["c", "c"], ["", "d"]],
+        completions=[["a", "b"], ["c", "c"], ["", "d"]],
         finish_reasons=[["length", "stop"], ["stop", "stop"], ["length", "length"]],
     )
     selection = SPPO().select(table)
@@ -186,7 +186,7 @@ def test_prompts_do_not_influence_each_other_and_the_same_shard_gives_the_same_r
 
 def test_an_empty_shard_gives_an_empty_table():
     selection = SPPO().select(scored())
-    assert selection.rows.equals(ROWS.empty_table())
+    assert selection.rows.equals(SELECTED.empty_table())
     assert selection.counts == expected_counts(prompts=0)
 
 
@@ -243,7 +243,7 @@ def test_the_loss_of_many_answers_is_their_mean_and_zero_exactly_at_their_target
     algorithm = SPPO(eta=8.0, train_on="all")
     row = only_row(algorithm.select(scored(logits_of(0, 1, 2))))
     logps = torch.tensor([8.0 * (rate - 0.5) - 4.0 for rate in row["win_rate"]], dtype=torch.float64)
-    rows = [row | {"reference_logps": [-4.0] * 3}]
+    rows = [row | {"ref_logps": [-4.0] * 3}]
     (there,), (off,) = batches_of(rows, logps), batches_of(rows, logps + torch.tensor([1.0, 0.0, 0.0]))
     assert algorithm.loss(there).tolist() == pytest.approx([0.0], abs=1e-24)
     assert algorithm.loss(off).tolist() == pytest.approx([1 / 3], rel=1e-12)

@@ -17,7 +17,7 @@ RULE = {
     "prompts": {"source": "p.jsonl"},
     "scorer": {"kind": "rule", "function": "package.module:function"},
 }
-JUDGED = RULE | {
+HELDOUT_WIN_RATES = RULE | {
     "scorer": {
         "kind": "judge",
         "prompt": "recipes/judges/pairwise.txt",
@@ -26,7 +26,7 @@ JUDGED = RULE | {
 }
 
 
-def problems(*overrides: str, base: dict = JUDGED) -> str:
+def problems(*overrides: str, base: dict = HELDOUT_WIN_RATES) -> str:
     """What is said of these overrides, wherever it might be printed, tracebacks included."""
     with pytest.raises(ConfigError) as caught:
         load(overrides=overrides, base=base)
@@ -36,17 +36,17 @@ def problems(*overrides: str, base: dict = JUDGED) -> str:
 
 
 def test_a_remote_judge_needs_an_address_and_a_model_and_nothing_else():
-    server = load(base=JUDGED).scorer.server
+    server = load(base=HELDOUT_WIN_RATES).scorer.server
     assert (server.base_url, server.host, server.is_local) == ("https://api.example.com/v1", "api.example.com", False)
     assert (server.api_key_env, server.cache, server.max_requests) == (None, None, None)
 
 
 def test_a_report_names_the_model_that_judged():
-    assert highlights(load(base=JUDGED))["scorer.kind"] == "judge (pairwise, judge-1)"
+    assert highlights(load(base=HELDOUT_WIN_RATES))["scorer.kind"] == "judge (pairwise, judge-1)"
 
 
 def test_what_is_stored_of_the_key_is_the_name_of_its_variable():
-    config = load(overrides=["scorer.server.api_key_env=JUDGE_API_KEY"], base=JUDGED)
+    config = load(overrides=["scorer.server.api_key_env=JUDGE_API_KEY"], base=HELDOUT_WIN_RATES)
     assert "api_key_env: JUDGE_API_KEY" in dump(config)
 
 
@@ -82,12 +82,12 @@ def test_an_address_that_is_none_or_gives_things_away_is_refused(url, words):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://localhost:8000/v1", "http://[::1]:8000/v1"])
 def test_this_machine_may_be_asked_without_encryption(url):
-    assert load(overrides=[f"scorer.server.base_url='{url}'"], base=JUDGED).scorer.server.is_local
+    assert load(overrides=[f"scorer.server.base_url='{url}'"], base=HELDOUT_WIN_RATES).scorer.server.is_local
 
 
 def test_another_machine_may_be_asked_without_encryption_where_that_is_declared():
     overrides = ["scorer.server.base_url='http://gpu7:8000/v1'", "scorer.server.allow_insecure_http=true"]
-    assert not load(overrides=overrides, base=JUDGED).scorer.server.is_local
+    assert not load(overrides=overrides, base=HELDOUT_WIN_RATES).scorer.server.is_local
 
 
 def test_a_limit_in_dollars_needs_both_prices():
@@ -108,11 +108,11 @@ def test_what_means_nothing_for_a_remote_model_is_refused(override, words):
 
 
 def test_raising_a_limit_does_not_make_another_run():
-    digest = config_digest(load(base=JUDGED))
+    digest = config_digest(load(base=HELDOUT_WIN_RATES))
     for change in ("max_requests=9", "cache=c", "timeout_s=5", "api_key_env=OTHER_KEY", "max_concurrency=1"):
-        assert config_digest(load(overrides=[f"scorer.server.{change}"], base=JUDGED)) == digest
-    assert config_digest(load(overrides=["scorer.server.choice_mode=guided"], base=JUDGED)) != digest
-    assert config_digest(load(overrides=["scorer.server.model=judge-2"], base=JUDGED)) != digest
+        assert config_digest(load(overrides=[f"scorer.server.{change}"], base=HELDOUT_WIN_RATES)) == digest
+    assert config_digest(load(overrides=["scorer.server.choice_mode=guided"], base=HELDOUT_WIN_RATES)) != digest
+    assert config_digest(load(overrides=["scorer.server.model=judge-2"], base=HELDOUT_WIN_RATES)) != digest
 
 
 @pytest.mark.parametrize("name", ["api_key", "apiKey", "openai-api-key", "token", "hf_token", "auth_token", "password"])
@@ -152,5 +152,5 @@ def test_free_arguments_may_name_a_secret_or_say_that_there_is_one():
 
 def test_a_judge_engine_takes_no_secret_either():
     server = {"kind": "vllm", "path": "m", "engine_args": {"api_key": KEY}}
-    base = RULE | {"scorer": JUDGED["scorer"] | {"server": server}}
+    base = RULE | {"scorer": HELDOUT_WIN_RATES["scorer"] | {"server": server}}
     assert "scorer.server.engine_args: api_key: looks like a secret" in problems(base=base)

@@ -57,7 +57,7 @@ def take(source: str, required: RequiredAnswers = PAIR, **config: Any) -> Ingest
 def rows_of(result: IngestResult) -> list[tuple[list[dict], list[str], list[float]]]:
     """(prompt, answers, win rates) of every row."""
     assert result.table.schema.equals(PROMPTS)
-    columns = ("messages", "given_answers", "given_win_rates")
+    columns = ("messages", "dataset_completions", "dataset_win_rates")
     return list(zip(*(result.table[name].to_pylist() for name in columns), strict=True))
 
 
@@ -145,7 +145,7 @@ PAIRS = {
         [{"role": "system", "content": "Be brief."}, user("Add\n1 2")],
         [1, 0],
     ),
-    "our own tables": ({"messages": Q, "given_answers": [A, B], "given_win_rates": [0.6, 0.4]}, Q, [0.6, 0.4]),
+    "our own tables": ({"messages": Q, "dataset_completions": [A, B], "dataset_win_rates": [0.6, 0.4]}, Q, [0.6, 0.4]),
 }
 
 
@@ -164,7 +164,7 @@ def test_each_format_of_preferences_is_recognised_by_its_columns(tmp_path: Path,
 
 def test_answers_come_with_the_token_that_ends_them(tmp_path: Path) -> None:
     result = take(write(tmp_path / "p.jsonl", {"prompt": "Why?", "chosen": "ab", "rejected": "c"}))
-    assert result.table["given_token_ids"].to_pylist() == [[[97, 98, 0], [99, 0]]]
+    assert result.table["dataset_token_ids"].to_pylist() == [[[97, 98, 0], [99, 0]]]
 
 
 def test_a_text_is_split_where_a_word_begins(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ DEMONSTRATIONS = {
     "ShareGPT": ({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": A}]}, Q, 1),
     "LIMA": ({"conversations": ["Hi", "Hello", "Why?", A], "source": "x"}, LONGER, 1),
     "SPIN": ({"real": [user("Why?"), said(A)], "generated": [user("Why?"), said(B)]}, Q, 1),
-    "our own tables": ({"messages": Q, "given_answers": [A], "given_win_rates": [1.0]}, Q, 1),
+    "our own tables": ({"messages": Q, "dataset_completions": [A], "dataset_win_rates": [1.0]}, Q, 1),
 }
 
 
@@ -374,10 +374,10 @@ BAD_ANSWERS = [
     ({"messages": [*Q]}, "messages ends with a user turn; expected the assistant's answer"),
     ({"messages": [said("a")]}, "an answer without a question"),
     ({"conversations": ["Why?", "a", "So?"]}, "conversations ends with a user turn"),
-    ({"messages": Q, "given_answers": ["a", "b"], "given_win_rates": [1, 0]}, "brings 2 answers; expected 1"),
+    ({"messages": Q, "dataset_completions": ["a", "b"], "dataset_win_rates": [1, 0]}, "brings 2 answers; expected 1"),
     (
-        {"messages": Q, "given_answers": ["a"], "given_win_rates": [2]},
-        "given_win_rates holds 2; expected a number from 0",
+        {"messages": Q, "dataset_completions": ["a"], "dataset_win_rates": [2]},
+        "dataset_win_rates holds 2; expected a number from 0",
     ),
 ]
 
@@ -412,8 +412,8 @@ def test_long_answers_are_truncated_and_lose_their_end_token(tmp_path: Path) -> 
     source = write(tmp_path / "p.jsonl", {**GOOD, "chosen": "abcd", "rejected": "abx"}, GOOD)
     four = RequiredAnswers(2, 4, "algorithm.name = dpo")
     result = take(source, four)
-    assert result.table["given_token_ids"][0].as_py() == [[97, 98, 99, 100], [97, 98, 120, 0]]
-    assert result.table["given_answers"][0].as_py() == ["abcd", "abx"]
+    assert result.table["dataset_token_ids"][0].as_py() == [[97, 98, 99, 100], [97, 98, 120, 0]]
+    assert result.table["dataset_completions"][0].as_py() == ["abcd", "abx"]
     assert result.counts["truncated_answers"] == 1
     dropped = take(source, four, on_long_answer="drop")
     assert dropped.dropped == [
@@ -450,7 +450,7 @@ def test_a_data_set_without_answers_is_refused_with_who_needs_them(tmp_path: Pat
     message = refusal(str(path))
     assert "algorithm.name = dpo needs preferences, two answers per prompt" in message
     assert "do not hold: prompt, id" in message
-    for format in ("pair: chosen and rejected", "arena: prompt, response_a", "kumite: messages, given_answers"):
+    for format in ("pair: chosen and rejected", "arena: prompt, response_a", "kumite: messages, dataset_completions"):
         assert f"\n  {format}" in message
     assert "spin needs one answer per prompt" in refusal(str(path), ONE)
     assert "prompts.format = pair; prompts.column = question" in refusal(str(path), format="pair", column="question")
@@ -470,7 +470,7 @@ def test_held_out_prompts_are_read_without_the_answers_of_their_file(tmp_path: P
     ):
         result = take(write(tmp_path / "p.jsonl", row), RequiredAnswers())
         assert rows_of(result) == [(Q, [], [])]
-        assert result.table["given_token_ids"].to_pylist() == [[]]
+        assert result.table["dataset_token_ids"].to_pylist() == [[]]
         assert result.table["prompt_id"].to_pylist() == [f"{content_id(Q)}-0"]
 
 
@@ -478,7 +478,7 @@ def test_pairs_are_divided_over_iterations_like_prompts(tmp_path: Path) -> None:
     source = write(tmp_path / "p.jsonl", *[{**GOOD, "prompt": f"{i}?"} for i in range(5)])
     tables, results = ingest_iterations(PromptsConfig(source=source), Letters(), 100, 2, seed=1, required=PAIR)
     assert [table.num_rows for table in tables] == [2, 3]
-    assert all(len(answers) == 2 for table in tables for answers in table["given_answers"].to_pylist())
+    assert all(len(answers) == 2 for table in tables for answers in table["dataset_completions"].to_pylist())
     assert results[0].counts["used"] == 5
 
 

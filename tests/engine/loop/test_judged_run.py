@@ -19,7 +19,7 @@ from cluster.commands.job import Job
 from engine.config.run import RunConfig
 from engine.errors import StoreError
 from engine.metrics.trackers import read_metrics
-from engine.schema import CANARY, RESCORED, SCORED
+from engine.schema import NULL_MODEL, PREVIOUS_SCORES, SCORES
 from engine.store import inspection
 from engine.store.run import RunStore
 from tests.runs import DyingDisk, Killed, fake_config, play
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return play(fake_config(tmp_path_factory.mktemp("judged"), scorer=SELF))
+    return play(fake_config(tmp_path_factory.mktemp("heldout_win_rates"), scorer=SELF))
 
 
 def ends(folder: Path) -> list[dict[str, Any]]:
@@ -48,15 +48,15 @@ def test_the_policy_learns_from_its_own_verdicts(judged: Path) -> None:
 
 def test_every_verdict_is_stored_word_by_word(judged: Path) -> None:
     with RunStore(judged) as store:
-        for row in (row for table in store.tables(0, "scored", SCORED) for row in table.to_pylist()):
-            counts = [answer.count("a") for answer in row["answers"]]
+        for row in (row for table in store.tables(0, "scores", SCORES) for row in table.to_pylist()):
+            counts = [answer.count("a") for answer in row["completions"]]
             assert row["pair_logits"] == [[pytest.approx(one - other) for other in counts] for one in counts]
-            distinct = len(set(row["answers"]))
+            distinct = len(set(row["completions"]))
             assert len(row["verdicts"]) == distinct * (distinct - 1)
             assert {verdict["text"] for verdict in row["verdicts"]} <= {"A", "B"}
             assert row["scorer"].startswith("judge:pairwise:policy:pairwise@")
             assert row["scores"] == []
-        assert [table.num_rows for table in store.tables(1, "canary", CANARY)] == [2] * 4
+        assert [table.num_rows for table in store.tables(1, "null_model", NULL_MODEL)] == [2] * 4
 
 
 def test_metrics_and_report_tell_how_it_judges(judged: Path) -> None:
@@ -81,8 +81,8 @@ def test_points_train_too_and_another_session_gives_the_same(tmp_path: Path) -> 
     other = play(fake_config(tmp_path / "other", scorer=POINTS))
     assert inspection.run_digest(one) == inspection.run_digest(other)
     with RunStore(one) as store:
-        row = next(store.tables(0, "scored", SCORED)).to_pylist()[0]
-    assert row["scores"] == [float(min(5, answer.count("a"))) for answer in row["answers"]]
+        row = next(store.tables(0, "scores", SCORES)).to_pylist()[0]
+    assert row["scores"] == [float(min(5, answer.count("a"))) for answer in row["completions"]]
     assert {verdict["other"] for verdict in row["verdicts"]} == {-1}
     assert "judge/position_bias" not in ends(one)[0]
 
@@ -91,10 +91,10 @@ def test_self_rewarding_asks_the_policy_before_and_compares_with_the_start(tmp_p
     mended = {"name": "self_rewarding", "consistency": "per_prompt", "soft_labels": True, "rejected_from": "start"}
     folder = play(fake_config(tmp_path, scorer=POINTS, algorithm=mended))
     with RunStore(folder) as store:
-        again = [row for table in store.tables(1, "rescored", RESCORED) for row in table.to_pylist()]
+        again = [row for table in store.tables(1, "previous_scores", PREVIOUS_SCORES) for row in table.to_pylist()]
     assert len(again) == 8
     for row in again:
-        assert len(row["answers"]) == 6, "three of the policy and three of the start"
+        assert len(row["completions"]) == 6, "three of the policy and three of the start"
         assert row["previous_scores"] == row["scores"], "this judge counts letters, whatever its weights"
     assert all(figures["judge/missing_rate"] == 0 for figures in ends(folder))
 
@@ -112,7 +112,7 @@ def test_a_run_keeps_the_judge_that_it_began_with(tmp_path: Path) -> None:
     shutil.copy(JUDGES / "pairwise.txt", prompt)
     config = fake_config(tmp_path, scorer={**SELF, "prompt": str(prompt)})
     folder = play(config)
-    shutil.rmtree(folder / "tables" / "001" / "scored")
+    shutil.rmtree(folder / "tables" / "001" / "scores")
     prompt.write_text(prompt.read_text("utf-8") + "\nBe strict.", "utf-8")
     with pytest.raises(StoreError, match=r"begun with another scorer \(judge:pairwise:policy:mine@\w{12}:.*now judge:"):
         play(config)
@@ -184,7 +184,7 @@ EVERY_STAGE = {"name": "self_rewarding", "rejected_from": "start", "consistency"
 
 
 def test_a_run_with_every_stage_that_dies_anywhere_arrives_at_the_same_place(tmp_path: Path) -> None:
-    """Anchored, rescored and canary, against the start: the generators hold three policies in an iteration's course."""
+    """The generators serve three versions in one iteration: start completions, previous scores, and the null model."""
     algorithm = {**EVERY_STAGE, "reference": "start"}
 
     def config(folder: Path, placement: str) -> RunConfig:

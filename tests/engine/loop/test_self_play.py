@@ -12,7 +12,7 @@ import pytest
 from actors.fakes import FakeGenerator, FakeLearner, letter_logps
 from engine.errors import DataError, NonFiniteError, RunLockedError, StoreError, WeightsError
 from engine.metrics.trackers import read_metrics
-from engine.schema import COMPLETIONS, JUDGED, REFERENCED
+from engine.schema import COMPLETIONS, HELDOUT_WIN_RATES, REF_LOGPS
 from engine.store import inspection
 from engine.store.run import RunStore
 from tests.runs import DyingDisk, Killed, fake_config, play
@@ -43,17 +43,21 @@ def test_each_iteration_answers_with_the_weights_that_the_one_before_learned(und
 def test_the_reference_is_the_policy_of_the_iteration(undisturbed: Path) -> None:
     with RunStore(undisturbed) as store:
         logps = letter_logps(undisturbed / "weights/001")
-        row = next(row for table in store.tables(1, "referenced", REFERENCED) for row in table.to_pylist())
-        expected = [sum(logps[i] for i in answer if i < 8) for answer in row["answer_token_ids"]]
-        assert row["reference_logps"] == pytest.approx(expected, abs=1e-12)
+        row = next(row for table in store.tables(1, "ref_logps", REF_LOGPS) for row in table.to_pylist())
+        expected = [sum(logps[i] for i in answer if i < 8) for answer in row["completion_token_ids"]]
+        assert row["ref_logps"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_held_out_answers_of_all_versions_share_their_noise(undisturbed: Path) -> None:
     with RunStore(undisturbed) as store:
-        seeds = [[t["seeds"].to_pylist() for t in store.tables(v, "heldout_answers", COMPLETIONS)] for v in (0, 1, 2)]
+        seeds = [
+            [t["seeds"].to_pylist() for t in store.tables(v, "heldout_completions", COMPLETIONS)] for v in (0, 1, 2)
+        ]
         assert seeds[0] == seeds[1] == seeds[2]
-        assert not list(store.tables(0, "judged", JUDGED)), "version 0 has nobody to be compared with"
-        assert len(list(store.tables(2, "judged", JUDGED))) == 4
+        assert not list(store.tables(0, "heldout_win_rates", HELDOUT_WIN_RATES)), (
+            "version 0 has nobody to be compared with"
+        )
+        assert len(list(store.tables(2, "heldout_win_rates", HELDOUT_WIN_RATES))) == 4
 
 
 def test_a_finished_run_is_left_alone(undisturbed: Path) -> None:
@@ -133,7 +137,7 @@ def test_a_disk_that_fills_up_stops_the_run_by_name_and_it_goes_on_later(undistu
         assert inspection.run_digest(play(fake_config(folder))) == inspection.run_digest(undisturbed)
 
 
-@pytest.mark.parametrize("stage", ["prompts", "completions", "scored", "selected", "referenced"])
+@pytest.mark.parametrize("stage", ["prompts", "completions", "scores", "selected", "ref_logps"])
 def test_a_damaged_shard_of_an_unfinished_iteration_is_made_again(
     undisturbed: Path, tmp_path: Path, stage: str
 ) -> None:
@@ -160,7 +164,9 @@ def test_damaged_weights_are_learned_again_from_the_committed_rows(undisturbed: 
     assert inspection.run_digest(play(fake_config(tmp_path))) == inspection.run_digest(undisturbed)
 
 
-@pytest.mark.parametrize("victim", ["weights/002/model.safetensors", "tables/002/judged", "tables/000/scored"])
+@pytest.mark.parametrize(
+    "victim", ["weights/002/model.safetensors", "tables/002/heldout_win_rates", "tables/000/scores"]
+)
 def test_damage_to_a_finished_run_is_mended_by_the_same_command(undisturbed: Path, tmp_path: Path, victim: str) -> None:
     shutil.copytree(undisturbed.parent, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "run" / victim
@@ -220,10 +226,8 @@ def test_a_generator_that_computes_something_else_is_found_out_before_it_answers
 def test_a_loss_that_is_not_a_number_stops_the_run_and_no_weights_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = FakeLearner.reference_logps
-    monkeypatch.setattr(
-        FakeLearner, "reference_logps", lambda self, rows: [[float("nan")] * 2 for _ in honest(self, rows)]
-    )
+    honest = FakeLearner.ref_logps
+    monkeypatch.setattr(FakeLearner, "ref_logps", lambda self, rows: [[float("nan")] * 2 for _ in honest(self, rows)])
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan; no update was made"):
         play(fake_config(tmp_path))
     assert not (tmp_path / "run/weights/001").exists()
@@ -241,7 +245,7 @@ def test_the_ledger_of_each_stage_adds_up_to_the_iteration(undisturbed: Path) ->
     ends = [r for r in read_metrics(undisturbed / "metrics.jsonl") if r["kind"] == "iteration"]
     assert [r["iteration"] for r in ends] == [1, 2]
     for record in ends:
-        for stage in ("completions", "scored", "selected", "referenced", "learn", "judged"):
+        for stage in ("completions", "scores", "selected", "ref_logps", "learn", "heldout_win_rates"):
             assert record[f"time/{stage}/busy"] + record[f"time/{stage}/waiting"] == record["time/wall"]
 
 

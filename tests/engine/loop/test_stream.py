@@ -15,7 +15,7 @@ from engine.loop.roles import Timed
 from engine.loop.stages import Stage
 from engine.loop.stream import Stream
 from engine.metrics.monitor import Monitor
-from engine.schema import AUDITED
+from engine.schema import AGREEMENT
 from engine.store.run import RunStore
 
 SHARDS = 6
@@ -61,7 +61,7 @@ class Pools:
 class AddOne(Stage[float]):
     """Adds 1 to `agreements`."""
 
-    schema = reads_schema = AUDITED
+    schema = reads_schema = AGREEMENT
     policy = None
 
     def __init__(self, name: str, reads: str):
@@ -92,7 +92,7 @@ def store(tmp_path: Path):
     with RunStore(tmp_path) as store:
         for shard in range(SHARDS):
             row = {"prompt_id": [str(shard)], "agreements": [0.0], "comparable": pa.array([1], pa.int32())}
-            store.commit(0, "given", shard, pa.table(row), AUDITED)
+            store.commit(0, "given", shard, pa.table(row), AGREEMENT)
         yield store
 
 
@@ -103,7 +103,7 @@ def stream(store: RunStore):
 
 
 def values(store: RunStore, name: str) -> list[float]:
-    return [table["agreements"][0].as_py() for table in store.tables(0, name, AUDITED)]
+    return [table["agreements"][0].as_py() for table in store.tables(0, name, AGREEMENT)]
 
 
 def eager(capacity: int) -> HeldPool:
@@ -176,7 +176,7 @@ def test_a_shard_that_is_slow_holds_up_no_other(store, stream):
 def test_what_is_committed_is_not_computed_again(store, stream):
     for name, shard in (("first", 0), ("first", 1), ("second", 1)):
         row = {"prompt_id": [str(shard)], "agreements": [7.0], "comparable": pa.array([1], pa.int32())}
-        store.commit(0, name, shard, pa.table(row), AUDITED)
+        store.commit(0, name, shard, pa.table(row), AGREEMENT)
     first, second = eager(1), eager(1)
     stream.run(STAGES, Pools(first=first, second=second))
     assert sorted(first.seen) == ["2", "3", "4", "5"]

@@ -9,12 +9,12 @@ import pytest
 
 from engine.errors import WeightsError
 from engine.loop.weight_probe import compare_probe, probe_batch, probe_tolerance
-from engine.schema import NOTHING_GIVEN, PROMPTS
+from engine.schema import NO_DATASET_COMPLETIONS, PROMPTS
 
 
 def prompts(lengths: list[int]) -> pa.Table:
     rows = [
-        {"prompt_id": f"p{i}", "messages": [], "prompt_text": "", "prompt_token_ids": [i] * n} | NOTHING_GIVEN
+        {"prompt_id": f"p{i}", "messages": [], "prompt_text": "", "prompt_token_ids": [i] * n} | NO_DATASET_COMPLETIONS
         for i, n in enumerate(lengths)
     ]
     return pa.Table.from_pylist(rows, schema=PROMPTS)
@@ -60,9 +60,9 @@ def test_both_sides_pick_the_same_probe_from_the_runs_seed_alone() -> None:
     assert batch == probe_batch(table, set(range(10, 200)), 7, max_length=64)
     assert batch != probe_batch(table, range(10, 200), 8, max_length=64)
     assert [len(row) for row in batch.prompt_token_ids] == [5] * 4
-    assert [len(row) for row in batch.answer_token_ids] == [16] * 4
-    assert len({tuple(row) for row in batch.answer_token_ids}) == 4
-    assert {token for row in batch.answer_token_ids for token in row} <= set(range(10, 200))
+    assert [len(row) for row in batch.completion_token_ids] == [16] * 4
+    assert len({tuple(row) for row in batch.completion_token_ids}) == 4
+    assert {token for row in batch.completion_token_ids for token in row} <= set(range(10, 200))
 
 
 def test_long_prompts_are_cut_so_that_the_generator_has_room_for_one_more_token() -> None:

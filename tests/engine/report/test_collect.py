@@ -13,7 +13,7 @@ from engine.report.collect import WinRate
 from engine.report.figures import IterationSummary, iteration_metrics
 from engine.report.render import write_report
 from engine.report.summary import Summary
-from engine.schema import COMPLETIONS, JUDGED, append
+from engine.schema import COMPLETIONS, HELDOUT_WIN_RATES, append
 from engine.store.run import RunStore
 from tests.tables import shard
 
@@ -31,7 +31,13 @@ def judge(store: RunStore, version: int, rates: dict[str, float], shard_number: 
     answered = shard(COMPLETIONS, [1] * len(rates), prompt_id=list(rates))
     wins = list(rates.values())
     columns = {"win_vs_start": wins, "win_vs_previous": wins, "evaluator": ["oracle"] * len(wins)}
-    store.commit(version, "judged", shard_number, append(answered, JUDGED, "test", **columns), JUDGED)
+    store.commit(
+        version,
+        "heldout_win_rates",
+        shard_number,
+        append(answered, HELDOUT_WIN_RATES, "test", **columns),
+        HELDOUT_WIN_RATES,
+    )
 
 
 def mixture(store: RunStore, version: int) -> float | None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from engine.errors import StoreError
-from engine.schema import AUDITED
+from engine.schema import AGREEMENT
 from engine.store import inspection
 from engine.store.run import RunStore
 
@@ -17,7 +17,7 @@ def commit(folder: Path, *shards: tuple[int, float]) -> None:
     with RunStore(folder) as store:
         for shard, value in shards:
             row = {"prompt_id": [str(shard)], "agreements": [value], "comparable": pa.array([1], pa.int32())}
-            store.commit(0, "audited", shard, pa.table(row), AUDITED)
+            store.commit(0, "agreement", shard, pa.table(row), AGREEMENT)
 
 
 def test_the_digest_does_not_depend_on_the_order_of_commits(tmp_path):
@@ -42,7 +42,7 @@ def test_the_digest_depends_on_every_value_its_place_and_its_absence(tmp_path, o
 def test_iterations_are_listed_in_the_order_of_their_numbers(tmp_path):
     with RunStore(tmp_path) as store:
         for t in (10, 1, 9):
-            store.commit(t, "audited", 0, AUDITED.empty_table(), AUDITED)
+            store.commit(t, "agreement", 0, AGREEMENT.empty_table(), AGREEMENT)
     assert list(inspection.state(tmp_path)["stages"]) == ["iteration 2", "iteration 10", "iteration 11"]
 
 

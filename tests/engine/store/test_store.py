@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from actors.fakes import make_fake_policy
 from engine.errors import RunLockedError, SchemaError, StoreError, WeightsError
-from engine.schema import AUDITED
+from engine.schema import AGREEMENT
 from engine.store import inspection
 from engine.store.disk import Disk, owner_of
 from engine.store.run import RunStore
@@ -21,11 +21,11 @@ from engine.store.run import RunStore
 
 def audited(count: int) -> pa.Table:
     columns = [[f"p{i}" for i in range(count)], [0.5] * count, [1] * count]
-    return pa.table(columns, schema=AUDITED)
+    return pa.table(columns, schema=AGREEMENT)
 
 
 def commit(store: RunStore, shard: int, count: int = 3) -> Path:
-    store.commit(0, "audited", shard, audited(count), AUDITED)
+    store.commit(0, "agreement", shard, audited(count), AGREEMENT)
     return store.folder / next(r["file"] for r in store._index.values() if r.get("shard") == shard)
 
 
@@ -33,22 +33,22 @@ def test_a_committed_shard_is_there_after_reopening(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
         commit(store, 4)
     with RunStore(tmp_path) as store:
-        assert store.has(0, "audited", 4)
-        assert not store.has(0, "audited", 5)
-        assert store.read(0, "audited", 4, AUDITED).equals(audited(3))
-        assert store.shards(0, "audited") == [4]
+        assert store.has(0, "agreement", 4)
+        assert not store.has(0, "agreement", 5)
+        assert store.read(0, "agreement", 4, AGREEMENT).equals(audited(3))
+        assert store.shards(0, "agreement") == [4]
 
 
 def test_a_table_with_another_shape_is_refused_before_it_is_written(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
-        with pytest.raises(SchemaError, match=r"audited, shard 0: missing columns \['comparable'\]"):
-            store.commit(0, "audited", 0, audited(3).drop_columns(["comparable"]), AUDITED)
+        with pytest.raises(SchemaError, match=r"agreement, shard 0: missing columns \['comparable'\]"):
+            store.commit(0, "agreement", 0, audited(3).drop_columns(["comparable"]), AGREEMENT)
         assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_reading_what_was_never_committed_says_what_to_do(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store, pytest.raises(StoreError, match="shard 2 is not committed; run the same command"):
-        store.read(0, "audited", 2, AUDITED)
+        store.read(0, "agreement", 2, AGREEMENT)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40, -1])
@@ -59,10 +59,10 @@ def test_a_truncated_shard_is_set_aside_and_made_again(tmp_path: Path, keep: int
     path.write_bytes(whole[:keep])
     notes: list[str] = []
     with RunStore(tmp_path, note=notes.append) as store:
-        assert not store.has(0, "audited", 0)
+        assert not store.has(0, "agreement", 0)
         assert "is not what was committed" in notes[0]
         commit(store, 0)
-        assert store.has(0, "audited", 0)
+        assert store.has(0, "agreement", 0)
     assert path.read_bytes() == whole
     assert next((tmp_path / "quarantine").iterdir()).read_bytes() == whole[:keep]
 
@@ -102,11 +102,11 @@ def test_an_incomplete_last_line_of_the_manifest_is_dropped_as_the_leftover_of_a
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(manifest.read_text()[:-20])
     with RunStore(tmp_path) as store:
-        assert store.has(0, "audited", 0)
-        assert not store.has(0, "audited", 1)
+        assert store.has(0, "agreement", 0)
+        assert not store.has(0, "agreement", 1)
         commit(store, 1)
     with RunStore(tmp_path) as store:
-        assert store.shards(0, "audited") == [0, 1]
+        assert store.shards(0, "agreement") == [0, 1]
 
 
 def test_damage_inside_the_manifest_stops_the_run_and_names_the_line(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_full_disk_is_named_and_costs_only_the_shard_in_hand(tmp_path: Path) -
         else:
             break
         with RunStore(folder) as store:
-            assert store.has(0, "audited", 0)
+            assert store.has(0, "agreement", 0)
             commit(store, 1)
             assert inspection.damages(folder) == []
     assert operations == 7, "write, fsync, rename, fsync of the folder; append, fsync, fsync of the folder"

@@ -71,7 +71,7 @@ def test_the_targets_of_a_row_can_be_reached_exactly():
 def test_labelled_pairs_represent_the_win_probabilities_exactly():
     wins = np.zeros((3, 3))
     for row in dpo_rows(START):
-        wins[tuple(row["answer_index"])] += 1
+        wins[tuple(row["completion_index"])] += 1
     assert wins / (wins + wins.T + 10 * np.eye(3)) + 0.5 * np.eye(3) == pytest.approx(WINS)
 
 
@@ -102,6 +102,6 @@ def test_the_real_learner_makes_the_closed_forms_steps(tmp_path):
 
 @pytest.mark.real
 def test_the_real_learner_follows_dpos_closed_form_too(tmp_path):
-    policies = play_apart(tmp_path, DPO(data="given", beta=1.0), dpo_rows, Settings(iterations=3))
+    policies = play_apart(tmp_path, DPO(data="dataset", beta=1.0), dpo_rows, Settings(iterations=3))
     assert step_errors(policies, game.dpo_update(1.0)).max() < TOLERANCE
     assert (np.diff(policies[:, 0]) > 0).all()

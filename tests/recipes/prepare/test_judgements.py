@@ -63,7 +63,7 @@ def test_an_example_is_the_question_that_the_judge_asks_at_run_time(tmp_path: Pa
             raise StopIteration
 
     with pytest.raises(StopIteration):
-        judge.judge(Model(), [{"prompt_id": "p", "messages": m, "answers": [a]} for m, a in rows])
+        judge.judge(Model(), [{"prompt_id": "p", "messages": m, "completions": [a]} for m, a in rows])
     examples = made(tmp_path)
     for example, question in zip(examples, asked, strict=True):
         ours, theirs = (mark_of(messages) for messages in (example["prompt"], question))

@@ -16,7 +16,7 @@ EXAMPLE = {
     "prompt": [{"role": "user", "content": "Tea?"}],
     "completion": [{"role": "assistant", "content": "Gladly."}],
 }
-ROWS: dict[str, dict[str, Any]] = {
+SELECTED: dict[str, dict[str, Any]] = {
     "text": {"prompt": "Tea?", "completion": "Gladly."},
     "chat": EXAMPLE,
     "messages": {"messages": [*EXAMPLE["prompt"], *EXAMPLE["completion"]]},
@@ -31,24 +31,24 @@ def write(file: Path, *rows: Any) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("row", SELECTED.values(), ids=SELECTED)
 def test_every_format_becomes_the_same_chat(row: dict[str, Any], tmp_path: Path) -> None:
     assert read_examples((write(tmp_path / "a.jsonl", row),)) == ([EXAMPLE], 0)
 
 
 def test_files_of_different_formats_train_together(tmp_path: Path) -> None:
-    files = tuple(write(tmp_path / f"{name}.jsonl", row) for name, row in ROWS.items())
-    assert read_examples(files)[0] == [EXAMPLE] * len(ROWS)
+    files = tuple(write(tmp_path / f"{name}.jsonl", row) for name, row in SELECTED.items())
+    assert read_examples(files)[0] == [EXAMPLE] * len(SELECTED)
 
 
 def test_an_answer_that_is_labelled_bad_is_not_imitated_but_counted(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", ROWS["labelled"], ROWS["labelled"] | {"label": False})
+    file = write(tmp_path / "a.jsonl", SELECTED["labelled"], SELECTED["labelled"] | {"label": False})
     assert read_examples((file,)) == ([EXAMPLE], 1)
 
 
 def test_the_bad_rows_of_all_files_are_named_at_once(tmp_path: Path) -> None:
-    first = write(tmp_path / "a.jsonl", ROWS["text"], {"prompt": "", "completion": "x"})
-    second = write(tmp_path / "b.jsonl", ROWS["text"], {"prompt": "Tea?", "completion": None})
+    first = write(tmp_path / "a.jsonl", SELECTED["text"], {"prompt": "", "completion": "x"})
+    second = write(tmp_path / "b.jsonl", SELECTED["text"], {"prompt": "Tea?", "completion": None})
     with pytest.raises(DataError, match="2 rows cannot be used") as caught:
         read_examples((first, second))
     assert f"{first}:2" in str(caught.value) and f"{second}:2" in str(caught.value)
@@ -72,7 +72,7 @@ def test_a_model_learns_to_answer_through_its_template_and_is_kept(tmp_path: Pat
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, output = make_tiny_policy(tmp_path / "model"), tmp_path / "out"
-    settings = Settings(str(model), (write(tmp_path / "a.jsonl", *[ROWS["messages"]] * 64),), epochs=6.0, lr=3e-3)
+    settings = Settings(str(model), (write(tmp_path / "a.jsonl", *[SELECTED["messages"]] * 64),), epochs=6.0, lr=3e-3)
     figures = train(output, settings)
     assert (figures["examples"], figures["without_room"], figures["labelled_bad"]) == (64, 0, 0)
     assert figures["last_loss"] < 0.5 < figures["first_loss"]
