@@ -142,22 +142,29 @@ def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     `where` names producer and shard for the message. Raises SchemaError naming the missing, the
     unexpected and the expected columns, a column whose type does not fit, or one that holds nulls at any depth.
     """
-    missing = [name for name in schema.names if name not in table.column_names]
-    unexpected = [name for name in table.column_names if name not in schema.names]
-    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
-    if missing or unexpected or twice:
-        again = f", columns {twice} more than once" if twice else ""
-        raise SchemaError(
-            f"{where}: missing columns {missing}, unexpected columns {unexpected}{again}; expected {schema.names}"
-        )
-    try:
-        table = table.select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise SchemaError(f"{where}: {error}; expected {schema}") from error
+    if table.column_names != schema.names:
+        _check_names(table.column_names, schema.names, where)
+        table = table.select(schema.names)
+    if table.schema.types != schema.types:
+        try:
+            table = table.cast(schema)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+            raise SchemaError(f"{where}: {error}; expected {schema}") from error
     holes = [name for name in schema.names if any(_has_nulls(chunk) for chunk in table[name].chunks)]
     if holes:
         raise SchemaError(f"{where}: columns {holes} hold nulls; every row needs a value")
     return table.replace_schema_metadata(schema.metadata)
+
+
+def _check_names(names: list[str], expected: list[str], where: str) -> None:
+    missing = [name for name in expected if name not in names]
+    unexpected = [name for name in names if name not in expected]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if missing or unexpected or repeated:
+        again = f", columns {repeated} more than once" if repeated else ""
+        raise SchemaError(
+            f"{where}: missing columns {missing}, unexpected columns {unexpected}{again}; expected {expected}"
+        )
 
 
 def append(table: pa.Table, schema: pa.Schema, where: str, **columns: list) -> pa.Table:
