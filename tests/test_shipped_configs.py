@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from actors.learner.batches import lr_at
 from engine.config.load import config_digest, diff, dump, load
 from engine.config.run import RunConfig
 from engine.config.scorer import PairRMConfig
@@ -29,7 +30,7 @@ def test_a_shipped_config_loads_and_survives_being_written_and_read(name, tmp_pa
     ("name", "digest"),
     [
         ("demo.yaml", "f051ea030de30ab9b65b2d2c9552f7c5b08635cf370174bb2e537899ca232f5a"),
-        ("smoke_spin.yaml", "1349ef0723e95868bb533895224d56946ed29aa1603c42cce8b1fea6bc91cd86"),
+        ("smoke_spin.yaml", "7a7d2244181e53ce86e5d28d9f98d0f31d467383aca5c764f5561cf48b6f7076"),
         ("sppo_llama3_8b.yaml", "d535b361d8945e0b2e4555faf550b6853771ab9cb5f54432efa41888039980ae"),
     ],
 )
@@ -108,3 +109,12 @@ def test_the_deployment_files_are_yaml_without_secrets():
     for path in (ROOT / "cluster" / "deploy").glob("*.yaml"):
         assert YAML(typ="safe").load(path)
         assert not re.search(r"hf_[A-Za-z0-9]{20}|BEGIN [A-Z ]*PRIVATE KEY", path.read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("smoke")])
+def test_the_first_step_of_a_smoke_run_has_a_learning_rate(name):
+    learner = load(CONFIGS / name).learner
+    schedule = learner.schedule
+    steps = 12 // learner.batch_size
+    rate = lr_at(0, peak=1.0, total_steps=steps, warmup_ratio=schedule.warmup_ratio, kind=schedule.kind)
+    assert rate > 0.0, "the only step of a short iteration would change nothing"
