@@ -168,8 +168,8 @@ def node_at(path: Path, data: Any) -> Node:
 def child(node: Node, key: str | int, value: Any) -> Node:
     """The node below `node` at `key`; an empty one, which allows anything, where there is none."""
     if isinstance(key, str):
-        found = section(node, value if isinstance(value, dict) else {})
-        return found["properties"].get(key, {}) if found else _value_of_mapping(node)
+        keys = section(node, value if isinstance(value, dict) else {})
+        return keys["properties"].get(key, {}) if keys else _value_of_mapping(node)
     return next((option.get("items", {}) for option in options(node) if option.get("type") == "array"), {})
 
 

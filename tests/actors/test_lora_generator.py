@@ -92,7 +92,7 @@ def world(adapters: dict[str, Path]) -> Iterator[World]:
 
 
 @pytest.mark.real
-def test_every_version_answers_with_pefts_log_probabilities_in_whatever_order_they_come(world, adapters):
+def test_every_version_answers_with_pefts_log_probabilities_in_any_order(world, adapters):
     known = {name: peft_logps(world.base, folder) for name, folder in adapters.items() if name != "base"}
     known["base"] = [transformers_logps(world.base, p, a) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     for name in ("base", "one", "two", "one", "grown", "base", "tiny", "one"):

@@ -105,7 +105,7 @@ def test_append_adds_the_stages_columns():
     assert table.select(SELECTED.names).equals(rows())
 
 
-def test_append_refuses_columns_that_nobody_declared_and_misses_those_that_somebody_did():
+def test_append_refuses_undeclared_columns_and_names_missing_ones():
     with pytest.raises(SchemaError, match="learner: unexpected column 'logps'"):
         append(rows(), REF_LOGPS, "learner", logps=[[-1.0, -2.0]])
     with pytest.raises(SchemaError, match=r"learner: missing columns \['ref_logps'\]"):

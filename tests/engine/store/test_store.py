@@ -138,7 +138,7 @@ class FullDisk(Disk):
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_is_named_and_costs_only_the_shard_in_hand(tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_costs_only_the_current_shard(tmp_path: Path) -> None:
     operations = 0
     for k in range(100):
         folder = tmp_path / str(k)
