@@ -86,7 +86,7 @@ def _placement(plan: Plan, config: RunConfig, available: Machines) -> None:
     if not on_ray:
         plan.section("placement", "one after the other, in this process")
     elif colocated:
-        plan.section("placement", "colocated: the roles take turns on the same resources")
+        plan.section("placement", "colocated: the roles share the same resources, one role at a time")
     else:
         plan.section("placement", "disaggregated: each role has resources of its own")
     kinds: dict[RoleName, str] = {"generator": "vllm", "learner": "deepspeed"}

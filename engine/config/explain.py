@@ -128,7 +128,7 @@ def variants(node: Node) -> list[Node]:
 
 
 def tag_of(node: Node) -> str | None:
-    """The key that tells the variants of a section apart; None where there is only one."""
+    """The key that selects the variant of a section; None where there is only one."""
     sections = variants(node)
     if len(sections) < 2:
         return None
@@ -142,7 +142,7 @@ def default_tag(node: Node) -> str | None:
 
 
 def choices(node: Node) -> list[str]:
-    """The values of the key that tells variants apart."""
+    """The values of the key that selects the variant."""
     tag = tag_of(node)
     return [section["properties"][tag]["const"] for section in variants(node)] if tag else []
 

@@ -85,7 +85,7 @@ def _figure(figure: Figure) -> Any:
 
 @dataclass(frozen=True)
 class IterationSummary:
-    """One iteration, as the report shows it. Whatever the run has not reached yet is None or empty."""
+    """One iteration, as the report shows it. Figures that the run has not reached yet are None or empty."""
 
     iteration: int
     """Counted from 1."""

@@ -45,7 +45,7 @@ def test_the_published_recipe_fits_the_node_that_it_states():
     plan = planned()
     plan.check()
     assert line(plan, "cluster") == "cluster    as stated, 1 node: 96 CPUs, 8 GPUs"
-    assert line(plan, "placement") == "placement  colocated: the roles take turns on the same resources"
+    assert line(plan, "placement") == "placement  colocated: the roles share the same resources, one role at a time"
     for role in ("generator (vllm)", "scorer (pairrm)", "learner (deepspeed)"):
         assert line(plan, f"8 x {role}") == f"8 x {role}: 4 CPUs, 1 GPUs each"
 
