@@ -1,1 +1,1 @@
-"""The roles: generator, scorers, learner. Plain classes that know nothing of Ray or of each other."""
+"""The roles: generator, scorers, learner. Plain classes that import neither Ray nor each other."""

@@ -1,7 +1,7 @@
-"""Which class plays each role: factories that travel to the process of a replica and build the role there.
+"""Factories of the roles: they are sent to the process of a replica and build the role there.
 
-`Engines` makes the real ones; the tests put `actors.fakes.FakeEngines` in its place. Classes are imported where they
-are built, so this module loads no torch.
+`Engines` makes the real roles; tests use `actors.fakes.FakeEngines` instead. A class is imported where it is built, so
+this module loads no torch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 Role_co = TypeVar("Role_co", covariant=True)
 
 TINY = "tiny"
-"""`model.path` for an untrained policy of actors/tiny_policy.py, made in the run's folder."""
+"""Value of `model.path` for an untrained policy of actors/tiny_policy.py, made in the run folder."""
 
 
 class Factory(Protocol[Role_co]):
-    """Builds replica (or rank) `index` of a role. Cheap; the role itself loads with its first call."""
+    """Builds replica (or rank) `index` of a role. Cheap; the role loads with its first call."""
 
     def build(self, index: int) -> Role_co: ...
 
@@ -39,7 +39,7 @@ class Chat(Renderer, Protocol):
 
     @property
     def digest(self) -> str:
-        """Identity of all that changes how a conversation is rendered."""
+        """Digest of everything that changes how a conversation is rendered."""
 
     @property
     def vocabulary(self) -> Collection[int]:
@@ -95,10 +95,10 @@ class JudgeFactory:
 
 
 class Engines:
-    """The real engines: vLLM, DeepSpeed, and the scorers that the config names."""
+    """The real engines: vLLM, DeepSpeed, and the scorers of the config."""
 
     def start_model(self, config: RunConfig, run_folder: Path) -> Path:
-        """The start model's folder, downloaded from the hub if it is not on this machine."""
+        """Return the start model's folder; it is downloaded from the hub if it is not on this machine."""
         from actors.hub import local_folder
         from actors.tiny_policy import make_tiny_policy
         from engine.store.weights import refuse_adapter
@@ -110,7 +110,7 @@ class Engines:
             key="model.path",
             revision=config.model.revision,
             trust_remote_code=config.model.trust_remote_code,
-            cache_dir=Path(config.output).resolve() / "hub",  # on storage that every node sees, unlike ~/.cache
+            cache_dir=Path(config.output).resolve() / "hub",  # on storage that every node can read, unlike ~/.cache
         )
         refuse_adapter(folder, "model.path")
         return folder
@@ -129,12 +129,12 @@ class Engines:
         return LearnerFactory(config.learner, config.model, config.algorithm, config.seed)
 
     def scorer(self, config: ScorerConfig, seed: int) -> Factory[Scorer]:
-        """Of the training scorer or of the evaluator. `seed` is the run's, for judges."""
+        """Return the factory of the training scorer or of the evaluator. `seed`: that of the run, for judges."""
         return JudgeFactory(make_judge(config, seed)) if isinstance(config, JudgeConfig) else ScorerFactory(config)
 
 
 def make_judge(config: JudgeConfig, seed: int) -> Judge:
-    """A judge with its prompt file as it is now and here, so that all replicas, later ones too, ask the same."""
+    """Return a judge with the current content of its prompt file, so that all replicas, later ones too, use it."""
     from actors.scorers.judge.judge import Judge
     from actors.scorers.judge.prompt_file import read_judge_prompt
 
@@ -142,6 +142,6 @@ def make_judge(config: JudgeConfig, seed: int) -> Judge:
 
 
 def policy_judge(config: RunConfig) -> Judge | None:
-    """The judge that the policy itself serves; None where it does not judge."""
+    """Return the judge that the policy itself serves; None if the policy does not judge."""
     scorer = config.scorer
     return make_judge(scorer, config.seed) if isinstance(scorer, JudgeConfig) and scorer.by_policy else None

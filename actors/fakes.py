@@ -1,8 +1,8 @@
-"""Fakes of the roles for fast tests: deterministic, small, and strict about what they are given.
+"""Fakes of the roles for fast tests: deterministic, small, and strict about their arguments.
 
-The fake policy draws an answer's letters independently from softmax(logits), eight numbers in a
-safetensors file. It is a real policy with real log-probabilities and a real gradient, so the loop, the
-store and the algorithms are exercised in earnest; only models and engines are missing.
+The fake policy samples the letters of an answer independently from softmax(logits), eight numbers in a safetensors
+file. It has real log-probabilities and a real gradient, so the tests run the real loop, store and algorithms; only
+models and engines are replaced.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def letter_logps(folder: Path) -> np.ndarray:
 
 
 class FakeChat:
-    """Reads the last message as bytes."""
+    """Renders the last message as bytes."""
 
     digest = "fake"
     vocabulary = range(len(LETTERS))
@@ -108,7 +108,7 @@ class FakeChat:
 
 
 class FakeJudge:
-    """A JudgeModel that counts the letter "a" between the marked lines, and trusts nothing outside of them."""
+    """A JudgeModel that counts the letter "a" between the marked lines, and ignores all other text."""
 
     id = "fake"
     _SHOWN = re.compile(r"^<<< begin (answer(?: [AB])?) (\w+) >>>\n(.*?)\n<<< end \1 \2 >>>$", re.DOTALL | re.MULTILINE)
@@ -117,18 +117,18 @@ class FakeJudge:
         return [self._reply(question) for question in questions]
 
     def _reply(self, question: Question) -> Reply:
-        worth = [text.count("a") for _, _, text in self._SHOWN.findall(question.messages[-1]["content"])]
+        values = [text.count("a") for _, _, text in self._SHOWN.findall(question.messages[-1]["content"])]
         if not question.choices:
             return Reply(
-                tuple(f"It counts {worth[0]}.\nScore: {min(worth[0], 5)}" for _ in range(question.num_samples))
+                tuple(f"It counts {values[0]}.\nScore: {min(values[0], 5)}" for _ in range(question.num_samples))
             )
-        logps = [-float(np.logaddexp(0.0, sign * (worth[1] - worth[0]))) for sign in (1, -1)]
+        logps = [-float(np.logaddexp(0.0, sign * (values[1] - values[0]))) for sign in (1, -1)]
         best = question.choices[int(np.argmax(logps))]
         return Reply((best,), dict(zip(question.choices, logps, strict=True)))
 
 
 class FakeGenerator:
-    """Answers with up to six letters; an answer ends by itself unless it runs into max_new_tokens."""
+    """Answers with up to six letters; an answer ends with END unless it reaches max_new_tokens."""
 
     def __init__(self, sampling: SamplingConfig, seed: int, judge: Judge | None = None):
         self._sampling, self._seed, self._judge = sampling, seed, judge
@@ -138,15 +138,15 @@ class FakeGenerator:
         self,
         folder: str,
         digest: str,
-        prompts: list[list[int]],
-        answers: list[list[int]],
-        learner: list[list[float]],
+        prompt_token_ids: list[list[int]],
+        completion_token_ids: list[list[int]],
+        learner_logps: list[list[float]],
         base: str | None = None,
     ) -> float:
         verify_weights(Path(folder), digest)
         self._digest, self._logps = digest, letter_logps(Path(folder))
-        ours = [[float(self._logps[token]) for token in answer] for answer in answers]
-        return compare_probe(learner, ours, 1e-9, replica="fake generator")
+        logps = [[float(self._logps[token]) for token in tokens] for tokens in completion_token_ids]
+        return compare_probe(learner_logps, logps, 1e-9, replica="fake generator")
 
     def generate(
         self,
@@ -158,7 +158,7 @@ class FakeGenerator:
     ) -> pa.Table:
         prompts = conform(prompts, PROMPTS, "fake generator")
         if not self._digest:
-            raise WeightsError("the fake generator was asked to generate before it was given weights")
+            raise WeightsError("the fake generator has no weights: deliver them before calling generate")
         k = num_samples or self._sampling.num_samples
         seeds = [
             [derive_seed(self._seed, purpose, iteration, prompt, i) for i in range(k)]
@@ -180,16 +180,16 @@ class FakeGenerator:
         )
 
     def identify(self) -> str:
-        return self._judging().id("policy")
+        return self._require_judge().id("policy")
 
     def score(self, completions: pa.Table) -> pa.Table:
-        judge = self._judging()
+        judge = self._require_judge()
         completions = conform(completions, COMPLETIONS, "fake generator")
         return scored(completions, judge.judge(FakeJudge(), scorer_rows(completions)), judge.id("policy"))
 
-    def _judging(self) -> Judge:
+    def _require_judge(self) -> Judge:
         if self._judge is None or not self._digest:
-            raise RoleError("the fake generator was asked to judge without a judge, or before it was given weights")
+            raise RoleError("the fake generator cannot judge: it has no judge, or no weights were delivered")
         return self._judge
 
     def sleep(self) -> None:
@@ -203,7 +203,7 @@ class FakeGenerator:
 
 
 class FakeLearner:
-    """Gradient steps on the eight logits with the real algorithm's loss, one rank or several equal ones."""
+    """Gradient steps on the eight logits with the loss of the real algorithm; all ranks compute the same."""
 
     def __init__(self, config: LearnerConfig, algorithm: Algorithm, seed: int):
         self._config, self._algorithm, self._seed = config, algorithm, seed
@@ -228,7 +228,7 @@ class FakeLearner:
     def ref_logps(self, rows: pa.Table) -> list[list[float]]:
         rows = conform(rows, SELECTED, "fake learner")
         if self._step:
-            raise RoleError("reference needs the policy as it lies in its folder, but steps were run")
+            raise RoleError("ref_logps needs the policy as opened, but optimizer steps were run since; open it again")
         return [self._logps(row["completion_token_ids"])[0].tolist() for row in rows.to_pylist()]
 
     def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, int]:
@@ -269,21 +269,21 @@ class FakeLearner:
         return counts @ logps, counts - counts.sum(axis=1, keepdims=True) * np.exp(logps)
 
     def _update(self) -> dict[str, float]:
-        """One step of normalised gradient descent on the mean loss of the next batch."""
+        """Do one step of normalised gradient descent on the mean loss of the next batch."""
         import torch
 
         from actors.learner.learner import batches_of
 
         size = self._config.batch_size
         rows = self._rows[self._step * size : (self._step + 1) * size]
-        values, slopes = zip(*(self._logps(row["completion_token_ids"]) for row in rows), strict=True)
+        values, gradients = zip(*(self._logps(row["completion_token_ids"]) for row in rows), strict=True)
         logps = torch.tensor(np.concatenate(values), requires_grad=True)
         loss = torch.cat([self._algorithm.loss(batch) for batch in batches_of(rows, logps)]).mean()
         if not torch.isfinite(loss):
             raise NonFiniteError(f"step {self._step + 1}: the loss is {loss.item()}; no update was made")
         loss.backward()
         assert logps.grad is not None
-        gradient = logps.grad.numpy() @ np.concatenate(slopes)
+        gradient = logps.grad.numpy() @ np.concatenate(gradients)
         self._logits -= self._config.optimizer.lr * gradient / max(float(np.linalg.norm(gradient)), 1e-12)
         self._step += 1
         return {"step": self._step, "loss": loss.item(), "learning_rate": self._config.optimizer.lr}

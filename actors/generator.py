@@ -78,10 +78,10 @@ class Generator:
         if self._serving == digest:
             return
         folder = str(folder)  # vLLM accepts nothing else
-        whole = str(base or folder)
+        model_folder = str(base or folder)
         verify_weights(folder, digest)
         self._check_base(folder, digest, base)
-        self._check_same_model(whole)
+        self._check_same_model(model_folder)
         if base is not None:
             check_fits(folder, self._shapes)
         self._serving = None
@@ -89,10 +89,16 @@ class Generator:
         if self._engine is None:
             judging = self._judge.config.max_prompt_tokens + self._judge.config.reply_tokens if self._judge else 0
             self._engine = VLLMEngine(
-                whole, self._config, self._model, self._sampling, self._seed, room=judging, lora_rank=self._lora_rank
+                model_folder,
+                self._config,
+                self._model,
+                self._sampling,
+                self._seed,
+                room=judging,
+                lora_rank=self._lora_rank,
             )
         if self._lora_rank or not started:
-            self._replace(whole, folder if base else None)
+            self._replace(model_folder, folder if base else None)
         self._serving = digest
         log.info("generator serves %s from %s", digest[:12], folder)
 

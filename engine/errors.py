@@ -1,20 +1,20 @@
-"""Every error that a user can meet, by name.
+"""The errors that a user can meet, one class for each kind.
 
-Each message says what was given, what was expected and what to do. Nothing here knows
-who raises it; `exit_code` is what a recipe's process ends with.
+A message names the value that was given, what was expected and what to do. `exit_code` is the exit code of a recipe's
+process that ends with the error.
 """
 
 from __future__ import annotations
 
 
 class KumiteError(Exception):
-    """Base of all errors with a message meant for people; anything else is a bug in Kumite."""
+    """Base of all errors with a message for the user; any other exception is a bug in Kumite."""
 
     exit_code = 1
 
 
 class ConfigError(KumiteError):
-    """The configuration is wrong. Carries every problem found, not just the first."""
+    """The configuration is wrong. Holds every problem that was found, not only the first."""
 
     exit_code = 2
 
@@ -24,7 +24,7 @@ class ConfigError(KumiteError):
         super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
-        return type(self), (self.problems,)  # by default pickle would hand the text back as the list
+        return type(self), (self.problems,)  # by default pickle would pass the message instead of the list
 
 
 class PlanError(KumiteError):
@@ -34,19 +34,19 @@ class PlanError(KumiteError):
 
 
 class DataError(KumiteError):
-    """Prompts or tables that cannot be used, named by file and row."""
+    """Prompts or tables that cannot be used; the message names file and row."""
 
     exit_code = 2
 
 
 class ModelError(KumiteError):
-    """A model folder that lacks something the run needs (weights, tokenizer, chat template)."""
+    """A model folder without something that the run needs (weights, tokenizer, chat template)."""
 
     exit_code = 2
 
 
 class SchemaError(KumiteError):
-    """A stage produced a table with other columns than declared."""
+    """A stage produced a table whose columns are not those declared for it."""
 
 
 class StoreError(KumiteError):
@@ -58,7 +58,7 @@ class RunLockedError(StoreError):
 
 
 class RoleError(KumiteError):
-    """A role (generator, scorer, learner) failed for good, after its retries."""
+    """A role (generator, scorer, learner) failed, and its retries are used up."""
 
 
 class DeadlineError(RoleError):
@@ -70,4 +70,4 @@ class WeightsError(KumiteError):
 
 
 class NonFiniteError(KumiteError):
-    """A loss or a gradient became NaN or infinite; the weights were not updated by it."""
+    """A loss or a gradient became NaN or infinite; no update was made with it."""

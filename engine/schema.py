@@ -1,11 +1,10 @@
 """The tables that roles exchange, declared once, in dataflow order.
 
-Each stage adds columns and never renames one. The same Arrow table travels between roles and
-lies on disk. Reading this file is reading the dataflow:
+Each stage adds columns and never renames one. Roles exchange the same Arrow tables that are stored on disk.
 
-    PROMPTS -> COMPLETIONS -> SCORES -> PREVIOUS_SCORES -> SELECTED -> REF_LOGPS    what trains
-                              SCORES -> AGREEMENT                                  the scorer against the evaluator
-               COMPLETIONS -> NULL_MODEL                                           the scorer on an empty answer
+    PROMPTS -> COMPLETIONS -> SCORES -> PREVIOUS_SCORES -> SELECTED -> REF_LOGPS    training rows
+                              SCORES -> AGREEMENT                                  scorer compared with evaluator
+               COMPLETIONS -> NULL_MODEL                                           null-model baseline
     PROMPTS -> COMPLETIONS -> HELDOUT_WIN_RATES                                    held-out prompts
 
 K is the number of completions sampled per prompt, n the number of completions in a training row (2 for a pair), G the
@@ -31,8 +30,8 @@ REALS = pa.list_(pa.float64())
 VERDICT = pa.struct(
     [
         ("answer", pa.int32()),  # index of the completion judged; in a comparison, of the one shown first
-        ("other", pa.int32()),  # index of the one shown second; -1 where the judge saw one alone
-        ("text", pa.string()),  # the judge's reply as it came
+        ("other", pa.int32()),  # index of the one shown second; -1 if the judge saw only one
+        ("text", pa.string()),  # the judge's reply, unchanged
         ("value", pa.float64()),  # the score, or the logit of "first is better", read from it; NaN: unreadable
     ]
 )
@@ -50,8 +49,8 @@ def _extend(base: pa.Schema, name: str, *fields: tuple[str, pa.DataType]) -> pa.
 PROMPTS = _schema(
     "prompts",
     ("prompt_id", pa.string()),  # content hash, with an occurrence number for duplicates
-    ("messages", MESSAGES),  # the conversation up to the completion
-    ("prompt_text", pa.string()),  # the chat template's rendering, exactly what the policy reads
+    ("messages", MESSAGES),  # the conversation before the completion
+    ("prompt_text", pa.string()),  # the chat template's rendering, exactly the text that the policy reads
     ("prompt_token_ids", IDS),
     ("dataset_completions", pa.list_(pa.string())),  # [G] of the data set, chosen before rejected
     ("dataset_token_ids", pa.list_(IDS)),  # [G][tokens], with the tokens that end a completion
@@ -70,15 +69,15 @@ COMPLETIONS = _extend(
     ("finish_reasons", pa.list_(pa.string())),  # [K] "stop" | "length"
     ("seeds", pa.list_(pa.int64())),  # [K]
     ("weights", pa.string()),  # digest of the policy
-    ("num_from_policy", pa.int32()),  # how many are that policy's; those behind them are the start policy's
+    ("num_from_policy", pa.int32()),  # completions of that policy, which come first; the others are the start policy's
 )
 
 SCORES = _extend(
     COMPLETIONS,
     "scores",
     ("pair_logits", pa.list_(REALS)),  # [K][K], M[i][j] > 0: i, shown first, beats j; NaN: no verdict
-    ("scores", REALS),  # [K] of a scorer that rates completions one by one, NaN where it has none; else []
-    ("num_truncated", pa.int32()),  # comparisons in which the scorer could not read a text to its end
+    ("scores", REALS),  # [K] from a scorer that rates completions one by one, NaN: no score; [] from other scorers
+    ("num_truncated", pa.int32()),  # comparisons in which a text was too long for the scorer and was cut
     ("verdicts", pa.list_(VERDICT)),  # replies of an LLM judge; [] for other scorers
     ("scorer", pa.string()),  # id of the scorer; for a judge with its model, prompt version and settings
 )
@@ -86,7 +85,7 @@ SCORES = _extend(
 PREVIOUS_SCORES = _extend(
     SCORES,
     "previous_scores",
-    ("previous_scores", REALS),  # [K] scores by the policy before this one, NaN where it has none
+    ("previous_scores", REALS),  # [K] scores by the policy of the iteration before, NaN: no score
 )
 
 SELECTED = _schema(
@@ -102,13 +101,13 @@ SELECTED = _schema(
 REF_LOGPS = _extend(SELECTED, "ref_logps", ("ref_logps", REALS))  # [n] nats, summed over tokens
 
 OTHER_PROMPT = -1_000_000
-"""`completion_index` of a completion of another prompt, from which KTO estimates a divergence."""
+"""`completion_index` of a completion of another prompt, with which KTO estimates the KL divergence."""
 
 AGREEMENT = _schema(
     "agreement",
     ("prompt_id", pa.string()),
     ("agreements", pa.float64()),  # pairs on which scorer and evaluator agree, ties of the scorer at 1/2
-    ("comparable", pa.int32()),  # pairs between which the evaluator sees a difference
+    ("comparable", pa.int32()),  # pairs to which the evaluator gives different scores
 )
 
 NULL_MODEL = _schema(
@@ -133,14 +132,14 @@ SELECTABLE = {
     "scores": SCORES,
     "previous_scores": PREVIOUS_SCORES,
 }
-"""What an algorithm may select rows from, by the stage that wrote it."""
+"""Tables from which an algorithm may select rows, by the name of the stage that wrote them."""
 
 
 def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     """Return `table` with exactly the columns of `schema`, in its order and types.
 
-    `where` names producer and shard for the message. Raises SchemaError naming the missing, the
-    unexpected and the expected columns, a column whose type does not fit, or one that holds nulls at any depth.
+    `where` names producer and shard in error messages. Raises SchemaError for missing, unexpected or repeated columns,
+    for a column whose type does not fit, and for a column with nulls at any depth; the message names them.
     """
     if table.column_names != schema.names:
         _check_names(table.column_names, schema.names, where)
@@ -150,9 +149,9 @@ def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
             table = table.cast(schema)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
             raise SchemaError(f"{where}: {error}; expected {schema}") from error
-    holes = [name for name in schema.names if any(_has_nulls(chunk) for chunk in table[name].chunks)]
-    if holes:
-        raise SchemaError(f"{where}: columns {holes} hold nulls; every row needs a value")
+    null_columns = [name for name in schema.names if any(_has_nulls(chunk) for chunk in table[name].chunks)]
+    if null_columns:
+        raise SchemaError(f"{where}: columns {null_columns} hold nulls; every row needs a value")
     return table.replace_schema_metadata(schema.metadata)
 
 
@@ -161,14 +160,14 @@ def _check_names(names: list[str], expected: list[str], where: str) -> None:
     unexpected = [name for name in names if name not in expected]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if missing or unexpected or repeated:
-        again = f", columns {repeated} more than once" if repeated else ""
+        repeats = f", columns {repeated} more than once" if repeated else ""
         raise SchemaError(
-            f"{where}: missing columns {missing}, unexpected columns {unexpected}{again}; expected {expected}"
+            f"{where}: missing columns {missing}, unexpected columns {unexpected}{repeats}; expected {expected}"
         )
 
 
 def append(table: pa.Table, schema: pa.Schema, where: str, **columns: list) -> pa.Table:
-    """Add a stage's new `columns` to `table` and conform the result to `schema`. Raises SchemaError likewise."""
+    """Add a stage's new `columns` to `table` and conform the result to `schema`. Raises SchemaError like `conform`."""
     for name, values in columns.items():
         if name not in schema.names:
             raise SchemaError(f"{where}: unexpected column {name!r}; expected {schema.names}")
@@ -183,7 +182,7 @@ def append(table: pa.Table, schema: pa.Schema, where: str, **columns: list) -> p
 
 
 def arrow_safe(text: str) -> str:
-    """Return `text` with each lone surrogate, which UTF-8 and so Arrow can not hold, as U+FFFD."""
+    """Return `text` with U+FFFD in place of each lone surrogate, which UTF-8, and so Arrow, cannot encode."""
     return _SURROGATES.sub("\ufffd", text)
 
 

@@ -1,8 +1,8 @@
 """Seeds for every random choice, derived from names rather than drawn in sequence.
 
-A seed depends on what it is for and on nothing else, so any shard can be computed again, alone, in
-any order, on any machine. One seed for a whole batch would be a trap: vLLM gives every prompt the
-same noise then, and the K answers of different prompts become copies of one draw.
+A seed depends on the purpose of the choice alone, so any shard can be computed again, in any order, on any machine.
+One seed for a whole batch would be a mistake: vLLM then gives every prompt the same noise, and the K answers to
+different prompts become copies of one draw.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all tests share: one thread per process, no network for models, and the folder of public data."""
+"""Shared by all tests: one thread per process, no network for models, and the folder of public data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def public_data() -> Path:
 
 @pytest.fixture(scope="module")
 def memory_is_durable_enough() -> Iterator[None]:
-    """For tests in which nobody cuts the power, so that none needs to wait for the disk."""
+    """Skips waiting for the disk, in tests that do not depend on a power cut."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

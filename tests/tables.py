@@ -55,7 +55,7 @@ def rated(*scores: list[float], schema: pa.Schema = SCORES, **columns: list[Any]
 
 
 def given(*answers: tuple[str, ...], schema: pa.Schema = PROMPTS, **columns: list[Any]) -> pa.Table:
-    """One prompt per tuple of given answers, the chosen one first, and one sample; a letter is a token, 9 the end."""
+    """A prompt per tuple of data set completions, chosen first, and one sample; a letter is a token, 9 the end."""
     brought = {
         "dataset_completions": [list(row) for row in answers],
         "dataset_token_ids": [[[*map(ord, answer), 9] for answer in row] for row in answers],

@@ -96,7 +96,7 @@ def sources() -> list[Path]:
     return sorted(path.relative_to(ROOT) for layer in RANK for path in (ROOT / layer).rglob("*.py"))
 
 
-def test_there_is_code_to_look_at():
+def test_there_are_files_to_check():
     assert {path.parts[0] for path in sources()} >= {"engine", "actors", "cluster"}
 
 

@@ -1,4 +1,4 @@
-"""The `kumite` command: looking at run folders, and taking a whole model out of one.
+"""The `kumite` command: inspects run folders, and writes whole models from them.
 
 kumite status RUN         where a run stands
 kumite verify RUN         check every hash again
@@ -20,13 +20,13 @@ from engine.store.disk import owner_of
 from engine.text import printable
 
 AVERAGE = """Write a model folder whose weights are the uniform mean of several versions' weights. This is NOT the
-mixture of iterates of which the theory of SPPO and SPAC speaks: that one picks a version at random for each answer, and
+mixture of iterates in the theory of SPPO and SPAC: the mixture picks a version at random for each answer, and
 the report of a run with held-out prompts states its win rate. The mean of weights is a practical stand-in without any
-guarantee; judge it before you use it."""
+guarantee; evaluate it before you use it."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0, 1 if `verify` finds damage, or 2 if RUN is no run folder or holds nothing to merge or average."""
+    """Return 0, 1 if `verify` finds damage, or 2 if RUN is not a run folder or has nothing to merge or average."""
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "merge":
@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kumite", description="Look at run folders, write whole models out of them.")
+    parser = argparse.ArgumentParser(
+        prog="kumite", description="Inspect run folders, and write whole models from them."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("status", "where a run stands"),
@@ -62,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 def _range(text: str) -> tuple[int, int]:
     first, _, last = text.partition("-")
     if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no range of two or more versions such as 1-3")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of two or more versions, such as 1-3")
     return int(first), int(last)
 
 

@@ -1,6 +1,6 @@
-"""Whole models out of a run folder: the last adapter merged into its base, or the mean of several versions.
+"""Whole models from a run folder: the last adapter merged into its base, or the mean of several versions.
 
-Reads the run folder only, so the run may still be going on. The mean of weights is a practical stand-in: the
+The run folder is only read, so the run may still be in progress. The mean of weights is a practical stand-in: the
 mixture in the theory of SPPO and SPAC picks one version per answer.
 """
 
@@ -22,7 +22,7 @@ from engine.store.weights import check_base, is_adapter, verify_weights
 def merge_last(run: Path, output: Path) -> int:
     """Write the run's last version to `output`, which must not exist; return the version.
 
-    Raises StoreError where there is nothing to merge, WeightsError where adapter or base were altered.
+    Raises StoreError if there is nothing to merge, WeightsError if adapter or base were changed.
     """
     versions = read_versions(run)
     if not versions or output.exists():
@@ -40,17 +40,17 @@ def merge_last(run: Path, output: Path) -> int:
 
 
 def read_versions(run: Path) -> dict[int, Record]:
-    """{version: its record} of a run folder's weights. Raises StoreError if it is none."""
+    """Return {version: record} for the weights of a run folder. Raises StoreError if it is not a run folder."""
     return {r["version"]: r for r in inspection.load_records(run) if r["kind"] == "weights"}
 
 
 def read_config(run: Path) -> RunConfig:
-    """The config that a run folder was begun with."""
+    """Return the config with which the run began."""
     return load(run / "config.yaml")
 
 
 def _write_merged(config: RunConfig, base: Path, adapter: Path, output: Path) -> None:
-    """Under a temporary name first: a folder with the final one is complete."""
+    """Write under a temporary name first, so that a folder with the final name is always complete."""
     from actors.export import merge_adapter
 
     disk, part = Disk(), output.with_name(output.name + TEMPORARY)
@@ -67,31 +67,31 @@ def average_versions(run: Path, output: Path, first: int = 1, last: int | None =
     """Write the mean of versions `first` to `last` (None: the run's last) to `output`, which must not exist.
 
     Adapters are merged first, each into a whole model beside `output` until the mean is written. Returns the
-    versions. Raises StoreError where there is nothing to average, WeightsError where a version was altered.
+    versions. Raises StoreError if there is nothing to average, WeightsError if a version was changed.
     """
     records = read_versions(run)
     last = max(records, default=0) if last is None else last
-    wanted = list(range(first, last + 1))
+    versions = list(range(first, last + 1))
     if output.exists():
         raise StoreError(f"nothing was averaged: {output} exists already; name a new folder")
-    if absent := [version for version in wanted if version not in records]:
-        raise StoreError(f"nothing was averaged: {run} has no version {_listed(absent)}, only {_listed(records)}")
-    if len(wanted) < 2:
-        raise StoreError(f"nothing was averaged: versions {first} to {last} of {run} are fewer than two")
-    _check(run, [records[version] for version in wanted], records[0])
+    if missing := [version for version in versions if version not in records]:
+        raise StoreError(f"nothing was averaged: {run} has no version {_listed(missing)}, only {_listed(records)}")
+    if len(versions) < 2:
+        raise StoreError(f"nothing was averaged: {first} to {last} are fewer than two versions of {run}")
+    _check(run, [records[version] for version in versions], records[0])
     disk, part, scratch = Disk(), _beside(output, TEMPORARY), _beside(output, f".merged{TEMPORARY}")
     for folder in (part, scratch):
         disk.remove(folder)
     try:
-        _write_average(run, [records[version] for version in wanted], records[0], scratch, part)
+        _write_average(run, [records[version] for version in versions], records[0], scratch, part)
     finally:
         disk.remove(scratch)
     disk.publish(part, output)
-    return wanted
+    return versions
 
 
 def _check(run: Path, records: Sequence[Record], start: Record) -> None:
-    """Every file's hash, before any of it is used; the start's too where adapters need it."""
+    """Check the hash of every file before it is used; those of the start model too if there are adapters."""
     adapters = [run / record["folder"] for record in records if is_adapter(run / record["folder"])]
     for record in {r["version"]: r for r in (*records, *([start] if adapters else []))}.values():
         verify_weights(run / record["folder"], record["digest"])
@@ -108,13 +108,13 @@ def _write_average(run: Path, records: Sequence[Record], start: Record, scratch:
         if is_adapter(folder):
             from actors.export import merge_adapter
 
-            whole = scratch / f"{record['version']:03d}"
-            merge_adapter(read_config(run).model, run / start["folder"], folder, whole)
-            folder = whole
+            merged = scratch / f"{record['version']:03d}"
+            merge_adapter(read_config(run).model, run / start["folder"], folder, merged)
+            folder = merged
         folders.append(folder)
     write_average(folders, part)
-    told = {"what": "uniform mean of weights", "versions": {r["version"]: r["digest"] for r in records}}
-    (part / MARKER).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    description = {"what": "uniform mean of weights", "versions": {r["version"]: r["digest"] for r in records}}
+    (part / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def _beside(output: Path, suffix: str) -> Path:

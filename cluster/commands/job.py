@@ -1,7 +1,7 @@
 """One run from its folder to its report.
 
-Owns the run folder and the monitor, brings prompts and the start model in, hands everything to the
-loop, and writes the report however the run ends.
+Owns the run folder and the monitor, prepares prompts and the start model, runs the loop, and writes the report whether
+the run finishes or fails.
 """
 
 from __future__ import annotations
@@ -50,16 +50,18 @@ PACKAGES = (
 )
 
 UPLOADED = "runtime_resources"
-"""Part of the path below which Ray unpacks the working directory of a submitted job."""
+"""Part of the path to which Ray unpacks the working directory of a submitted job."""
 
 
 class Job:
-    """An open run folder with everything around the loop. A context manager."""
+    """An open run folder, and everything around the loop. A context manager."""
 
     def __init__(self, config: RunConfig, console: Console, disk: Disk | None = None, engines: Engines | None = None):
-        """`engines`: which classes play the roles; None: the real ones."""
+        """`engines`: the classes of the roles; None: the real ones."""
         self._config, self._console, self._engines = config, console, engines or Engines()
-        self.folder = Path(config.output).resolve() / config.name  # actors work in folders of their own
+        self.folder = (
+            Path(config.output).resolve() / config.name
+        )  # absolute, because actors have other working directories
         self.store = RunStore(self.folder, disk, self.note)
         try:
             self._check_config()
@@ -69,19 +71,22 @@ class Job:
             raise
 
     def play(self) -> None:
-        """Do what is missing of the run; nothing if it is finished."""
+        """Compute what is missing of the run; nothing if it is finished."""
         if self.store.recorded("finished") and not any(
             True for _ in self.store.open_iterations(self._config.iterations)
         ):
-            self.note(f"{self.folder} is finished already; nothing is left to compute")
+            self.note(f"{self.folder} is finished already; there is nothing left to compute")
             return
         self.note(f"run folder {self.folder.resolve()}")
         if UPLOADED in self.folder.resolve().parts:
-            self.note("this folder lies in Ray's copy of what was submitted and goes with it; give output= a full path")
+            self.note(
+                "warning: this folder is in Ray's copy of the submitted files and is deleted with it; "
+                "set output= to a full path"
+            )
         model = self._engines.start_model(self._config, self.folder)
         chat = self._engines.chat(self._config.model.model_copy(update={"path": str(model)}))
         self.store.pin("tokenizer and chat template", chat.digest)
-        self._take_prompts(chat)
+        self._ingest_prompts(chat)
         probe = self._probe(chat)
         from cluster.runtime.launch import launched
 
@@ -91,13 +96,13 @@ class Job:
         self.store.record("finished")
 
     def report(self, status: str) -> tuple[Path, Summary]:
-        """Write the report of the run as far as it is; return its page and what it says."""
+        """Write the report of the run so far; return its page and its content."""
         self._monitor.close()
         summary = self.summary(status)
         return write_report(self.folder, summary), summary
 
     def show(self) -> None:
-        """The table of a finished run, and where report and weights are."""
+        """Print the table of a finished run, and the paths of report and weights."""
         page, summary = self.report("finished")
         print_table(self._console, summary)
         last = self.store.policy(self._config.iterations)
@@ -117,13 +122,13 @@ class Job:
         self.close()
 
     def summary(self, status: str) -> Summary:
-        """What the report says, from committed tables and metrics alone."""
+        """Return the content of the report, computed from committed tables and metrics alone."""
         provenance = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         summary = summarize(self.store, self._config, status, provenance)
         return complete(summary, read_metrics(self.folder / "metrics.jsonl"))
 
     def note(self, text: str) -> None:
-        """A line for people, kept in metrics.jsonl as well."""
+        """Print a line, and write it to metrics.jsonl once that is open."""
         monitor = getattr(self, "_monitor", None)
         if monitor is not None:
             monitor.note(text)
@@ -131,7 +136,7 @@ class Job:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _check_config(self) -> None:
-        """A run keeps the config it began with, as far as results depend on it."""
+        """Raise StoreError if the run began with a config that gives other results."""
         path = self.folder / "config.yaml"
         if not path.exists():
             self.store.disk.write(self.folder / "run.json", json.dumps(_provenance(), indent=2).encode())
@@ -141,56 +146,56 @@ class Job:
         if config_digest(before) != config_digest(self._config):
             changes = diff(before.model_dump(), self._config.model_dump())
             raise StoreError(
-                f"{self.folder} was begun with another configuration:\n"
+                f"{self.folder} was started with another configuration:\n"
                 + "\n".join(f"  - {change}" for change in changes)
-                + "\nGive the run another name=, or the old values; nothing was changed"
+                + "\nSet another name= for a new run, or use the old values; nothing was changed"
             )
 
-    def _take_prompts(self, chat: Chat) -> None:
-        """Read, render and commit all prompts once; the sources are looked at again only to mend a damaged shard."""
-        known = self.store.recorded("prompts")
-        if known and all(self.store.has(*shard) for shard in known["shards"]):
+    def _ingest_prompts(self, chat: Chat) -> None:
+        """Read, render and commit all prompts once. The sources are read again only to repair a damaged shard."""
+        record = self.store.recorded("prompts")
+        if record and all(self.store.has(*shard) for shard in record["shards"]):
             return
         config, longest = self._config, self._config.sampling.max_prompt_tokens
         algorithm = config.algorithm
-        given = RequiredAnswers(
+        required = RequiredAnswers(
             algorithm.num_dataset_completions, config.sampling.max_new_tokens, f"algorithm.name = {algorithm.name}"
         )
-        tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed, given)
+        tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed, required)
         stages = [(t, "prompts", table) for t, table in enumerate(tables)]
         if config.evaluation:
-            heldout, found = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)
+            heldout, heldout_results = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)
             stages.append((0, "heldout_prompts", heldout[0]))
-            results += found
-            self._tell_of_overlap(tables, heldout[0])
+            results += heldout_results
+            self._note_overlap(tables, heldout[0])
         for result in results:
             self.note("prompts: " + ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count))
-        named = [shard for stage in stages for shard in self._commit_prompts(*stage, begun=known is not None)]
-        if not known:
-            self.store.record("prompts", shards=named)
+        names = [shard for stage in stages for shard in self._commit_prompts(*stage, begun=record is not None)]
+        if not record:
+            self.store.record("prompts", shards=names)
 
-    def _tell_of_overlap(self, training: list[pa.Table], heldout: pa.Table) -> None:
-        """Say so if held-out prompts are trained on too: a prompt's id begins with the hash of its content."""
+    def _note_overlap(self, training: list[pa.Table], heldout: pa.Table) -> None:
+        """Note held-out prompts that are also training prompts: a prompt's id begins with the hash of its content."""
         trained = {name.rsplit("-", 1)[0] for table in training for name in table["prompt_id"].to_pylist()}
         both = sum(name.rsplit("-", 1)[0] in trained for name in heldout["prompt_id"].to_pylist())
         if both:
             self.note(f"warning: {both:,} of {heldout.num_rows:,} held-out prompts are also trained on")
 
     def _commit_prompts(self, t: int, stage: str, table: pa.Table, begun: bool) -> list[tuple[int, str, int]]:
-        """Commit what is not there yet; a run that has begun cannot go on with other prompts."""
-        named = []
+        """Commit missing shards; return (iteration, stage, shard) of all. Raises StoreError if the source changed."""
+        names = []
         for number, shard in enumerate(shards(table, self._config.shard_size)):
-            named.append((t, stage, number))
-            there = self.store.has(t, stage, number)
-            same = there and self.store.read(t, stage, number, PROMPTS).equals(shard.cast(PROMPTS))
-            if begun and there and not same:
+            names.append((t, stage, number))
+            committed = self.store.has(t, stage, number)
+            same = committed and self.store.read(t, stage, number, PROMPTS).equals(shard.cast(PROMPTS))
+            if begun and committed and not same:
                 raise StoreError(
-                    f"iteration {t + 1}, {stage}, shard {number}: a shard of prompts is damaged, and its source is "
-                    f"not what it was when the run began. Restore it, or start a run with another name="
+                    f"iteration {t + 1}, {stage}, shard {number}: a shard of prompts is damaged, and its source has "
+                    f"changed since the run began. Restore the source, or start a new run with another name="
                 )
             if not same:
                 self.store.commit(t, stage, number, shard, PROMPTS, of="input")
-        return named
+        return names
 
     def _probe(self, chat: Chat) -> ProbeBatch:
         sampling = self._config.sampling
@@ -201,7 +206,7 @@ class Job:
 
 
 def _provenance() -> dict[str, Any]:
-    """What it takes to do this again, without anything secret."""
+    """What is needed to repeat the run, without secrets."""
     versions = {}
     for package in PACKAGES:
         try:

@@ -1,9 +1,8 @@
-"""What every recipe does: read the config, show the plan, run, report.
+"""The main function of every recipe: read the config, show the plan, run, report.
 
     config -> plan -> run folder -> prompts -> roles -> self-play -> table and report
 
-Nothing heavy is imported before the plan stands, so `--help`, `--dry-run` and mistakes answer at once.
-Knows nothing of the algorithm.
+No heavy library is imported before the plan is made, so `--help`, `--dry-run` and error messages come at once.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from engine.errors import KumiteError
 from engine.text import printable
 
 WIDTH = 160
-"""Columns where nobody's terminal says: the tables of a job's log should not be broken up."""
+"""Columns of the output if it is no terminal: wide enough for the tables in a job's log."""
 
 
 def main(base: dict[str, Any], description: str, argv: list[str] | None = None, engines: Engines | None = None) -> int:
-    """Run a recipe whose own values are `base`; return the exit code of the process.
+    """Run a recipe with the values `base` of its own; return the exit code of the process.
 
-    0: finished, or a plan that fits; 1: the run failed; 2: config, plan or input is wrong; 130 and 143:
-    interrupted or terminated, to be resumed by the same command.
+    0: finished, or a dry run whose plan fits; 1: the run failed; 2: config, plan or input is wrong; 130: interrupted;
+    143: terminated. After the last two the same command resumes the run.
     """
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     arguments, overrides = _parser(base, description).parse_known_args(argv)
@@ -40,7 +39,7 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
         print(explain.describe(), end="")
         return 0
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # rules by dotted path are looked up from where the command is given
+        sys.path.insert(0, here)  # Python rules given by dotted path are searched in the current folder
     try:
         config = load(arguments.config, overrides, base)
         plan = make_plan(config, config.cluster.stated if arguments.dry_run else None)
@@ -61,12 +60,12 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
 
 
 def run(config: RunConfig, console: Console, engines: Engines | None = None) -> int:
-    """Run or resume `config`, in the order of the module's first lines."""
+    """Run or resume `config`."""
     import pyarrow
 
     from cluster.commands.job import Job
 
-    # While it reads or computes, pyarrow takes SIGINT and SIGTERM over, and one that comes as it ends is lost.
+    # While pyarrow reads or computes it handles SIGINT and SIGTERM itself, and loses a signal that comes as it ends.
     pyarrow.enable_signal_handlers(False)
     signal.signal(signal.SIGTERM, _terminated)
     with Job(config, console, engines=engines) as job:

@@ -104,15 +104,15 @@ def share(needs: Mapping[RoleName, Need]) -> Need:
     )
 
 
-def shortages(needs: Mapping[RoleName, Need], turns: bool, available: Mapping[str, float]) -> list[str]:
+def shortages(needs: Mapping[RoleName, Need], colocated: bool, available: Mapping[str, float]) -> list[str]:
     """One sentence for each resource of which the roles need more than is available."""
-    reserved = [share(needs)] if turns else list(needs.values())
+    reserved = [share(needs)] if colocated else list(needs.values())
     lines = []
     for resource in ("CPU", "GPU"):
         total = math.fsum(need.total()[resource] for need in reserved)
         if total > available.get(resource, 0.0) + 1e-9:
             parts = ", ".join(f"{role} {n.total()[resource]:g}" for role, n in needs.items() if n.total()[resource])
             size = reserved[0].total()[resource] / reserved[0].num_replicas
-            shape = f"{reserved[0].num_replicas} bundles of {size:g} shared by all roles: " if turns else ""
+            shape = f"{reserved[0].num_replicas} bundles of {size:g} shared by all roles: " if colocated else ""
             lines.append(f"{total:g} {resource}s needed ({shape}{parts}), {available.get(resource, 0.0):g} available")
     return lines

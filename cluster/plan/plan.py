@@ -86,7 +86,7 @@ def _placement(plan: Plan, config: RunConfig, available: Machines) -> None:
     if not on_ray:
         plan.section("placement", "one after the other, in this process")
     elif colocated:
-        plan.section("placement", "colocated: the roles take turns on the same resources")
+        plan.section("placement", "colocated: the roles share the same resources, one role at a time")
     else:
         plan.section("placement", "disaggregated: each role has resources of its own")
     kinds: dict[RoleName, str] = {"generator": "vllm", "learner": "deepspeed"}
@@ -104,11 +104,11 @@ def _placement(plan: Plan, config: RunConfig, available: Machines) -> None:
 def _work(plan: Plan, config: RunConfig) -> None:
     """Answers, comparisons and optimizer steps."""
     learner, iterations = config.learner, config.iterations
-    known = estimates.prompts_per_iteration(config)
-    prompts = known or 1000
+    num_prompts = estimates.prompts_per_iteration(config)
+    prompts = num_prompts or 1000
     steps = estimates.max_steps(learner, prompts)
     amounts = ", ".join([*_stage_amounts(config, prompts), f"up to {steps:,} optimizer steps"])
-    if known:
+    if num_prompts:
         plan.section(
             "work", f"{iterations} iterations x {prompts:,} prompts: {amounts} each, {iterations * steps:,} in all"
         )

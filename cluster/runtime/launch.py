@@ -1,4 +1,4 @@
-"""From a config to running pools: which engine plays each role, where it runs, and how long it may take."""
+"""From a config to running pools: the class of each role, where it runs, and the time limits of its calls."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from engine.loop.weight_probe import ProbeBatch
 
 Note = Callable[[str], None]
 Pin = Callable[[str, str], None]
-"""(role, identity) -> nothing, or StoreError if the run began with another one."""
+"""Takes (name, identity). Raises StoreError if the run began with another identity under this name."""
 
 
 class Spawner(Protocol):
-    """Where replicas run."""
+    """Starts replicas."""
 
     def spawn(self, role: RoleName, factory: Factory[Any], index: int) -> Replica:
         """Start replica (or rank) `index` of a role; returns when it runs."""
 
 
 class LocalSpawner:
-    """In this process."""
+    """Starts replicas in this process."""
 
     def spawn(self, role: RoleName, factory: Factory[Any], index: int) -> Replica:
         return LocalReplica(f"{role} {index}", partial(factory.build, index))
 
 
 class RaySpawner:
-    """In Ray actors, on the bundles of `placement`."""
+    """Starts replicas as Ray actors on the bundles of `placement`."""
 
     def __init__(self, placement: Placement, deadline_s: float):
         self._placement, self._deadline_s = placement, deadline_s
@@ -57,7 +57,7 @@ class RaySpawner:
 
 @contextmanager
 def launched(config: RunConfig, engines: Engines, probe: ProbeBatch, note: Note, pin: Pin) -> Iterator[ClusterRoles]:
-    """Connect, reserve, build the pools (replicas start with their first call), and end everything afterwards."""
+    """Connect, reserve resources and build the pools, and end all of it on exit. Replicas start with a first call."""
     if config.cluster.backend == "local":
         yield from _roles(config, engines, LocalSpawner(), None, probe, note, pin)
         return
@@ -76,7 +76,7 @@ def _roles(
     note: Note,
     pin: Pin,
 ) -> Iterator[ClusterRoles]:
-    """The roles, closed when the caller is done with them."""
+    """Yield the roles and close them afterwards."""
     roles = ClusterRoles(
         _pools(config, engines, spawner, note),
         colocated=config.cluster.placement == "colocated",
@@ -93,15 +93,15 @@ def _roles(
 
 
 def _pools(config: RunConfig, engines: Engines, spawner: Spawner, note: Note) -> Pools:
-    cluster, wanted = config.cluster, config.pools
+    cluster, pool_configs = config.cluster, config.pools
 
     def pool(role: RoleName, factory: Factory[Any]) -> Pool[Any]:
         limits = Limits(cluster.shard_deadline_s, cluster.max_retries, note)
         spawn = partial(spawner.spawn, role, factory)
-        return Pool(role, spawn, wanted[role].num_replicas, limits, REPLAYED[role])
+        return Pool(role, spawn, pool_configs[role].num_replicas, limits, REPLAYED[role])
 
     def scorer(role: RoleName, section: ScorerConfig | None) -> Pool[Scorer] | None:
-        return pool(role, engines.scorer(section, config.seed)) if section and role in wanted else None
+        return pool(role, engines.scorer(section, config.seed)) if section and role in pool_configs else None
 
     learner: Group[Learner] = Group(
         "learner",
@@ -112,7 +112,7 @@ def _pools(config: RunConfig, engines: Engines, spawner: Spawner, note: Note) ->
     )
     return Pools(
         learner=learner,
-        generator=pool("generator", engines.generator(config)) if "generator" in wanted else None,
+        generator=pool("generator", engines.generator(config)) if "generator" in pool_configs else None,
         scorer=scorer("scorer", config.scorer),
         evaluator=scorer("evaluator", config.evaluator),
     )

@@ -1,8 +1,8 @@
-"""Which role gets which share of a connected Ray cluster.
+"""Reserves the resources of each role on a connected Ray cluster.
 
-Side by side, each role holds its own bundles. In turns, all roles share one set of bundles: with up to
-one GPU per replica each actor holds a fraction and frees its memory by sleeping; with more, actors end
-and start again, because Ray has no fractions of several GPUs. Knows nothing of what roles do.
+Disaggregated roles have bundles of their own. Colocated roles share one set of bundles: with up to one GPU per replica
+each actor holds a fraction of a bundle and frees its memory by sleeping; with more GPUs actors end and start again,
+because Ray has no fractions of several GPUs.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from engine.errors import PlanError
 class Placement:
     """The reserved bundles of a run on a connected Ray cluster."""
 
-    def __init__(self, needs: Mapping[RoleName, Need], turns: bool, deadline_s: float):
-        """Reserve, or raise PlanError naming what is missing."""
-        self._needs, self._turns = needs, turns
-        if short := shortages(needs, turns, ray.cluster_resources()):
+    def __init__(self, needs: Mapping[RoleName, Need], colocated: bool, deadline_s: float):
+        """Reserve the bundles. Raises PlanError, naming the resources that are short."""
+        self._needs, self._colocated = needs, colocated
+        if short := shortages(needs, colocated, ray.cluster_resources()):
             raise PlanError("the roles do not fit the cluster:\n" + "\n".join(f"  - {s}" for s in short) + ADVICE)
-        groups = {"shared": share(needs)} if turns else needs
+        groups = {"shared": share(needs)} if colocated else needs
         self._groups = {name: self._reserve(name, need, deadline_s) for name, need in groups.items()}
 
     @property
     def sleeps(self) -> bool:
-        """Whether a resting role stays as a sleeping actor (True) or ends (False)."""
+        """Whether the actors of an idle colocated role sleep (True) or end (False)."""
         return all(need.gpus <= 1 for need in self._needs.values())
 
     def options(self, role: RoleName, index: int) -> dict[str, Any]:
         """Ray's options for replica `index` of a role."""
-        group = self._groups["shared" if self._turns else role]
+        group = self._groups["shared" if self._colocated else role]
         need = self._needs[role]
-        divisor = len(self._needs) if self._turns and self.sleeps else 1
+        divisor = len(self._needs) if self._colocated and self.sleeps else 1
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
         options = {"num_cpus": need.cpus / divisor, "num_gpus": need.gpus / divisor, "scheduling_strategy": strategy}
         if not need.gpus and ray.cluster_resources().get("GPU"):
-            # Ray leaves all GPUs visible to an actor that asks for none, and the roles use what they see.
+            # To an actor that requests no GPU Ray leaves all of them visible, and the roles use every GPU they see.
             options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
         return options
 
@@ -52,17 +52,17 @@ class Placement:
             remove_placement_group(group)
 
     def _reserve(self, name: str, need: Need, deadline_s: float) -> PlacementGroup:
-        wanted = {"CPU": need.cpus, "GPU": need.gpus}
-        bundle = {resource: amount for resource, amount in wanted.items() if amount} or {"CPU": TOUCH}
+        resources = {"CPU": need.cpus, "GPU": need.gpus}
+        bundle = {resource: amount for resource, amount in resources.items() if amount} or {"CPU": MIN_CPUS}
         group = placement_group([bundle] * need.num_replicas, strategy=need.strategy, name=f"kumite-{name}")
         if not group.wait(timeout_seconds=deadline_s):
             remove_placement_group(group)
             raise PlanError(
                 f"{name}: {need.num_replicas} bundles of {bundle} were not placed within {deadline_s:g} s; the cluster "
-                f"has {ray.available_resources()} free now. Something else may hold it, or no single node fits a bundle"
+                f"has {ray.available_resources()} free now. Another job may use the rest, or no node fits a bundle"
             )
         return group
 
 
-TOUCH = 0.001
-"""Ray wants a bundle to hold something; roles that ask for nothing hold this much of a CPU."""
+MIN_CPUS = 0.001
+"""CPUs reserved for a role that needs none, because Ray allows no empty bundle."""

@@ -1,8 +1,7 @@
-"""A pool of replicas that pull calls, and a group of ranks that make every call together.
+"""Pool: replicas that take calls from one queue. Group: ranks that make every call together.
 
-Both answer through futures, replace what died, replay to the replacement the calls that its predecessor
-had received, and try the failed call again a bounded number of times. Local and remote replicas go
-through the same code.
+Both return futures, replace dead replicas, replay calls to the replacement to restore its state, and try a failed call
+again a bounded number of times. Local and remote replicas use the same code.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 Spawn = Callable[[int], Replica]
-"""Starts replica (or rank) `index` and returns it when it runs."""
+"""Starts replica (or rank) `index`; returns it when it is running."""
 
 QUEUED = 2
-"""Calls waiting per pool beyond those being worked on, so that a replica that finishes finds the next one."""
+"""Calls queued per pool beyond the running ones, so that a replica that finishes has a next call at once."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a call may take, how often it is tried again, and where this is reported."""
+    """How long a call may take, how often it is tried again, and the function that reports retries."""
 
     deadline_s: float
     max_retries: int
@@ -41,17 +40,17 @@ class Limits:
 
 
 class Replay:
-    """The calls that a replacement gets, in order, before it serves: the last one of each of some methods."""
+    """The calls that a replacement gets before it serves: the last call of each method, in order."""
 
     def __init__(self, order: Sequence[Callable[..., Any]]):
-        """`order`: the methods, each after those that it builds on."""
+        """`order`: the methods, each after those that it depends on."""
         self._order = [method.__name__ for method in order]
         self.calls: list[Call[Any]] = []
 
     def add(self, call: Call[Any]) -> None:
-        """Keep `call` in place of an earlier one of its method, and drop those that build on that."""
-        place = self._order.index(call.method)
-        self.calls = [kept for kept in self.calls if self._order.index(kept.method) < place] + [call]
+        """Replace the kept call of the same method by `call`; drop the calls of later methods, which depend on it."""
+        position = self._order.index(call.method)
+        self.calls = [kept for kept in self.calls if self._order.index(kept.method) < position] + [call]
 
 
 @dataclass
@@ -63,11 +62,11 @@ class _Task:
 
 
 class StartError(DeadlineError):
-    """A replica did not start within its deadline: most often there is no room for it in the cluster."""
+    """A replica did not start within its deadline, most often because the cluster has no room for it."""
 
 
 def _end(task: _Task, outcome: Timed[Any] | BaseException) -> None:
-    """Give the task its ending, unless it was cancelled meanwhile."""
+    """Set the result or the error of the task, unless it was cancelled."""
     with contextlib.suppress(InvalidStateError):
         if isinstance(outcome, BaseException):
             task.future.set_exception(outcome)
@@ -76,7 +75,7 @@ def _end(task: _Task, outcome: Timed[Any] | BaseException) -> None:
 
 
 class Workers(ABC, Generic[R]):
-    """What pools and groups share: calls to all, and their replay to replacements."""
+    """Base of Pool and Group: calls to all replicas, and their replay to replacements."""
 
     capacity: int
 
@@ -107,7 +106,7 @@ class Workers(ABC, Generic[R]):
 
     @abstractmethod
     def retire(self) -> None:
-        """End all replicas but not the pool: the next call starts new ones, to which nothing is replayed."""
+        """End all replicas; the pool stays open. The next call starts new replicas without any replay."""
 
     @abstractmethod
     def close(self) -> None:
@@ -115,7 +114,7 @@ class Workers(ABC, Generic[R]):
 
 
 class Pool(Workers[R]):
-    """`num_replicas` replicas of one role; a thread for each pulls calls from one queue."""
+    """`num_replicas` replicas of one role; a thread per replica takes calls from one queue."""
 
     def __init__(
         self,
@@ -141,17 +140,17 @@ class Pool(Workers[R]):
             thread.start()
 
     def submit(self, method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> Future[Timed[T]]:
-        """Queue a call for the replica that is free first."""
+        """Queue a call for the first replica that is free."""
         return self._put(self._shared, call_of(method, *args, **kwargs))
 
     def _call_all(self, call: Call[T]) -> list[T]:
-        """A replica that was given up has no part in the results."""
+        """Return one result per replica, without those that were given up."""
         with self._wake:
-            answers = [self._put(queue, call) for i, queue in enumerate(self._own) if i not in self._given_up]
+            futures = [self._put(queue, call) for i, queue in enumerate(self._own) if i not in self._given_up]
         values = []
-        for answer in answers:
+        for future in futures:
             with contextlib.suppress(CancelledError):
-                values.append(answer.result().value)
+                values.append(future.result().value)
         if not values:
             raise RoleError(f"{self.name}: this pool was closed during {call.method}")
         return values
@@ -159,7 +158,7 @@ class Pool(Workers[R]):
     def retire(self) -> None:
         self._replay.calls.clear()
         for index in range(len(self.replicas)):
-            self._bury(index)
+            self._remove(index)
 
     def close(self) -> None:
         with self._wake:
@@ -182,7 +181,7 @@ class Pool(Workers[R]):
         return task.future
 
     def _next(self, index: int) -> _Task | None:
-        """The next task for this replica, its own first; None once the pool is closed."""
+        """Wait for this replica's next task; tasks for it alone come first. Returns None when the pool is closed."""
         with self._wake:
             while not self._closed:
                 queue = self._own[index] or self._shared
@@ -197,25 +196,25 @@ class Pool(Workers[R]):
                 continue
             try:
                 self._serve(index, task)
-            except BaseException as error:  # a future without an outcome would block its waiter for ever
+            except BaseException as error:  # without a result or an error, the caller would wait for ever
                 _end(task, error)
 
     def _serve(self, index: int, task: _Task) -> None:
-        """Run one task to an answer or an error; a death puts it back at the head of the queue."""
+        """Run one task. If the replica dies, the task goes back to the head of its queue."""
         start = time.monotonic()
         try:
-            replica = self.replicas[index] or self._revive(index)
+            replica = self.replicas[index] or self._start(index)
             value = replica.call(task.call, self._limits.deadline_s)
         except StartError as error:
             self._give_up(index, task, error)
         except (ReplicaDied, DeadlineError) as error:
-            self._bury(index)
+            self._remove(index)
             self._retry(task, error)
         else:
             _end(task, Timed(value, start, time.monotonic()))
 
-    def _revive(self, index: int) -> Replica:
-        """Start a replica and replay the pool's calls to it, before it serves."""
+    def _start(self, index: int) -> Replica:
+        """Start a replica and replay the pool's calls to it."""
         try:
             replica = self._spawn(index)
         except DeadlineError as error:
@@ -233,7 +232,7 @@ class Pool(Workers[R]):
         replica.kill()
         raise RoleError(f"{self.name}: this pool was closed while a replica started")
 
-    def _bury(self, index: int) -> None:
+    def _remove(self, index: int) -> None:
         replica, self.replicas[index] = self.replicas[index], None
         if replica:
             replica.kill()
@@ -241,7 +240,7 @@ class Pool(Workers[R]):
     def _retry(self, task: _Task, error: RoleError) -> None:
         task.deaths += 1
         if task.deaths > self._limits.max_retries:
-            times = f"{task.deaths} times, each time with its replica"
+            times = f"{task.deaths} times, and each time its replica died or hung"
             raise RoleError(f"{self.name}: {task.call.method} failed {times}. Last: {error}")
         if self._closed:
             raise error
@@ -249,14 +248,14 @@ class Pool(Workers[R]):
         self._put_back(task)
 
     def _give_up(self, index: int, task: _Task, error: StartError) -> None:
-        """Go on without a replica that finds no place, as long as another one works; else the task has failed."""
+        """Continue without a replica that cannot start, if another one runs; else count the task as failed."""
         if self._closed or not any(self.replicas):
             self._retry(task, error)
             return
         with self._wake:
             self._given_up.add(index)
-            for own in (*self._own[index], *([task] if task.queue is self._own[index] else [])):
-                own.future.cancel()
+            for own_task in (*self._own[index], *([task] if task.queue is self._own[index] else [])):
+                own_task.future.cancel()
             self._own[index].clear()
         left = len(self.replicas) - len(self._given_up)
         self._limits.note(f"{error}; going on with {left} of {len(self.replicas)} replicas")
@@ -273,17 +272,17 @@ class Pool(Workers[R]):
 
 
 class Rank(Protocol):
-    """What a group needs of its ranks before they work."""
+    """The methods with which the ranks of a group connect to each other."""
 
     def rendezvous(self) -> tuple[str, int]:
-        """Host and port where the ranks can meet; rank 0 is asked."""
+        """Return host and port where the ranks can connect; called on rank 0."""
 
     def join(self, host: str, port: int, timeout_s: float) -> None:
-        """Meet the other ranks there."""
+        """Connect to the other ranks there."""
 
 
 class Group(Workers[R]):
-    """Ranks in lock-step: a call goes to all at once. If one dies, all are replaced and the calls are replayed."""
+    """Ranks in lock-step: all make each call together. If one dies, all are replaced and the calls are replayed."""
 
     capacity = 1 + QUEUED
 
@@ -303,83 +302,85 @@ class Group(Workers[R]):
         self._calls = ThreadPoolExecutor(max_workers=num_ranks, thread_name_prefix=f"{name}-rank")
 
     def submit(self, method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> Future[Timed[T]]:
-        """Queue a call for all ranks; rank 0 answers."""
+        """Queue a call for all ranks; the result is that of rank 0."""
         call = call_of(method, *args, **kwargs)
-        return self._queue.submit(lambda: self._persist(call)[0])
+        return self._queue.submit(lambda: self._retry_call(call)[0])
 
     def _call_all(self, call: Call[T]) -> list[T]:
-        return [answer.value for answer in self._queue.submit(self._persist, call).result()]
+        return [result.value for result in self._queue.submit(self._retry_call, call).result()]
 
     def retire(self) -> None:
         self._replay.calls.clear()
-        self._queue.submit(self._disband).result()
+        self._queue.submit(self._end_ranks).result()
 
     def close(self) -> None:
         self._closed = True
         self._queue.shutdown(wait=False, cancel_futures=True)
-        self._disband()
+        self._end_ranks()
         self._calls.shutdown(wait=False, cancel_futures=True)
 
-    def _persist(self, call: Call[T]) -> list[Timed[T]]:
-        """Make the call; when the group breaks, assemble it anew and make the call again."""
+    def _retry_call(self, call: Call[T]) -> list[Timed[T]]:
+        """Make the call. If a rank dies, restart the group and make the call again."""
         for attempt in range(self._limits.max_retries + 1):
             try:
                 if not self.ranks:
                     self._assemble()
                 return self._all(call)
             except (ReplicaDied, DeadlineError) as error:
-                self._disband()
+                self._end_ranks()
                 if self._closed:
                     raise
                 last = error
                 self._limits.note(f"{error}; restarting the group (try {attempt + 1} of {self._limits.max_retries})")
-        raise RoleError(f"{self.name}: {call.method} failed {attempt + 1} times with its group. Last: {last}")
+        raise RoleError(
+            f"{self.name}: {call.method} failed {attempt + 1} times, and each time the group broke. Last: {last}"
+        )
 
     def _assemble(self) -> None:
-        """Start every rank, let all meet where rank 0 says, and replay the group's calls."""
+        """Start every rank, connect them, and replay the group's calls."""
         starting = [self._calls.submit(self._spawn, rank) for rank in range(self._num_ranks)]
         wait(starting)
         self.ranks = [future.result() for future in starting if not future.exception()]
         for future in starting:
-            future.result()  # a rank that did not start: the others are disbanded, or they would keep its place
+            future.result()  # raises if a rank did not start; the caller then ends the others
         if self._closed:
             raise ReplicaDied(f"{self.name}: the group was closed while it started")
-        self._meet()
+        self._connect()
         for call in self._replay.calls:
             self._all(call)
 
-    def _meet(self) -> None:
-        """Let rank 0 name a meeting point and all join there. A port that was taken meanwhile is worth a new try."""
+    def _connect(self) -> None:
+        """Connect all ranks at an address that rank 0 chooses. A failure (the port may be taken) is tried again."""
         try:
             host, port = self.ranks[0].call(call_of(Rank.rendezvous), self._limits.deadline_s)
             self._all(call_of(Rank.join, host, port, self._limits.deadline_s))
         except RoleError as error:
-            raise ReplicaDied(f"{self.name}: the ranks did not meet: {error}") from error
+            raise ReplicaDied(f"{self.name}: the ranks did not connect to each other: {error}") from error
 
     def _all(self, call: Call[T]) -> list[Timed[T]]:
-        """One call on every rank. A death outranks other errors: the survivors' complaints are its echo."""
+        """Make one call on every rank. A death is raised before other errors, which may be its consequences."""
         start = time.monotonic()
         futures = [self._calls.submit(rank.call, call, self._limits.deadline_s) for rank in self.ranks]
         while pending := wait(futures, timeout=1.0).not_done:
             if any(f.done() and f.exception() for f in futures):
-                wait(pending, timeout=ECHO_S)  # a broken collective ends by itself, or the others never will
+                wait(pending, timeout=FOLLOWING_ERRORS_S)  # the others notice a broken collective by then, or never
                 break
         errors = [error for f in futures if f.done() and (error := f.exception())]
-        stuck = [f for f in futures if not f.done()]
+        unfinished = [f for f in futures if not f.done()]
         deaths = [error for error in errors if isinstance(error, ReplicaDied)]
-        if stuck and not deaths:
+        if unfinished and not deaths:
             reason = f"{errors[0]}" if errors else "without an error"
-            raise ReplicaDied(f"{self.name}: {len(stuck)} ranks did not answer {call.method}: {reason}")
+            raise ReplicaDied(f"{self.name}: {len(unfinished)} ranks did not return from {call.method}: {reason}")
         for error in deaths or errors:
             raise error
         end = time.monotonic()
         return [Timed(f.result(), start, end) for f in futures]
 
-    def _disband(self) -> None:
+    def _end_ranks(self) -> None:
         ranks, self.ranks = self.ranks, []
         for rank in ranks:
             rank.kill()
 
 
-ECHO_S = 20.0
-"""How long the other ranks may take to notice that one of them failed."""
+FOLLOWING_ERRORS_S = 20.0
+"""How long the other ranks may take to notice that one rank failed."""

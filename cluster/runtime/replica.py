@@ -1,7 +1,7 @@
-"""One replica of a role: an object in this process, or the same object inside a Ray actor.
+"""One replica of a role: an object in this process or in a Ray actor.
 
-A replica runs one call at a time. A call ends in one of three ways: a result, an error of the role itself
-(the same input would fail anywhere), or the death of the replica (another replica may succeed).
+A replica runs one call at a time. A call ends with a result, with an error of the role itself (the same input would
+fail on any replica), or with the death of the replica (another one may succeed).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 Factory = Callable[[], Any]
-"""Builds the role. Cheap; runs where the replica lives, so it must be importable there."""
+"""Builds the role. Cheap; runs in the process of the replica, so it must be importable there."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Call(Generic[T]):
 
 
 def call_of(method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
-    """The call of `method`, given as a member of the role's class or protocol: `call_of(Learner.advance, 5)`."""
+    """Return the call of `method`, a member of the role's class or protocol: `call_of(Learner.advance, 5)`."""
     return Call(method.__name__, args, kwargs)
 
 
@@ -46,24 +46,24 @@ class ReplicaDied(RoleError):
 
 
 class Replica(Protocol):
-    """What pools and groups need of a replica."""
+    """The interface of a replica for pools and groups."""
 
     def call(self, call: Call[T], deadline_s: float) -> T:
         """Run one call. Raises the role's KumiteError, RoleError, ReplicaDied or DeadlineError."""
 
     def kill(self) -> None:
-        """End it at once, whatever it does. A call in progress raises ReplicaDied."""
+        """End the replica at once. A call in progress raises ReplicaDied."""
 
 
 @runtime_checkable
 class Closeable(Protocol):
-    """A role that holds something to give back at its end."""
+    """A role with resources that must be released at its end."""
 
     def close(self) -> None: ...
 
 
 class LocalReplica:
-    """A role in this process; a call that hangs cannot be interrupted here, so its deadline is not enforced."""
+    """A role in this process. A call that hangs cannot be interrupted here, so deadlines are not enforced."""
 
     def __init__(self, name: str, factory: Factory):
         self._name, self._role = name, factory()
@@ -77,15 +77,15 @@ class LocalReplica:
 
 
 class Host:
-    """What runs inside the Ray actor: it holds the role and reports where it lives."""
+    """The class of the Ray actor: holds the role, and reports node and process."""
 
     def __init__(self, name: str, folder: str):
         if Path(folder).is_dir() and folder not in sys.path:
-            sys.path.insert(0, folder)  # rules by dotted path come from the driver's folder
+            sys.path.insert(0, folder)  # Python rules given by dotted path are in the driver's folder
         self._name, self._role = name, None
 
     def build(self, factory: Factory) -> tuple[str, int]:
-        """Build the role; return (node id, process id). No part of __init__, whose errors Ray takes for deaths."""
+        """Build the role; return (node id, process id). Not in __init__, because Ray treats errors there as deaths."""
         self._role = factory()
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
@@ -94,10 +94,10 @@ class Host:
 
 
 class RayReplica:
-    """A role inside a Ray actor that never restarts by itself: a new one first needs the calls that are replayed."""
+    """A role in a Ray actor. The actor never restarts by itself, because a new one needs the replayed calls first."""
 
     def __init__(self, name: str, factory: Factory, options: dict[str, Any]):
-        """`options` are Ray's own for actors."""
+        """`options`: Ray's options for actors."""
         self._name = name
         actor = ray.remote(Host).options(max_restarts=0, **options).remote(name, str(Path.cwd()))
         self._actor = cast(Any, actor)  # Ray adds `.remote` to its methods
@@ -106,14 +106,14 @@ class RayReplica:
         self.pid: int | None = None
 
     def await_start(self, deadline_s: float) -> None:
-        """Wait until the role is built, and learn where. Raises RoleError, DeadlineError or ReplicaDied."""
+        """Wait until the role is built; sets `node_id` and `pid`. Raises RoleError, DeadlineError or ReplicaDied."""
         self.node_id, self.pid = self._get(self._built, deadline_s, "start")
 
     def call(self, call: Call[T], deadline_s: float) -> T:
         return self._get(self._actor.call.remote(call), deadline_s, call.method)
 
     def kill(self) -> None:
-        with contextlib.suppress(RayError):  # dead already, or the cluster is gone
+        with contextlib.suppress(RayError):  # already dead, or the cluster no longer exists
             ray.kill(self._actor, no_restart=True)
 
     def _get(self, ref: ray.ObjectRef, deadline_s: float, what: str) -> Any:
@@ -130,9 +130,9 @@ class RayReplica:
 
 
 def _run(name: str, role: Any, call: Call[T]) -> T:
-    """Run a call; anything but a KumiteError becomes a RoleError with its traceback as text.
+    """Run a call. Any exception other than a KumiteError becomes a RoleError with its traceback as text.
 
-    Errors cross processes as text because exceptions of libraries do not always survive pickling.
+    Errors are sent between processes as text because not every exception of a library can be pickled.
     """
     try:
         return getattr(role, call.method)(*call.args, **call.kwargs)

@@ -1,7 +1,6 @@
-"""The pools of a run, and which weights each of them has ready.
+"""The pools of a run, and which weights each of them has loaded.
 
-`prepare` is where weights are delivered and where, if roles are colocated, one frees its memory before the next
-one works.
+`prepare` delivers weights. If roles are colocated, it first frees the memory of the roles that are not needed.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ class Pools:
 
 
 def required(pool: T | None, role: str) -> T:
-    """`pool`. Raises RoleError where the run has none of this role."""
+    """Return `pool`. Raises RoleError if the run has no pool of this role."""
     if pool is None:
-        raise RoleError(f"this run has no {role}: the config's algorithm does not ask for one")
+        raise RoleError(f"this run has no {role}: the algorithm of the config uses none")
     return pool
 
 
@@ -65,12 +64,12 @@ class ClusterRoles:
         pin: Callable[[str, str], None],
         placement: Placement | None = None,
     ):
-        """`policy_judges`: the generators are the training scorer too. `pin(name, identity)` raises on a change."""
+        """`policy_judges`: the generators are also the training scorer. `pin(name, identity)` raises on a change."""
         self._pools, self._probe, self._note, self._pin = pools, probe, note, pin
         self.colocated, self._policy_judges, self._placement = colocated, policy_judges, placement
         self._ready: dict[RoleName, int | None] = {}
-        """Version of the policy that a role has loaded; None: of no version; absent: asleep. Two versions may have
-        one digest."""
+        """Version of the policy that each role has loaded; None: the weights are of no version; absent: asleep.
+        Not the digest, because two versions may have the same one."""
 
     @property
     def generator(self) -> Pool[Generator]:
@@ -113,7 +112,7 @@ class ClusterRoles:
         return self.learner.call_all(Learner.token_logps, probe.prompt_token_ids, probe.completion_token_ids)[0]
 
     def close(self) -> None:
-        """End every replica and give the resources back."""
+        """End every replica and release the resources."""
         self._pools.close()
         if self._placement:
             self._placement.release()
@@ -124,14 +123,14 @@ class ClusterRoles:
         elif role == "evaluator":
             self._identify(required(self._pools.evaluator, role), "evaluator")
         elif policy is None:
-            raise RoleError(f"{role}: a stage asks for it without saying which version of the policy it needs")
+            raise RoleError(f"{role}: a stage that uses it does not say which version of the policy it needs")
         elif role == "generator":
             self._deliver(policy)
         else:
             self.learner.broadcast(Learner.open, str(policy.folder), _base(policy), policy.version)
 
     def _deliver(self, policy: Policy) -> None:
-        """Every generator loads the weights and proves them on the probe batch; replacements do too."""
+        """Let every generator, later replacements too, load the weights and check them on the probe batch."""
         differences = self.generator.broadcast(
             Generator.deliver,
             str(policy.folder),
@@ -150,12 +149,12 @@ class ClusterRoles:
             self._identify(self.generator, "scorer")
 
     def _identify(self, pool: Pool[Scorer] | Pool[Generator], name: str) -> None:
-        """Load a scorer; all replicas, in all sessions of a run, must have one identity."""
+        """Load a scorer. All its replicas, in all sessions of a run, must have the same identity."""
         for identity in pool.broadcast(Scorer.identify):
             self._pin(name, identity)
 
     def _free(self, role: RoleName) -> None:
-        """Free the memory of a role: its actors sleep where they may stay, else they end."""
+        """Free the memory of a role: its actors sleep, or end where they cannot share their resources."""
         del self._ready[role]
         if self._placement is not None and not self._placement.sleeps:
             self._pools.of(role).retire()

@@ -1,7 +1,7 @@
 """The connection to Ray: an existing cluster, a submitted job's own, or a private one on this machine.
 
-Token authentication is on for the private one (Ray's own default) and asked for elsewhere, unless the
-environment says RAY_AUTH_MODE=disabled. Ends only what it started.
+The private cluster has token authentication (Ray's default). Other clusters must have it too, unless the environment
+has RAY_AUTH_MODE=disabled. Only a private cluster is ended afterwards.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from engine.errors import PlanError
 
 @contextmanager
 def ray_session(config: ClusterConfig) -> Iterator[None]:
-    """Connect for the length of a run; a private cluster ends with it."""
+    """Connect to Ray for a run; a private cluster ends with the run."""
     if ray.is_initialized():
         yield
         return
-    # Engines that outlive their actor would keep its memory: let Ray end the actor's whole process group.
+    # An engine that outlives its actor would keep its memory, so Ray ends the actor's whole process group.
     os.environ.setdefault("RAY_process_group_cleanup_enabled", "1")
     address = config.address or os.environ.get("RAY_ADDRESS")
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -35,36 +35,34 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             _require_authentication(address)
         else:
             _start_private(config.start_deadline_s)
-    except (
-        Exception
-    ) as error:  # ConnectionError, RuntimeError, ValueError, and a bare one where its node did not come up
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError; plain Exception if Ray's node did not start
         raise PlanError(
             f"cannot connect to Ray at {address or 'this machine'}: {error}. With a cluster, check cluster.address or "
             f"RAY_ADDRESS, and that RAY_AUTH_MODE=token and the token are the same on both sides"
         ) from error
     try:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler aborts the process without tidying up
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends the process without cleaning up
         yield
     finally:
         ray.shutdown()
 
 
 def _start_private(deadline_s: float) -> None:
-    """A cluster on this machine. Ray gives its own node 30 s to come up, which a busy machine may exceed: try again."""
+    """Start a cluster on this machine. Ray gives its node 30 s, which may be too short on a busy machine: try again."""
     start = time.monotonic()
     while True:
         try:
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
             return
-        except Exception as error:  # Ray raises a bare one
+        except Exception as error:  # Ray raises a plain Exception
             ray.shutdown()
             if "timed out during startup" not in str(error) or time.monotonic() - start > deadline_s:
                 raise
 
 
 def _require_authentication(address: str) -> None:
-    """Anyone who reaches a cluster without it can run code on it, so that has to be chosen by name."""
+    """Raise PlanError for a cluster without token authentication, on which anyone who reaches it can run code."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() not in ("token", "disabled"):
         ray.shutdown()
         raise PlanError(

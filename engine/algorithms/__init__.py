@@ -24,4 +24,4 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
 }
 
 AlgorithmConfig = Annotated[SPPO | DPO | SelfRewarding | SPAC | SPIN | KTO, Field(discriminator="name")]
-"""The types of a config's `algorithm:` section, told apart by `name`."""
+"""The types of a config's `algorithm:` section, selected by `name`."""

@@ -1,8 +1,8 @@
 """SPIN, self-play fine-tuning (arXiv 2401.01335): a demonstration against the policy's own answer.
 
-In each iteration the previous iterate answers, and the policy learns to tell the demonstrations from those answers:
-equation 4.7, which with the logistic loss is DPO's loss on such pairs. Algorithm 1 of the paper trains on answers of
-the previous iterate alone; the released code mixes in those of the iteration before.
+In each iteration the previous iterate answers, and the policy learns to distinguish the demonstrations from those
+answers: equation 4.7, which with the logistic loss is DPO's loss on such pairs. Algorithm 1 of the paper trains on
+answers of the previous iterate alone; the released code mixes in those of the iteration before.
 """
 
 from __future__ import annotations

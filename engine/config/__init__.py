@@ -1,1 +1,1 @@
-"""The configuration: its keys, how files and command lines become one, and what mistakes are told."""
+"""The configuration: its keys, how files and command lines are merged, and its error messages."""

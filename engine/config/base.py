@@ -22,7 +22,7 @@ NO_EFFECT = "no_effect"
 WITHOUT_EFFECT = Field(json_schema_extra={NO_EFFECT: True})
 """Annotates a key that decides where, how fast or how closely watched a run computes, but not what.
 
-Such a key may change when a run is resumed. Whatever may change a floating-point sum has an effect: num_ranks,
+Such a key may change when a run is resumed. All that may change a floating-point sum has an effect: num_ranks,
 micro_batch_size, logits_chunk, tensor_parallel_size, batch_tokens.
 """
 
@@ -47,7 +47,7 @@ class ReplicasConfig(Section):
     """Resources of one pool of replicas."""
 
     num_replicas: Annotated[PositiveInt, WITHOUT_EFFECT] = 1
-    """Processes that work side by side on different shards."""
+    """Processes that work in parallel on different shards."""
     cpus: Annotated[float, Field(ge=0.0), WITHOUT_EFFECT] = 1.0
     """CPU cores per replica."""
     gpus: Annotated[float, Field(ge=0.0)] = 0.0

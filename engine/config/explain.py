@@ -128,7 +128,7 @@ def variants(node: Node) -> list[Node]:
 
 
 def tag_of(node: Node) -> str | None:
-    """The key that tells the variants of a section apart; None where there is only one."""
+    """The key that selects the variant of a section; None where there is only one."""
     sections = variants(node)
     if len(sections) < 2:
         return None
@@ -142,7 +142,7 @@ def default_tag(node: Node) -> str | None:
 
 
 def choices(node: Node) -> list[str]:
-    """The values of the key that tells variants apart."""
+    """The values of the key that selects the variant."""
     tag = tag_of(node)
     return [section["properties"][tag]["const"] for section in variants(node)] if tag else []
 
@@ -168,8 +168,8 @@ def node_at(path: Path, data: Any) -> Node:
 def child(node: Node, key: str | int, value: Any) -> Node:
     """The node below `node` at `key`; an empty one, which allows anything, where there is none."""
     if isinstance(key, str):
-        found = section(node, value if isinstance(value, dict) else {})
-        return found["properties"].get(key, {}) if found else _value_of_mapping(node)
+        keys = section(node, value if isinstance(value, dict) else {})
+        return keys["properties"].get(key, {}) if keys else _value_of_mapping(node)
     return next((option.get("items", {}) for option in options(node) if option.get("type") == "array"), {})
 
 

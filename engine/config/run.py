@@ -118,7 +118,7 @@ class ClusterConfig(Section):
     max_retries: Count = 3
     """How often a shard, or the group of the learner, is tried again after a replica died."""
     stated: StatedCluster | None = None
-    """What --dry-run plans for, and a real run ignores; null: the cluster or machine at hand."""
+    """What --dry-run plans for, and a real run ignores; null: the connected cluster or this machine."""
 
 
 class TrackingConfig(Section):

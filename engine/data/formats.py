@@ -343,20 +343,20 @@ class FormatChoice:
     def mismatch(self, columns: Iterable[str], source: str) -> DataError:
         """Return the error of a data set whose columns fit no format."""
         names = [str(name) for name in columns]
-        found = printable(", ".join(names[:30]) + (", ..." if len(names) > 30 else ""), "show") or "no columns"
+        listed = printable(", ".join(names[:30]) + (", ..." if len(names) > 30 else ""), "show") or "no columns"
         if not self.required.count and not self.format:
             expected = (self.column,) if self.column else PROMPT_COLUMNS
             similar = {match for name in expected for match in difflib.get_close_matches(name, names, n=2)}
             hint = f"; nearest: {printable(', '.join(sorted(similar)), 'show')}" if similar else ""
             return DataError(
-                f"{source}: no column {' or '.join(expected)}; found: {found}{hint}. "
+                f"{source}: no column {' or '.join(expected)}; found: {listed}{hint}. "
                 f"Name the column with the prompt in prompts.column"
             )
         settings = f"; prompts.format = {self.format}" if self.format else ""
         settings += f"; prompts.column = {self.column}" if self.column else ""
         return DataError(
             f"{source}: {self.required.required_by or 'this data set'} needs {_NEEDS[self.required.count]}, "
-            f"which these columns do not hold: {found}{settings}. Accepted are\n"
+            f"which these columns do not hold: {listed}{settings}. Accepted are\n"
             + "\n".join(f"  {format.name}: {format.description}" for format in self._candidates())
             + "\nRename the columns, or name the one with the prompt in prompts.column"
         )

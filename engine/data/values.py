@@ -35,7 +35,7 @@ class RefusedRow:
 
 
 class RowError(Exception):
-    """The row at hand cannot be used. Caught where its place is known, and turned into a RefusedRow."""
+    """The current row cannot be used. Caught where its place is known, and turned into a RefusedRow."""
 
     def __init__(self, reason: str, rule: str = "malformed"):
         super().__init__(reason)

@@ -1,1 +1,1 @@
-"""The self-play loop, its stages, and what it asks of the roles."""
+"""The self-play loop, its stages, and the interfaces of the roles."""

@@ -1,11 +1,11 @@
-"""What the loop asks of the roles, wherever they run.
+"""The interfaces of the roles, as the loop uses them.
 
-Three protocols say what a scorer, a generator and a learner can do. The classes in actors/ implement them, and so do
-the fakes of the tests; mypy checks both. The loop reaches a role through its pool and names the method itself:
+Three protocols describe a scorer, a generator and a learner. The classes in actors/ and the fakes of the tests
+implement them; mypy checks both. The loop calls a role through its pool and passes the method itself:
 
     roles.generator.submit(Generator.generate, prompts, iteration=t)
 
-so that mypy checks the arguments and the result, and "go to definition" leads to the role.
+so mypy checks the arguments and the result, and "go to definition" finds the method.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class Scorer(Protocol):
     """Compares the answers of each prompt."""
 
     def identify(self) -> str:
-        """Load what scoring needs, and return the id under which the scores are kept."""
+        """Load what scoring needs, and return the id that is stored with the scores."""
 
     def score(self, completions: pa.Table) -> pa.Table:
-        """SCORES from COMPLETIONS. Raises RoleError, naming prompts, for answers that cannot be scored."""
+        """Return SCORES for COMPLETIONS. Raises RoleError, naming the prompts, for answers that cannot be scored."""
 
     def sleep(self) -> None:
-        """Free the memory; the next call brings the role back, after its calls were replayed."""
+        """Free the memory. The role loads again with the next call."""
 
 
 class Generator(Scorer, Protocol):
-    """Answers prompts with the policy. Scores answers too where the policy is its own judge."""
+    """Answers prompts with the policy. Also scores answers where the policy is its own judge."""
 
     def deliver(
         self,
@@ -54,10 +54,10 @@ class Generator(Scorer, Protocol):
         learner_logps: TokenLogps,
         base: str | None = None,
     ) -> float:
-        """Serve the weights in `folder`, an adapter of `base` or a whole model, and prove it on the probe batch.
+        """Serve the weights in `folder`, an adapter of `base` or a whole model, and check them on the probe batch.
 
         Returns the mean |difference| to the learner's log-probabilities, in nats per token. Raises WeightsError where
-        it is too large, or where the folder does not have `digest`.
+        it is too large, or if the digest of the folder is not `digest`.
         """
 
     def generate(
@@ -68,32 +68,32 @@ class Generator(Scorer, Protocol):
         temperature: float | None = None,
         purpose: str = "sample",
     ) -> pa.Table:
-        """COMPLETIONS from PROMPTS, stamped with the digest of the weights. `purpose` names the stream of seeds."""
+        """Return COMPLETIONS for PROMPTS, with the digest of the weights. `purpose` enters the seeds."""
 
 
 class Learner(Protocol):
-    """One rank of the group that trains. All ranks get every call; each returns the same value."""
+    """One rank of the training group. All ranks get every call; each returns the same value."""
 
     def open(self, policy_folder: str, base: str | None = None, version: int = 0) -> None:
         """Load a version of the policy with a fresh optimizer."""
 
     def token_logps(self, prompt_token_ids: TokenIds, completion_token_ids: TokenIds) -> TokenLogps:
-        """Log-probability of every token of a few answers under the opened policy."""
+        """Return the log-probability of every token of a few answers under the opened policy."""
 
     def ref_logps(self, rows: pa.Table) -> list[list[float]]:
-        """[rows][n] nats, summed over tokens, of one shard of SELECTED under the opened policy, before any step."""
+        """Return [rows][n] nats, summed over tokens, for a shard of SELECTED under the policy as opened."""
 
     def begin(self, shards: list[pa.Table], iteration: int) -> dict[str, int]:
-        """Take the iteration's rows, one REF_LOGPS table per shard; returns num_rows, num_steps and more."""
+        """Take the iteration's rows, one REF_LOGPS table per shard; return num_rows, num_steps and more."""
 
     def advance(self, until: int) -> list[dict[str, float]]:
-        """Run optimizer steps until `until` of the iteration's are done; one dict of metrics per step."""
+        """Run optimizer steps until `until` steps of the iteration are done; return the metrics of each step."""
 
     def save_checkpoint(self, folder: str, step: int) -> None:
         """Advance to `step`, then write weights, optimizer and step counter."""
 
     def load_checkpoint(self, folder: str) -> int:
-        """Continue where `save_checkpoint` stopped; returns the number of finished steps."""
+        """Continue from a checkpoint; return the number of finished steps."""
 
     def save_weights(
         self, folder: str, step: int, prompt_token_ids: TokenIds, completion_token_ids: TokenIds
@@ -101,7 +101,7 @@ class Learner(Protocol):
         """Advance to `step`, write the policy to `folder`, and return its `token_logps`."""
 
     def sleep(self) -> None:
-        """Free the memory; `open` brings the rank back."""
+        """Free the memory. `open` loads the policy again."""
 
 
 REPLAYED: dict[RoleName, tuple[Callable[..., Any], ...]] = {
@@ -110,10 +110,10 @@ REPLAYED: dict[RoleName, tuple[Callable[..., Any], ...]] = {
     "evaluator": (Scorer.identify,),
     "learner": (Learner.open, Learner.begin, Learner.load_checkpoint),
 }
-"""The calls that bring a replacement of a dead replica to where its predecessor was, in the order that it needs.
+"""The calls that are replayed to the replacement of a dead replica, in this order, to restore its state.
 
-A pool keeps the last broadcast call of each of these methods. A new one makes those behind it in the list void: after
-`open`, the rows and the checkpoint of the version before are of no use.
+A pool keeps the last broadcast call of each of these methods. A new call drops the kept calls of the methods that come
+later in the list: after `open`, the rows and the checkpoint of the version before no longer apply.
 """
 
 
@@ -127,19 +127,19 @@ class Timed(Generic[T]):
 
 
 class Pool(Protocol[Role_co]):
-    """Replicas of one role. Idle ones pull the next call; a dead one is replaced and its call tried again.
+    """Replicas of one role. An idle replica takes the next call; a dead one is replaced and its call is tried again.
 
-    The learner group has the same interface: there, a call goes to every rank and rank 0 answers.
+    The learner group has the same interface: a call goes to every rank, and the result is that of rank 0.
     """
 
     @property
     def capacity(self) -> int:
-        """Calls worth submitting at a time: enough that no replica idles, few enough to bound memory."""
+        """Number of calls to submit at a time: enough that no replica is idle, few enough to bound memory."""
 
     def submit(
         self, method: Callable[Concatenate[Role_co, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> Future[Timed[T]]:
-        """Queue a call. The future raises the role's own error, or RoleError once the retries are used up."""
+        """Queue a call. The future raises the role's own error, or RoleError when the retries are used up."""
 
     def broadcast(self, method: Callable[Concatenate[Role_co, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """Call every replica now, and replay the call to replacements (see REPLAYED). One result per replica."""
@@ -149,13 +149,13 @@ class Pool(Protocol[Role_co]):
 
 
 class Roles(Protocol):
-    """All pools of a run, and which weights each has ready."""
+    """All pools of a run, and which weights each has loaded."""
 
     @property
     def generator(self) -> Pool[Generator]: ...
     @property
     def scorer(self) -> Pool[Scorer]:
-        """The training scorer; the generators where the policy is its own judge."""
+        """The training scorer: the generators where the policy is its own judge."""
 
     @property
     def evaluator(self) -> Pool[Scorer]:
@@ -172,10 +172,10 @@ class Roles(Protocol):
         """Whether the roles share their machines, so that only one of them holds memory at a time."""
 
     def prepare(self, policies: Mapping[RoleName, Policy | None]) -> None:
-        """Have these roles ready, each with its policy's weights; colocated roles that are not named free their memory.
+        """Load each role's policy; colocated roles that are not named free their memory.
 
-        Raises WeightsError if a generator does not prove that it serves exactly these weights.
+        Raises WeightsError if a generator fails the check that it serves exactly these weights.
         """
 
     def invalidate(self, role: RoleName) -> None:
-        """The role's weights changed and are no version's any more: the next `prepare` delivers them again."""
+        """Mark the role's weights as changed since they were loaded: the next `prepare` delivers them again."""

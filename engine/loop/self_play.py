@@ -1,11 +1,11 @@
-"""Self-play, one iteration after the other: the policy answers, its answers are compared, it learns.
+"""Self-play: in each iteration the policy answers, its answers are compared, and it learns.
 
     policy t ── generator ── scorer ── select ── reference ── learner ── policy t + 1
                    │                                                         │
                    └──────── held-out prompts, judged by the evaluator ──────┘
 
-The loop does not know whether the run is new or resumed, where roles live, or which algorithm runs: what is
-committed is not computed again, and that is all there is to resuming.
+A new and a resumed run take the same path: what is committed is not computed again. Where roles run and which algorithm
+is used makes no difference here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SelfPlay:
         self._config, self._roles, self._store, self._monitor, self._probe = config, roles, store, monitor, probe
 
     def run(self, policy: Policy) -> Policy:
-        """From the start policy to the last one, doing what is missing. Returns the last policy."""
+        """Compute what is missing between the start policy and the last one. Returns the last policy."""
         self._evaluate(policy)
         for t in self._store.open_iterations(self._config.iterations):
             self._monitor.begin_iteration(t + 1, self._config.iterations)
@@ -47,18 +47,18 @@ class SelfPlay:
         return self._store.policy(self._config.iterations) or policy
 
     def _iterate(self, t: int) -> Policy:
-        """One turn: every prompt shard through all stages, then the update."""
+        """One iteration: every prompt shard through all stages, then the update."""
         self._flow(t, training_stages(self._config, self._version, t), (t, "prompts"))
         return self._store.policy(t + 1) or self._learn(t, self._version(t))
 
     def _evaluate(self, policy: Policy) -> None:
-        """The policy's answers to the held-out prompts, compared with the start's and its predecessor's."""
+        """Answer the held-out prompts and compare with the answers of the start policy and of the version before."""
         if self._config.evaluation:
             stages = heldout_stages(self._config, policy, self._heldout_answers)
             self._flow(policy.version, stages, (0, "heldout_prompts"))
 
     def _flow(self, t: int, stages: list[Stage[Any]], source: tuple[int, str]) -> None:
-        """Bring the shards of `source` (iteration, stage) through the stages, one group of them after the other."""
+        """Run the shards of `source` (iteration, stage) through the stages, one group of stages after the other."""
         stream = Stream(self._store, self._monitor, t, num_shards=len(self._store.shards(*source)))
         for group in overlapping(stages, self._roles.colocated):
             if any(stream.missing(group)):
@@ -67,12 +67,12 @@ class SelfPlay:
                 stream.run(group, self._roles)
 
     def _learn(self, t: int, policy: Policy) -> Policy:
-        """Optimizer steps over the iteration's rows, from the last checkpoint if there is one."""
+        """Run the optimizer steps over the iteration's rows, from the last checkpoint if there is one."""
         shards = list(self._store.tables(t, "ref_logps", REF_LOGPS))
         if not sum(shard.num_rows for shard in shards):
             counts = ", ".join(f"{name} {count}" for name, count in self._store.counts(t, "selected").items())
             raise DataError(
-                f"iteration {t + 1}: no prompt is left to train on, all were left out by rules of the algorithm "
+                f"iteration {t + 1}: no prompt is left to train on; the algorithm's rules left all of them out "
                 f"({counts}); check the prompts, sampling.temperature and the scorer"
             )
         learner = self._roles.learner
@@ -92,18 +92,18 @@ class SelfPlay:
             probe = (self._probe.prompt_token_ids, self._probe.completion_token_ids)
             logprobs = learner.submit(Learner.save_weights, str(folder), num_steps, *probe).result().value
             policy = self._store.commit_weights(t + 1, logprobs)
-        self._roles.invalidate("learner")  # it was opened as version t, which the next reference may be again
+        self._roles.invalidate("learner")  # it was opened as version t, which may be the next reference again
         self._store.drop_checkpoints(t)
         return policy
 
     def _advance(self, t: int, step: int, num_steps: int) -> int:
-        """A few optimizer steps, and a checkpoint where one is due. Returns the step reached."""
+        """Run a few optimizer steps and save a checkpoint where one is due. Returns the step reached."""
         learner, every = self._roles.learner, self._config.learner.checkpoint_every
         due = (step // every + 1) * every
         until = min(step + self._config.tracking.log_every, due, num_steps)
-        answer = learner.submit(Learner.advance, until).result()
-        seconds = (answer.end - answer.start) / max(1, len(answer.value))
-        for metrics in answer.value:
+        result = learner.submit(Learner.advance, until).result()
+        seconds = (result.end - result.start) / max(1, len(result.value))
+        for metrics in result.value:
             figures = {name: value for name, value in metrics.items() if name != "step"}
             self._monitor.step(int(metrics["step"]), num_steps, figures, seconds)
         if until == due and until < num_steps:
@@ -112,7 +112,7 @@ class SelfPlay:
         return until
 
     def _version(self, version: int) -> Policy:
-        """A version that is there because iterations are done in order."""
+        """The policy of a version, which exists because iterations are done in order."""
         policy = self._store.policy(version)
         assert policy is not None
         return policy

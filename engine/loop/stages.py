@@ -1,4 +1,4 @@
-"""The stages of an iteration: which role turns which table into which, and what is checked on the way.
+"""The stages of an iteration: the role that does the work, the input table, the output table, the checks.
 
     prompts -> completions -> start_completions -> scores -> previous_scores -> selected -> ref_logps -> learner
                     |                                |
@@ -6,7 +6,7 @@
 
 An algorithm names the first four that it needs, in this order; each stage reads what the one before it committed. A
 stage of a shard is a function of its input shard, the weights that its role serves, the config and seeds derived from
-names. Nothing else may enter, or a restart would compute something else.
+names. It may depend on nothing else, or a restart would compute something different.
 """
 
 from __future__ import annotations
@@ -45,47 +45,47 @@ from engine.store.run import Owner, Policy
 
 T = TypeVar("T")
 Versions = Callable[[int], Policy]
-"""version -> that policy, committed and intact."""
+"""version -> that policy, which is committed and undamaged."""
 HeldoutAnswers = Callable[[int, int], pa.Table]
 """(version, shard) -> that version's answers to a shard of held-out prompts."""
 
 
 class Stage(ABC, Generic[T]):
-    """One step of a shard's way: where its input lies, which role works on it, what comes out.
+    """One step of a shard: its input, the role that works on it, its output.
 
-    T is what the role returns; `finish` turns it into the table that is committed.
+    T is the type of the role's result; `finish` turns it into the table that is committed.
     """
 
     name: ClassVar[str]
-    """Name of the output in the store, and for people."""
+    """Name of the output in the store, in logs and in reports."""
     schema: ClassVar[pa.Schema]
     of: ClassVar[Owner] = "iteration"
-    """What the output belongs to: an iteration, or a version of the policy."""
+    """Whether the output belongs to an iteration or to a version of the policy."""
     role: RoleName | None
-    """Who works; None: the driver."""
+    """The role that does the work; None: the driver."""
     policy: Policy | None
     """The version that the role must serve; None where it holds no policy."""
     reads: str
     """Name of the stage whose committed shards are the input."""
     reads_schema: pa.Schema
     reads_iteration: int | None = None
-    """Iteration under which the input lies; None: the one that is being computed."""
+    """Iteration of the input; None: the iteration that is being computed."""
 
     @abstractmethod
     def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[T]]:
-        """Ask the role for its part of shard number `shard`."""
+        """Submit the work on shard number `shard` to the role."""
 
     @abstractmethod
     def finish(self, table: pa.Table, result: T) -> pa.Table:
-        """The output table, from the input and the role's result; runs in the driver. Raises if it may not be used."""
+        """Make the output table from input and result, in the driver. Raises if the result must not be used."""
 
     def counts(self, table: pa.Table, result: T) -> dict[str, int]:
-        """What is committed beside the output: how many prompts or answers fell under each declared rule."""
+        """Counts committed with the output: the number of prompts or answers to which each declared rule applied."""
         return {}
 
     @abstractmethod
     def amounts(self, table: pa.Table) -> dict[str, float]:
-        """What the output amounts to (tokens, pairs, rows), for rates."""
+        """Size of the output in tokens, pairs or rows, for rates."""
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Completions(Stage[pa.Table]):
 
 @dataclass
 class StartCompletions(Stage[pa.Table]):
-    """K answers of the start policy behind the policy's own (anchored rejection, arXiv 2508.06026)."""
+    """Appends K answers of the start policy to the policy's own (anchored rejection, arXiv 2508.06026)."""
 
     name = "start_completions"
     schema = COMPLETIONS
@@ -128,7 +128,7 @@ class StartCompletions(Stage[pa.Table]):
         return roles.generator.submit(Generator.generate, prompts, iteration=self.iteration, purpose="anchor")
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        return side_by_side(table, _require_weights(result, self.policy))
+        return join_completions(table, _require_weights(result, self.policy))
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
         return {"tokens": _num_tokens(table)}
@@ -136,7 +136,7 @@ class StartCompletions(Stage[pa.Table]):
 
 @dataclass
 class Scores(Stage[pa.Table]):
-    """The scorer compares the answers of each prompt."""
+    """The scorer compares the answers to each prompt."""
 
     name = "scores"
     schema = SCORES
@@ -157,7 +157,7 @@ class Scores(Stage[pa.Table]):
 
 @dataclass
 class PreviousScores(Stage[pa.Table]):
-    """The same answers scored by the policy of the iteration before, which then judges itself as it did."""
+    """The policy of the iteration before scores the same answers."""
 
     name = "previous_scores"
     schema = PREVIOUS_SCORES
@@ -181,7 +181,7 @@ class PreviousScores(Stage[pa.Table]):
 
 @dataclass
 class Selected(Stage[Selection]):
-    """The rows that train, with what the algorithm counted; computed once, in the driver."""
+    """The training rows, with the counts of the algorithm; computed once, in the driver."""
 
     name = "selected"
     schema = SELECTED
@@ -235,7 +235,7 @@ class RefLogps(Stage[list[list[float]]]):
 
 @dataclass
 class ScorerAgreement(Stage[pa.Table]):
-    """A second opinion: the evaluator compares the answers that the training scorer compared."""
+    """The evaluator compares the same answers as the training scorer, to measure how often they agree."""
 
     name = "agreement"
     schema = AGREEMENT
@@ -259,9 +259,9 @@ class ScorerAgreement(Stage[pa.Table]):
 
 @dataclass
 class NullModel(Stage[pa.Table]):
-    """The null-model baseline: an answer that says nothing against the policy's first (arXiv 2410.07137).
+    """The null-model baseline: one constant answer without content against the policy's first (arXiv 2410.07137).
 
-    It fits every prompt and answers none. A judge that prefers it judges something else than the answer.
+    The constant answers no prompt, so a judge that prefers it does not judge the content of answers.
     """
 
     name = "null_model"
@@ -272,7 +272,7 @@ class NullModel(Stage[pa.Table]):
     reads = "completions"
     reads_schema = COMPLETIONS
     num_prompts: ClassVar[int] = 8
-    """Prompts per shard on which it is tried."""
+    """Prompts per shard that are used."""
 
     def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
         sample = table.take(list(range(min(self.num_prompts, table.num_rows))))
@@ -347,7 +347,7 @@ class HeldoutWinRates(Stage[pa.Table]):
 
     def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
         start, previous = (self.answers(version, shard) for version in (0, self.policy.version - 1))
-        return roles.evaluator.submit(Scorer.score, side_by_side(table, start, previous))
+        return roles.evaluator.submit(Scorer.score, join_completions(table, start, previous))
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
         m = len(table["completions"][0])
@@ -369,7 +369,7 @@ class HeldoutWinRates(Stage[pa.Table]):
 
 
 def training_stages(config: RunConfig, version: Versions, iteration: int) -> list[Stage[Any]]:
-    """What the algorithm asks for, the reference's log-probabilities, and second opinions on the scorer."""
+    """The algorithm's stages, the reference's log-probabilities, and the checks of the scorer."""
     algorithm, role = config.algorithm, config.scoring_role
     stages: list[Stage[Any]] = []
     reads, reads_schema = "prompts", PROMPTS
@@ -385,7 +385,7 @@ def training_stages(config: RunConfig, version: Versions, iteration: int) -> lis
             stage = PreviousScores(role, version(max(0, iteration - 1)), reads)
         stages.append(stage)
         reads, reads_schema = stage.name, stage.schema
-        if name == Scores.name and config.null_model:  # behind it, while the same weights judge
+        if name == Scores.name and config.null_model:  # right after it, while the same weights are loaded
             stages.append(NullModel(role, version(iteration), config.null_model))
     reference = version(0 if algorithm.reference == "start" else iteration)
     stages += [Selected(algorithm, reads, reads_schema), RefLogps(reference)]
@@ -395,16 +395,17 @@ def training_stages(config: RunConfig, version: Versions, iteration: int) -> lis
 
 
 def heldout_stages(config: RunConfig, policy: Policy, answers: HeldoutAnswers) -> list[Stage[Any]]:
-    """Held-out prompts -> answers -> win rates of one version; version 0 has no other to be compared with."""
+    """The stages from held-out prompts to win rates of one version; version 0 has no win rates."""
     assert config.evaluation is not None
-    answered = HeldoutCompletions(policy, config.evaluation)
-    return [answered, HeldoutWinRates(config.evaluating_role, policy, answers)] if policy.version else [answered]
+    completions = HeldoutCompletions(policy, config.evaluation)
+    win_rates = HeldoutWinRates(config.evaluating_role, policy, answers)
+    return [completions, win_rates] if policy.version else [completions]
 
 
 def overlapping(stages: Sequence[Stage[Any]], colocated: bool) -> list[list[Stage[Any]]]:
     """Split stages, in dataflow order, into groups that may run at the same time.
 
-    No group needs two versions of the policy in one role; where roles are colocated, a group has one role.
+    In a group no role needs two versions of the policy. Where roles are colocated, a group has one role.
     """
     groups: list[list[Stage[Any]]] = []
     for stage in stages:
@@ -421,8 +422,8 @@ def _may_overlap(one: Stage[Any], other: Stage[Any], colocated: bool) -> bool:
     return one.policy == other.policy if one.role == other.role else not colocated
 
 
-def side_by_side(*tables: pa.Table) -> pa.Table:
-    """One table whose answers are those of all tables, in this order; `weights` are the first one's."""
+def join_completions(*tables: pa.Table) -> pa.Table:
+    """Join the answers of all tables prompt by prompt, in this order; `weights` are those of the first table."""
     first = tables[0]
     columns = {name: first[name].to_pylist() for name in COMPLETIONS.names}
     for name in ("completions", "completion_token_ids", "completion_logps", "finish_reasons", "seeds"):
@@ -432,7 +433,7 @@ def side_by_side(*tables: pa.Table) -> pa.Table:
 
 
 def _require_weights(completions: pa.Table, policy: Policy) -> pa.Table:
-    """Refuse answers of other weights than the iteration's: they would train towards the wrong policy."""
+    """Raise WeightsError for answers of other weights than those of `policy`; return the table."""
     others = sorted(set(completions["weights"].to_pylist()) - {policy.digest})
     if others:
         raise WeightsError(
@@ -442,13 +443,13 @@ def _require_weights(completions: pa.Table, policy: Policy) -> pa.Table:
     return completions
 
 
-def _matrices(scored: pa.Table) -> list[np.ndarray]:
-    """[K, K] pair logits of each row."""
-    return [np.array(matrix) for matrix in scored["pair_logits"].to_pylist()]
+def _matrices(scores: pa.Table) -> list[np.ndarray]:
+    """The [K, K] pair logits of each row."""
+    return [np.array(matrix) for matrix in scores["pair_logits"].to_pylist()]
 
 
 def _win_rate(logits: np.ndarray, m: int) -> float:
-    """Share of the pairs won by the first m answers against the others."""
+    """Share of the pairs that the first m answers win against the others."""
     return statistics.win_rate_from_margins(statistics.margins_from_pair_logits(logits, m))
 
 

@@ -1,11 +1,10 @@
-"""Shards flow through stages; each result is committed the moment it exists.
+"""Shards flow through stages; each result is committed as soon as it is computed.
 
     shards -> stage 0 -> commit -> stage 1 -> commit -> ...
 
-A shard enters a stage as soon as the stage before has committed it, whatever the other shards do, so
-stages overlap where there is hardware to overlap on. Work in flight is bounded by each pool's
-capacity; what waits between stages waits on disk. Resume is no special case: a stage of a shard that
-is committed is not submitted.
+A shard enters a stage as soon as the stage before has committed it, independently of other shards, so stages overlap
+where their roles have hardware of their own. The capacity of each pool bounds the work in flight; shards between two
+stages are on disk. Resuming is no special case: a shard that a stage has committed is not submitted to it again.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from engine.store.run import RunStore
 
 
 class Stream:
-    """The shards of one iteration on their way through some stages."""
+    """Runs the shards of one iteration through some stages."""
 
     def __init__(self, store: RunStore, monitor: Monitor, iteration: int, num_shards: int):
         self._store, self._monitor, self._iteration = store, monitor, iteration
         self._num_shards = num_shards
 
     def run(self, stages: Sequence[Stage[Any]], roles: Roles) -> None:
-        """Bring every shard through all stages. Raises the first error; what is committed stays."""
+        """Run every shard through all stages. Raises the first error; what is committed stays committed."""
         ready = self.missing(stages)
         self._announce(stages, ready)
         running: dict[Future[Timed[Any]], tuple[int, int, pa.Table]] = {}
@@ -54,7 +53,7 @@ class Stream:
                 future.cancel()
 
     def missing(self, stages: Sequence[Stage[Any]]) -> list[deque[int]]:
-        """For each stage the shards that can start there at once: input committed, output not."""
+        """For each stage the shards whose input is committed and whose output is not."""
         ready: list[deque[int]] = [deque() for _ in stages]
         for shard in range(self._num_shards):
             done = [self._store.has(self._iteration, stage.name, shard) for stage in stages]
@@ -64,8 +63,8 @@ class Stream:
 
     def _announce(self, stages: Sequence[Stage[Any]], ready: Sequence[deque[int]]) -> None:
         for index, stage in enumerate(stages):
-            todo = sum(len(queue) for queue in ready[: index + 1])
-            self._monitor.expect(stage.name, self._num_shards, self._num_shards - todo)
+            num_missing = sum(len(queue) for queue in ready[: index + 1])
+            self._monitor.expect(stage.name, self._num_shards, self._num_shards - num_missing)
 
     def _capacity(self, stage: Stage[Any], roles: Roles) -> int:
         return roles.capacity(stage.role) if stage.role else 1
@@ -74,8 +73,8 @@ class Stream:
         iteration = self._iteration if stage.reads_iteration is None else stage.reads_iteration
         return self._store.read(iteration, stage.reads, shard, stage.reads_schema)
 
-    def _commit(self, stage: Stage[Any], shard: int, table: pa.Table, answer: Timed[Any]) -> None:
-        output = stage.finish(table, answer.value)
-        counts = stage.counts(table, answer.value)
+    def _commit(self, stage: Stage[Any], shard: int, table: pa.Table, result: Timed[Any]) -> None:
+        output = stage.finish(table, result.value)
+        counts = stage.counts(table, result.value)
         self._store.commit(self._iteration, stage.name, shard, output, stage.schema, of=stage.of, counts=counts)
-        self._monitor.shard_done(stage.name, answer.start, answer.end, **stage.amounts(output))
+        self._monitor.shard_done(stage.name, result.start, result.end, **stage.amounts(output))

@@ -1,7 +1,7 @@
-"""Proof that the generator serves the learner's weights: the same log-probabilities on fixed tokens.
+"""Check that the generator serves the learner's weights: both compute the log-probabilities of fixed tokens.
 
-A digest proves that the right files arrived; only this proves that they were loaded, and that both
-sides compute the same function of them. Pure: roles compute the numbers, this compares them.
+A digest shows that the right files arrived. Only this check shows that they were loaded, and that both sides compute
+the same function of them. The roles compute the numbers; this module compares them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class ProbeBatch:
     """B sequences on which generator and learner are compared."""
 
     prompt_token_ids: list[list[int]]
-    """[B][tokens] beginnings of prompts of the run."""
+    """[B][tokens] prompts of the run, cut at their end where they are too long."""
     completion_token_ids: list[list[int]]
-    """[B][num_tokens] pseudo-random ordinary tokens, answered by nobody."""
+    """[B][num_tokens] pseudo-random ordinary tokens."""
 
 
 def probe_batch(
@@ -42,10 +42,10 @@ def probe_batch(
 ) -> ProbeBatch:
     """Pick a few prompts of PROMPTS and give each `num_tokens` ids of `vocabulary` as its answer.
 
-    Depends on nothing but the arguments, so both sides and a resumed run agree on it without sampling.
+    Depends on the arguments alone, so both sides and a resumed run get the same batch without sampling.
     `vocabulary` holds the ids that may occur (no special ones). Prompt and answer together are at most
-    `max_length - 1` tokens (vLLM needs room for one more); prompts are cut at their end to fit, because
-    any text can be a probe. Raises ValueError if there is no prompt, no vocabulary or no room.
+    `max_length - 1` tokens (vLLM needs room for one more). Longer prompts are cut at their end, because any
+    text can be a probe. Raises ValueError if there is no prompt, no vocabulary or no room.
     """
     ids = sorted(vocabulary)
     room = max_length - 1 - num_tokens
@@ -60,7 +60,7 @@ def probe_batch(
 
 
 def probe_tolerance(configured: float | None, dtype: Literal["float32", "bfloat16"]) -> float:
-    """Return `generator.probe_tolerance`, or the default for the policy's dtype; nats per token."""
+    """Return `generator.probe_tolerance` or the default for the policy's dtype, in nats per token."""
     return TOLERANCE[dtype] if configured is None else configured
 
 
@@ -69,23 +69,24 @@ def compare_probe(
 ) -> float:
     """Return the mean |difference| per token, in nats, of two [B][tokens] log-probabilities.
 
-    Raises WeightsError naming `replica` if it exceeds `tolerance`, if a number is not finite or if the
-    two were not computed for the same tokens.
+    Raises WeightsError naming `replica` if it exceeds `tolerance`, if a number is not finite, or if the shapes differ.
     """
     shapes = [[len(row) for row in logps] for logps in (learner_logps, generator_logps)]
     if shapes[0] != shapes[1] or not sum(shapes[0]):
-        raise WeightsError(f"{replica}: probe of {shapes[1]} tokens per row, the learner's has {shapes[0]}")
-    gaps = [
-        abs(ours - theirs)
-        for learner, generator in zip(learner_logps, generator_logps, strict=True)
-        for ours, theirs in zip(learner, generator, strict=True)
+        raise WeightsError(
+            f"{replica}: the probe has {shapes[1]} tokens per row, the learner's has {shapes[0]}; both must be equal"
+        )
+    differences = [
+        abs(learner_logp - generator_logp)
+        for learner_row, generator_row in zip(learner_logps, generator_logps, strict=True)
+        for learner_logp, generator_logp in zip(learner_row, generator_row, strict=True)
     ]
-    mean = math.fsum(gaps) / len(gaps) if all(map(math.isfinite, gaps)) else math.nan
+    mean = math.fsum(differences) / len(differences) if all(map(math.isfinite, differences)) else math.nan
     if not mean <= tolerance:  # also true for NaN
         raise WeightsError(
             f"{replica}: log-probabilities differ from the learner's by {mean:.3g} nats per token on average "
-            f"(tolerance {tolerance:g}, largest {max(gaps):.3g}): it does not serve the learner's weights, or computes "
-            f"them differently. Load the weights again in a fresh replica; if the difference stays, compare "
-            f"model.dtype and attention on both sides, or raise generator.probe_tolerance knowingly"
+            f"(tolerance {tolerance:g}, largest {max(differences):.3g}): it does not serve the learner's weights, or "
+            f"computes with them differently. Load the weights again in a fresh replica; if the difference stays, "
+            f"compare model.dtype and attention on both sides. Raise generator.probe_tolerance only if you know why"
         )
     return mean

@@ -174,8 +174,8 @@ def _samples(store: RunStore, algorithm: Algorithm, t: int) -> list[Sample]:
         prompts = {row["prompt_id"]: row for row in store.read(t, stage, shard, SELECTABLE[stage]).to_pylist()}
         for row in rows:
             prompt, rates = prompts[row["prompt_id"]], row["win_rate"]
-            known = [i for i, index in enumerate(row["completion_index"]) if index != OTHER_PROMPT]
-            best, worst = max(known, key=rates.__getitem__), min(reversed(known), key=rates.__getitem__)
+            compared = [i for i, index in enumerate(row["completion_index"]) if index != OTHER_PROMPT]
+            best, worst = max(compared, key=rates.__getitem__), min(reversed(compared), key=rates.__getitem__)
             texts = [_text(prompt, row["completion_index"][i]) for i in (best, worst)]
             samples.append(Sample(prompt["messages"][-1]["content"], texts[0], texts[1], rates[best], rates[worst]))
         if len(samples) == NUM_SAMPLES:

@@ -85,7 +85,7 @@ def _figure(figure: Figure) -> Any:
 
 @dataclass(frozen=True)
 class IterationSummary:
-    """One iteration, as the report shows it. Whatever the run has not reached yet is None or empty."""
+    """One iteration, as the report shows it. Figures that the run has not reached yet are None or empty."""
 
     iteration: int
     """Counted from 1."""
@@ -287,7 +287,7 @@ def judge_warnings(metrics: Mapping[str, float]) -> list[str]:
     if (missing := metrics.get("judge/missing_rate", 0.0)) > 0.5:
         warnings.append(
             f"warning: {missing:.0%} of the judge's replies could not be read; they are in the column verdicts of the "
-            f"scored tables"
+            f"tables of the stage scores"
         )
     if (unjudged := metrics.get("evaluate/missing_rate", 0.0)) > 0.5:
         warnings.append(f"warning: the evaluator gave no verdict on {unjudged:.0%} of the held-out prompts")

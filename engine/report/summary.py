@@ -18,7 +18,7 @@ REFERENCES = {"previous": "the policy at the start of each iteration", "start": 
 
 @dataclass(frozen=True)
 class Summary:
-    """One run. Whatever it has not reached yet is None or empty."""
+    """One run. What it has not reached yet is None or empty."""
 
     name: str
     status: str = "running"

@@ -272,7 +272,7 @@ class RunStore:
             self.record(f"pinned {name}", identity=identity)
         elif pinned["identity"] != identity:
             raise StoreError(
-                f"{self.folder} was begun with another {name} ({pinned['identity'][:160]}, now {identity[:160]}). "
+                f"{self.folder} was started with another {name} ({pinned['identity'][:160]}, now {identity[:160]}). "
                 f"Restore it, or give the run another name="
             )
 

@@ -86,10 +86,10 @@ def verify_weights(folder: str | Path, digest: str) -> None:
         files = file_digests(folder)
     except ModelError as error:
         raise WeightsError(f"{folder}: expected weights {digest}, but {error}") from error
-    if (found := _digest(files)) == digest:
+    if (actual := _digest(files)) == digest:
         return
     raise WeightsError(
-        f"{folder}: expected weights {digest}, found {found}; {_difference(Path(folder), files, digest)}. "
+        f"{folder}: expected weights {digest}, found {actual}; {_difference(Path(folder), files, digest)}. "
         f"A weights folder is written once and never changed: write these weights to a new folder"
     )
 

@@ -59,7 +59,7 @@ def rows(answers: list[list[list[int]]]) -> pa.Table:
     return pa.Table.from_pydict(values, SELECTED)
 
 
-def referenced(learner: FakeLearner, answers: list[list[list[int]]]) -> pa.Table:
+def with_ref_logps(learner: FakeLearner, answers: list[list[list[int]]]) -> pa.Table:
     table = rows(answers)
     return table.append_column("ref_logps", pa.array(learner.ref_logps(table))).cast(REF_LOGPS)
 
@@ -89,11 +89,11 @@ def test_an_answer_depends_on_its_seed_alone(policy):
 
 
 def test_a_generator_without_weights_or_asleep_answers_nothing(policy):
-    with pytest.raises(WeightsError, match="before it was given weights"):
+    with pytest.raises(WeightsError, match="has no weights: deliver them"):
         FakeGenerator(SamplingConfig(), 0).generate(prompts(), 1)
     generator = serving(policy)
     generator.sleep()
-    with pytest.raises(WeightsError, match="before it was given weights"):
+    with pytest.raises(WeightsError, match="has no weights: deliver them"):
         generator.generate(prompts(), 1)
 
 
@@ -135,7 +135,7 @@ def test_a_learner_that_continues_from_a_checkpoint_arrives_at_the_same_bytes(po
         learner = FakeLearner(CONFIG, SPPO(eta=10.0), 0)
         learner.open(str(policy))
         answers = [[[0, END], [1, END]], [[0, 0, END], [2, END]], [[0, 3, END], [6, END]]]
-        assert learner.begin([referenced(learner, answers)], 1) == {"num_steps": 2, "num_rows": 3}
+        assert learner.begin([with_ref_logps(learner, answers)], 1) == {"num_steps": 2, "num_rows": 3}
         return learner
 
     for name in ("whole", "checkpoint", "resumed"):

@@ -1,6 +1,6 @@
 """The generator with a real vLLM: what it samples, what it says about it, and which weights it serves.
 
-One engine serves the whole module; it costs about 15 s to start. The yardstick is transformers.
+One engine serves the whole module; it costs about 15 s to start. The expected values are those of transformers.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture
 def generator(world: World) -> Generator:
-    """The engine with the first folder's weights, whatever an earlier test loaded."""
+    """The engine with the first folder's weights, also after an earlier test loaded others."""
     world.load(world.first)
     return world.generator
 

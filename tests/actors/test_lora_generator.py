@@ -1,7 +1,7 @@
-"""The generator with adapters on a real vLLM: hot-loaded, never mixed up, proven by log-probabilities.
+"""The generator with adapters on a real vLLM: hot-loaded, never mixed up, checked by log-probabilities.
 
-One engine serves the module. The yardstick is PEFT on transformers; texts prove nothing here, since a small
-adapter may leave them as they were.
+One engine serves the module. The expected values are those of PEFT on transformers. Texts show nothing here, because a
+small adapter may not change them.
 """
 
 from __future__ import annotations
@@ -92,20 +92,20 @@ def world(adapters: dict[str, Path]) -> Iterator[World]:
 
 
 @pytest.mark.real
-def test_every_version_answers_with_pefts_log_probabilities_in_whatever_order_they_come(world, adapters):
-    known = {name: peft_logps(world.base, folder) for name, folder in adapters.items() if name != "base"}
-    known["base"] = [transformers_logps(world.base, p, a) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
+def test_every_version_answers_with_pefts_log_probabilities_in_any_order(world, adapters):
+    expected = {name: peft_logps(world.base, folder) for name, folder in adapters.items() if name != "base"}
+    expected["base"] = [transformers_logps(world.base, p, a) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     for name in ("base", "one", "two", "one", "grown", "base", "tiny", "one"):
         world.serve(adapters[name])
         assert world.generator.serving() == world.digests[adapters[name]]
         served = world.generator.token_logps(PROMPTS, ANSWERS)
-        assert gap(served, known[name]) < 1e-4, name
-        others = [other for other in known if other != name and {name, other} != {"base", "tiny"}]
-        assert all(gap(served, known[other]) > 1e-2 for other in others), name
+        assert gap(served, expected[name]) < 1e-4, name
+        others = [other for other in expected if other != name and {name, other} != {"base", "tiny"}]
+        assert all(gap(served, expected[other]) > 1e-2 for other in others), name
 
 
 @pytest.mark.real
-def test_versions_with_equal_texts_are_told_apart_by_their_log_probabilities(world, adapters):
+def test_versions_with_equal_texts_are_distinguished_by_their_log_probabilities(world, adapters):
     texts, logps = [], []
     for name in ("base", "tiny"):
         world.serve(adapters[name])
@@ -135,13 +135,13 @@ def test_sampled_answers_carry_the_adapters_log_probabilities(world, adapters):
 @pytest.mark.real
 def test_a_foreign_adapter_or_model_is_refused_and_the_old_version_stays(world, adapters, tmp_path):
     world.serve(adapters["one"])
-    stranger = make_tiny_policy(tmp_path / "stranger", 9)
-    foreign = make_adapter(stranger, tmp_path / "foreign", 1, 0.03)
+    other_model = make_tiny_policy(tmp_path / "other_model", 9)
+    foreign = make_adapter(other_model, tmp_path / "foreign", 1, 0.03)
     before = world.generator.token_logps(PROMPTS, ANSWERS)
     with pytest.raises(WeightsError, match="belongs to the base model"):
         world.generator.load(foreign, write_checksums(foreign), world.base)
     with pytest.raises(WeightsError, match=r"whole model .* serves adapters of"):
-        world.generator.load(stranger, write_checksums(stranger))
+        world.generator.load(other_model, write_checksums(other_model))
     with pytest.raises(ModelError, match="is a PEFT adapter of the/base"):
         world.generator.load(adapters["two"], world.digests[adapters["two"]])
     large = make_adapter(world.base, tmp_path / "large", 1, 0.03, rank=13)

@@ -27,7 +27,7 @@ def name_of(table: pa.Schema) -> str:
     return table.metadata[b"kumite_table"].decode()
 
 
-def audited(**columns: list) -> pa.Table:
+def agreement_table(**columns: list) -> pa.Table:
     return pa.table({"prompt_id": ["a"], "agreements": [1.5], "comparable": pa.array([2], pa.int32())} | columns)
 
 
@@ -56,7 +56,7 @@ def test_columns_come_back_in_the_declared_order_and_type_with_the_tables_name()
 
 
 def test_missing_and_unexpected_columns_are_named_together_with_the_producer():
-    table = audited().rename_columns(["prompt_id", "agreement", "comparable"])
+    table = agreement_table().rename_columns(["prompt_id", "agreement", "comparable"])
     with pytest.raises(
         SchemaError, match=r"scorer 3: missing columns \['agreements'\], unexpected columns \['agreement'"
     ):
@@ -64,7 +64,7 @@ def test_missing_and_unexpected_columns_are_named_together_with_the_producer():
 
 
 def test_a_column_twice_is_refused():
-    table = audited().append_column("agreements", pa.array([0.5]))
+    table = agreement_table().append_column("agreements", pa.array([0.5]))
     with pytest.raises(SchemaError, match="scorer 3"):
         conform(table, AGREEMENT, "scorer 3")
 
@@ -72,17 +72,17 @@ def test_a_column_twice_is_refused():
 @pytest.mark.parametrize("agreements", [["many"], [[1.0]]])
 def test_a_column_of_another_type_is_refused_with_what_was_expected(agreements):
     with pytest.raises(SchemaError, match=r"scorer 3: (?s:.*)expected (?s:.*)agreements: double"):
-        conform(audited(agreements=agreements), AGREEMENT, "scorer 3")
+        conform(agreement_table(agreements=agreements), AGREEMENT, "scorer 3")
 
 
 def test_a_number_that_does_not_fit_is_refused_rather_than_wrapped_around():
     with pytest.raises(SchemaError, match="scorer 3"):
-        conform(audited(comparable=[2**31]), AGREEMENT, "scorer 3")
+        conform(agreement_table(comparable=[2**31]), AGREEMENT, "scorer 3")
 
 
 def test_a_null_is_refused_with_its_column():
     with pytest.raises(SchemaError, match=r"scorer 3: columns \['agreements'\] hold nulls"):
-        conform(audited(agreements=pa.array([None], pa.float64())), AGREEMENT, "scorer 3")
+        conform(agreement_table(agreements=pa.array([None], pa.float64())), AGREEMENT, "scorer 3")
 
 
 def rows() -> pa.Table:
@@ -105,7 +105,7 @@ def test_append_adds_the_stages_columns():
     assert table.select(SELECTED.names).equals(rows())
 
 
-def test_append_refuses_columns_that_nobody_declared_and_misses_those_that_somebody_did():
+def test_append_refuses_undeclared_columns_and_names_missing_ones():
     with pytest.raises(SchemaError, match="learner: unexpected column 'logps'"):
         append(rows(), REF_LOGPS, "learner", logps=[[-1.0, -2.0]])
     with pytest.raises(SchemaError, match=r"learner: missing columns \['ref_logps'\]"):

@@ -42,5 +42,5 @@ def test_the_answers_of_many_prompts_have_seeds_of_their_own():
     assert len(seeds) == 5000
 
 
-def test_a_half_of_a_character_is_a_name_as_well():
+def test_a_lone_surrogate_is_a_valid_name():
     assert derive_seed("\ud800") != derive_seed("\ud801")

@@ -71,7 +71,7 @@ def _verdict_schema(choices: Sequence[str]) -> dict[str, Any]:
 
 
 def read_body(text: str, question: Question, server: OpenAIServer) -> Received:
-    """Read the body of a successful answer, whatever its Content-Type says. Raises Unreadable."""
+    """Read the body of a successful answer, independently of its Content-Type. Raises Unreadable."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -103,7 +103,7 @@ def play(folder: Path, algorithm: Algorithm, rows_for: Callable[[Vector], list[d
     learner.open(str(write_start(folder / "000", settings.seed)))
     policies = [_policy(learner.token_logps([PROMPT] * 3, ANSWERS))]
     for iteration in range(settings.iterations):
-        where = f"iteration {iteration}"
+        where = f"iteration {iteration + 1}"
         rows = conform(pa.Table.from_pylist(rows_for(policies[-1]), SELECTED), SELECTED, where)
         table = append(rows, REF_LOGPS, where, ref_logps=learner.ref_logps(rows))
         steps = learner.begin([table], iteration)["num_steps"]

@@ -166,13 +166,13 @@ def on_disk(table: pa.Table, path: Path) -> dict:
     return {"table": str(path)}
 
 
-def referenced(group: Group, tables: list[pa.Table], folder: Path) -> list[dict]:
+def with_ref_logps(group: Group, tables: list[pa.Table], folder: Path) -> list[dict]:
     """Let the group compute the references of each shard and put the finished tables on disk."""
     finished = []
     for i, table in enumerate(tables):
         logps = group.call("ref_logps", on_disk(table, folder / f"rows{i}.arrow"))
         table = append(table, REF_LOGPS, "test", ref_logps=logps)
-        finished.append(on_disk(table, folder / f"referenced{i}.arrow"))
+        finished.append(on_disk(table, folder / f"ref_logps{i}.arrow"))
     return finished
 
 
@@ -218,7 +218,7 @@ def train(group: Group, llama: Path, folder: Path, sizes=(5, 0, 6), num_steps: i
     folder.mkdir(exist_ok=True)
     group.new(**{"batch_size": 4, "micro_batch_size": 2, **config})
     group.call("open", str(llama))
-    group.call("begin", referenced(group, rows(sizes), folder), 0)
+    group.call("begin", with_ref_logps(group, rows(sizes), folder), 0)
     metrics = group.call("advance", num_steps)
     group.call("save_weights", str(folder / "weights"), 0, [], [])
     return metrics
@@ -413,7 +413,7 @@ def test_metrics_speak_of_the_answers_with_the_highest_and_the_lowest_win_rate(o
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (3, "float32"), (1, "bfloat16")])
 def test_a_learner_that_restarts_from_a_checkpoint_ends_with_bit_equal_weights(two, llama, tmp_path, stage, dtype):
     unbroken = train(two, llama, tmp_path, zero_stage=stage, dtype=dtype)
-    shards = [{"table": str(tmp_path / f"referenced{i}.arrow")} for i in range(3)]
+    shards = [{"table": str(tmp_path / f"ref_logps{i}.arrow")} for i in range(3)]
     two.call("open", str(llama))
     two.call("begin", shards, 0)
     two.call("advance", 1)

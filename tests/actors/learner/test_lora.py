@@ -22,10 +22,10 @@ from tests.actors.learner.test_learner import (
     STEADY,
     Group,
     load,
-    referenced,
     rows,
     token_logps,
     weights,
+    with_ref_logps,
     write_llama,
 )
 
@@ -224,7 +224,7 @@ def train(group: Group, folder: Path, source: Path, base: Path | None, version: 
     settings = {"batch_size": 4, "micro_batch_size": 2, "lora": lora, "optimizer": ADAMW, "schedule": FLAT}
     group.new(**{**settings, **config})
     group.call("open", str(source), base and str(base), version)
-    group.call("begin", referenced(group, rows((5, 0, 6)), folder), version)
+    group.call("begin", with_ref_logps(group, rows((5, 0, 6)), folder), version)
     metrics = group.call("advance", 100)
     group.call("save_weights", str(folder / "weights"), 0, [PROMPT], [ANSWER])
     return metrics
@@ -292,7 +292,7 @@ def test_a_learner_that_restarts_from_a_checkpoint_saves_the_same_adapter_bit_fo
     train(two, tmp_path / "one", llama, None, 0, **config)
     start, folder = tmp_path / "one/weights", tmp_path / "two"
     unbroken = train(two, folder, start, llama, 1, **config)
-    shards = [{"table": str(folder / f"referenced{i}.arrow")} for i in range(3)]
+    shards = [{"table": str(folder / f"ref_logps{i}.arrow")} for i in range(3)]
     for resumed in (False, True):
         two.call("open", str(start), str(llama), 1)
         two.call("begin", shards, 1)

@@ -1,4 +1,4 @@
-"""`kumite average`: the mean of versions' weights, exact and whole, and never over anything that is there."""
+"""`kumite average`: the mean of versions' weights, exact, complete, and never written over an existing folder."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def logits(folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"), [([], [1, 2, 3]), (["--versions", "2-3"], [2, 3]), (["--versions", "0-1"], [0, 1])]
+    ("options", "versions"), [([], [1, 2, 3]), (["--versions", "2-3"], [2, 3]), (["--versions", "0-1"], [0, 1])]
 )
-def test_the_weights_are_the_mean_of_the_named_versions(finished, tmp_path, capsys, options, wanted) -> None:
+def test_the_weights_are_the_mean_of_the_named_versions(finished, tmp_path, capsys, options, versions) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert main(["average", str(finished), str(tmp_path / "mean"), *options]) == 0
-    assert f"versions {wanted[0]} to {wanted[-1]}" in capsys.readouterr().out
+    assert f"versions {versions[0]} to {versions[-1]}" in capsys.readouterr().out
     with RunStore(finished) as store:
-        policies = [store.policy(version) for version in wanted]
+        policies = [store.policy(version) for version in versions]
     expected = np.mean([logits(policy.folder) for policy in policies], axis=0)
     np.testing.assert_allclose(logits(tmp_path / "mean"), expected, rtol=1e-12)
-    told = json.loads((tmp_path / "mean/average.json").read_text())
-    assert told["versions"] == {str(v): p.digest for v, p in zip(wanted, policies, strict=True)}
+    description = json.loads((tmp_path / "mean/average.json").read_text())
+    assert description["versions"] == {str(v): p.digest for v, p in zip(versions, policies, strict=True)}
     assert {path: path.read_bytes() for path in before} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mean"]
 
@@ -65,13 +65,13 @@ def test_versions_that_are_not_there_are_named(finished, tmp_path, capsys) -> No
 
 
 @pytest.mark.parametrize("text", ["3-1", "2", "2-2", "a-b", "-1-2"])
-def test_a_range_that_is_none_is_refused(finished, tmp_path, capsys, text) -> None:
+def test_an_invalid_range_is_refused(finished, tmp_path, capsys, text) -> None:
     with pytest.raises(SystemExit):
         main(["average", str(finished), str(tmp_path / "mean"), f"--versions={text}"])
-    assert "no range of two or more versions such as 1-3" in capsys.readouterr().err
+    assert "not a range of two or more versions, such as 1-3" in capsys.readouterr().err
 
 
-def test_the_help_says_what_it_is_not(capsys) -> None:
+def test_the_help_says_that_the_mean_is_not_the_mixture(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["average", "--help"])
     assert "NOT the mixture" in " ".join(capsys.readouterr().out.split())
@@ -95,7 +95,7 @@ def test_the_mean_of_low_precision_is_summed_in_float32_and_rounded_once() -> No
     assert mean(ones, "w").item() == 52.0
 
 
-def test_numbers_that_count_have_no_mean_unless_they_agree() -> None:
+def test_integer_tensors_must_be_equal_in_all_versions() -> None:
     one, other = torch.tensor([1]), torch.tensor([2])
     assert mean([one, one.clone()], "ids").tolist() == [1]
     with pytest.raises(WeightsError, match=r"ids: torch.int64 values differ"):

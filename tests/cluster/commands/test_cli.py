@@ -62,7 +62,7 @@ def test_looking_at_a_run_changes_nothing_in_it(run, capsys):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_verify_finds_a_whole_run_whole(run, capsys):
+def test_verify_finds_no_damage_in_an_intact_run(run, capsys):
     assert main(["verify", str(run)]) == 0
     assert json.loads(capsys.readouterr().out) == {"run": str(run), "damages": []}
 
@@ -90,12 +90,12 @@ def test_the_digest_is_the_same_wherever_the_run_lies(finished, run, capsys):
 
 
 @pytest.mark.parametrize("command", ["status", "verify", "digest"])
-def test_what_is_no_run_ends_with_2_and_a_sentence(command, tmp_path, capsys):
+def test_a_folder_that_is_not_a_run_ends_with_2_and_a_message(command, tmp_path, capsys):
     for folder in (tmp_path, tmp_path / "absent"):
         assert main([command, str(folder)]) == 2
-        told = capsys.readouterr()
-        assert "is not a run folder" in told.err
-        assert told.out == ""
+        output = capsys.readouterr()
+        assert "is not a run folder" in output.err
+        assert output.out == ""
 
 
 @pytest.mark.parametrize("command", ["status", "verify", "digest"])

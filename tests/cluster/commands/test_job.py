@@ -15,29 +15,29 @@ from engine.config.run import RunConfig
 from engine.errors import ModelError, RoleError, StoreError
 from tests.runs import fake_config, play
 
-CANARY = "hf_canary123"
+SECRET = "hf_secret123"
 
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 
 def with_model(folder: Path, path: str) -> RunConfig:
-    """A run that wants a real model."""
+    """A run of a real model."""
     return fake_config(folder, model={"path": path, "dtype": "float32"})
 
 
 def test_no_secret_of_the_environment_reaches_the_run_folder(tmp_path, monkeypatch):
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
-        monkeypatch.setenv(name, CANARY)
+        monkeypatch.setenv(name, SECRET)
     with Job(fake_config(tmp_path), Console(quiet=True), engines=FakeEngines()) as job:
         job.play()
         job.show()
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {"run.json", "config.yaml", "manifest.jsonl", "metrics.jsonl", "index.html"} <= {p.name for p in files}
-    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
-def test_the_run_records_what_it_takes_to_do_it_again(tmp_path):
+def test_the_run_records_what_is_needed_to_repeat_it(tmp_path):
     run = play(fake_config(tmp_path, iterations=1, evaluation=None))
     record = json.loads((run / "run.json").read_text())
     assert {"kumite", "commit", "python", "versions", "host", "cpus", "started"} <= set(record)
@@ -52,7 +52,7 @@ def test_another_tokenizer_or_chat_template_is_refused(tmp_path, monkeypatch):
         broken.setattr(FakeGenerator, "deliver", fail)
         play(fake_config(tmp_path))
     monkeypatch.setattr(FakeChat, "digest", "another")
-    with pytest.raises(StoreError, match="begun with another tokenizer and chat template"):
+    with pytest.raises(StoreError, match="started with another tokenizer and chat template"):
         play(fake_config(tmp_path))
 
 

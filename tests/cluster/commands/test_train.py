@@ -82,7 +82,7 @@ def test_a_dry_run_shows_the_plan_and_leaves_no_trace(command, folder, capsys):
     assert not folder.parent.exists()
 
 
-def test_every_mistake_in_the_config_is_told_at_once(command, folder, capsys):
+def test_every_mistake_in_the_config_is_named_at_once(command, folder, capsys):
     assert main(BASE, "", [*command, "learner.lr=1", "prompts.use=no", "sampling.num_samples=0"]) == 2
     text = capsys.readouterr().out
     assert "3 problems" in text
@@ -101,7 +101,7 @@ def test_a_config_file_that_is_not_there_ends_with_2(capsys):
     assert "/nowhere/run.yaml" in capsys.readouterr().out
 
 
-def test_what_an_error_quotes_cannot_speak_to_the_terminal(command, capsys, monkeypatch):
+def test_text_quoted_in_an_error_cannot_control_the_terminal(command, capsys, monkeypatch):
     def fails(*_):
         raise RoleError("it says: \x1b]0;mine\x07")
 
@@ -131,8 +131,8 @@ def test_a_finished_run_is_left_alone_and_ends_with_0_again(command, folder, cap
     play(fake_config(folder.parent, **SMALL))
     before = inspection.run_digest(folder), (folder / "manifest.jsonl").read_bytes()
     assert main(BASE, "", command) == 0
-    told = capfd.readouterr()
-    assert "finished already" in told.out + told.err
+    output = capfd.readouterr()
+    assert "finished already" in output.out + output.err
     assert (inspection.run_digest(folder), (folder / "manifest.jsonl").read_bytes()) == before
 
 
@@ -150,14 +150,14 @@ def test_a_signal_ends_the_run_with_its_number_and_the_same_command_continues(
     command, folder, tmp_path, monkeypatch, capsys, number, code
 ):
     answered = 0
-    honest = FakeGenerator.generate
+    original = FakeGenerator.generate
 
     def interrupted(self: FakeGenerator, *args: Any, **options: Any) -> Any:
         nonlocal answered
         answered += 1
         if answered == 3:
             signal.raise_signal(number)
-        return honest(self, *args, **options)
+        return original(self, *args, **options)
 
     monkeypatch.setattr(FakeGenerator, "generate", interrupted)
     assert main(BASE, "", command) == code
@@ -165,7 +165,7 @@ def test_a_signal_ends_the_run_with_its_number_and_the_same_command_continues(
     assert "stopped: interrupted" in (folder / "report" / "index.html").read_text()
     assert not inspection.state(folder)["finished"]
 
-    monkeypatch.setattr(FakeGenerator, "generate", honest)
+    monkeypatch.setattr(FakeGenerator, "generate", original)
     assert main(BASE, "", command) == 0
     assert inspection.run_digest(folder) == inspection.run_digest(play(fake_config(tmp_path / "undisturbed", **SMALL)))
 

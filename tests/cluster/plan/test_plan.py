@@ -45,7 +45,7 @@ def test_the_published_recipe_fits_the_node_that_it_states():
     plan = planned()
     plan.check()
     assert line(plan, "cluster") == "cluster    as stated, 1 node: 96 CPUs, 8 GPUs"
-    assert line(plan, "placement") == "placement  colocated: the roles take turns on the same resources"
+    assert line(plan, "placement") == "placement  colocated: the roles share the same resources, one role at a time"
     for role in ("generator (vllm)", "scorer (pairrm)", "learner (deepspeed)"):
         assert line(plan, f"8 x {role}") == f"8 x {role}: 4 CPUs, 1 GPUs each"
 
@@ -136,7 +136,7 @@ def test_gpus_too_small_for_the_weights_are_named_with_the_way_out():
     planned("cluster.stated.gpu_gib=16", "cluster.stated.gpus=16", *divided).check()
 
 
-def test_half_the_gpus_are_not_enough_and_the_sentence_says_for_whom():
+def test_half_the_gpus_are_not_enough_and_the_error_names_the_roles():
     text = problems("cluster.stated.gpus=4")
     assert "8 GPUs needed (8 bundles of 1 shared by all roles: generator 8, scorer 8, learner 8), 4 available" in text
     assert "cluster.placement=colocated" in text
@@ -173,7 +173,7 @@ def test_a_real_run_ignores_the_stated_cluster(monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["config", "environment"])
-def test_a_cluster_that_will_be_asked_is_not_judged_by_this_machine(monkeypatch, how):
+def test_a_plan_for_a_cluster_does_not_check_this_machine(monkeypatch, how):
     if how == "environment":
         monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     overrides = ["cluster.address=ray://head:10001"] if how == "config" else []

@@ -13,23 +13,23 @@ from engine.errors import DataError
 
 
 class Counter:
-    """A role that remembers what it was told and can fail in the ways that roles fail."""
+    """A role that keeps the values it gets and can fail in all the ways that roles fail."""
 
     def __init__(self) -> None:
-        self.told: list[int] = []
+        self.values: list[int] = []
 
     def learn(self, value: int) -> int:
-        self.told.append(value)
+        self.values.append(value)
         return os.getpid()
 
     def relearn(self, value: int) -> None:
-        self.told.append(value)
+        self.values.append(value)
 
     def double(self, table: pa.Table) -> pa.Table:
         return pa.table({"x": [2 * value for value in table["x"].to_pylist()]})
 
     def recall(self) -> list[int]:
-        return self.told
+        return self.values
 
     def refuse(self) -> None:
         raise DataError("row 7 is not a prompt")
@@ -38,7 +38,7 @@ class Counter:
         raise KeyError("row 7")
 
     def die_once(self, marker: str) -> str:
-        """Kill this process the first time, wherever it is; answer the second time."""
+        """Kill its own process the first time; answer the second time."""
         if Path(marker).exists():
             return "alive"
         Path(marker).touch()

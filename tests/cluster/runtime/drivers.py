@@ -1,7 +1,7 @@
-"""Drivers in processes of their own, as people start them, and everything that descends from them.
+"""Drivers in processes of their own, as users start them, and all their descendants.
 
-Every descendant inherits the driver's environment, Ray's processes and actors included, so a word in it
-tells this test's processes from all others on the machine, however they were orphaned.
+Every descendant inherits the driver's environment, Ray's processes and actors included, so a variable in it
+marks this test's processes among all others on the machine, even after their parent has ended.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from engine.store import manifest
 
 ROOT = Path(__file__).parents[3]
 MARK = "KUMITE_TEST_OWNER"
-PATIENCE_S = 240.0
-"""Longest wait for something that has to come; far beyond what it takes."""
+LONGEST_WAIT_S = 240.0
+"""Longest wait for an event; far longer than it takes."""
 
 
 class Driver:
@@ -47,23 +47,23 @@ class Driver:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def wait(self) -> int:
-        return self.process.wait(PATIENCE_S)
+        return self.process.wait(LONGEST_WAIT_S)
 
     def kill(self) -> None:
         """SIGKILL for the driver alone."""
         os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait(PATIENCE_S)
+        self.process.wait(LONGEST_WAIT_S)
 
     def descendants(self) -> list[int]:
         """Living processes that descend from the driver, itself included."""
         return processes_with(f"{MARK}={self.mark}")
 
     def end(self) -> None:
-        """End whatever is left of it."""
+        """End all processes that are left."""
         for pid in self.descendants():
             _kill(pid)
         if self.process.poll() is None:
-            self.process.wait(PATIENCE_S)
+            self.process.wait(LONGEST_WAIT_S)
 
 
 @contextmanager
@@ -84,31 +84,31 @@ def running(log: Path, *command: str, **environment: str) -> Iterator[Driver]:
 
 def until(condition: Callable[[], Any], what: str, alive: Callable[[], bool] = lambda: True) -> Any:
     """Wait until `condition()` is true and return its value; AssertionError if it stays false, or `alive()` ends."""
-    end, pause = time.monotonic() + PATIENCE_S, threading.Event()
+    end, pause = time.monotonic() + LONGEST_WAIT_S, threading.Event()
     while not (value := condition()):
         assert alive(), f"ended before {what}"
-        assert time.monotonic() < end, f"no sign of {what} within {PATIENCE_S:g} s"
+        assert time.monotonic() < end, f"no sign of {what} within {LONGEST_WAIT_S:g} s"
         pause.wait(0.02)
     return value
 
 
 def committed(run: Path, **values: Any) -> list[manifest.Record]:
-    """Records of the run's manifest that have these values, read while somebody writes it."""
+    """Records of the run's manifest that have these values, read while a driver writes it."""
     records, _ = manifest.read(run / "manifest.jsonl")
     return [r for r in records if all(r.get(key) == value for key, value in values.items())]
 
 
 def processes_with(entry: str) -> list[int]:
     """Processes whose environment holds `NAME=value`; zombies hold none."""
-    found = []
+    pids = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
                 if entry.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
+                    pids.append(int(folder.name))
             except OSError:
                 continue  # ended meanwhile, or another user's
-    return found
+    return pids
 
 
 def title(pid: int) -> str:

@@ -1,4 +1,4 @@
-"""Real engines, real SIGKILL: whoever dies, the run ends with the digest of the run that nobody disturbed."""
+"""Real engines, real SIGKILL: whichever process dies, the run ends with the digest of the undisturbed run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from cluster.commands.job import Job
-from cluster.runtime.replica import RayReplica
+from cluster.runtime.replica import Call, RayReplica
 from cluster.runtime.session import ray_session
 from engine.config.run import ClusterConfig, RunConfig
 from engine.metrics.trackers import read_metrics
@@ -33,7 +33,7 @@ def test_a_killed_driver_leaves_no_process_and_the_same_command_finishes_its_run
     command = ["--config", str(write_config(tmp_path / "c.yaml", real_values(calm.world, tmp_path, "run")))]
     with sppo(log, *command) as driver:
         alive = lambda: driver.process.poll() is None  # noqa: E731
-        until(lambda: committed(run, kind="shard", stage="scores"), "a scored shard", alive)
+        until(lambda: committed(run, kind="shard", stage="scores"), "a shard of scores", alive)
         assert len(driver.descendants()) > 5, "Ray and four roles should be running"
         driver.kill()
         until(lambda: not driver.descendants(), f"the end of {[title(p) for p in driver.descendants()]}")
@@ -55,16 +55,16 @@ def ray() -> Iterator[None]:
 
 
 class Killer:
-    """Ends replicas in the midst of a call: the n-th call of a method of a replica, for each of some victims."""
+    """Kills replicas during a call: `victims` is {(replica, method): n}, for the n-th call of the method."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, victims: dict[tuple[str, str], int]):
         self._left, self._threads = dict(victims), []
         self.killed: dict[str, int] = {}
-        honest = RayReplica.call
+        original = RayReplica.call
 
-        def call(replica: RayReplica, method: str, args: tuple[Any, ...], deadline_s: float) -> Any:
-            self._count(replica, method)
-            return honest(replica, method, args, deadline_s)
+        def call(replica: RayReplica, call: Call[Any], deadline_s: float) -> Any:
+            self._count(replica, call.method)
+            return original(replica, call, deadline_s)
 
         monkeypatch.setattr(RayReplica, "call", call)
 
@@ -84,7 +84,7 @@ class Killer:
 
 
 def kill_while_it_works(pid: int) -> None:
-    """SIGKILL at a moment at which Ray's title of the process says that a call is being worked on."""
+    """SIGKILL while Ray's title of the process says that it runs a call."""
 
     def stopped_at_work() -> bool:
         if not title(pid).startswith("ray::Host.call"):
@@ -121,14 +121,14 @@ def test_killed_generator_scorer_and_learner_rank_are_replaced_in_one_run(
     killer.join()
     assert set(killer.killed) == {"generator 0", "scorer 0", "learner 1"}
     for name, what in (("generator 0", "generate"), ("scorer 0", "score"), ("learner 1", "advance")):
-        told = [note for note in notes(run) if note.startswith(f"{name}: its process ended during {what}")]
-        assert len(told) == 1 and "(try 1 of 3)" in told[0], notes(run)
+        deaths = [note for note in notes(run) if note.startswith(f"{name}: its process ended during {what}")]
+        assert len(deaths) == 1 and "(try 1 of 3)" in deaths[0], notes(run)
     assert not [pid for pid in killer.killed.values() if title(pid)]
     assert inspection.run_digest(run) == calm.digest
     assert inspection.damages(run) == []
 
 
-def test_roles_that_take_turns_compute_what_roles_side_by_side_do(calm: CalmRun, ray: None, tmp_path: Path) -> None:
+def test_colocated_roles_compute_what_disaggregated_roles_do(calm: CalmRun, ray: None, tmp_path: Path) -> None:
     values = real_values(calm.world, tmp_path, "run")
     run = play_here({**values, "iterations": 1, "cluster": {**values["cluster"], "placement": "colocated"}})
     made = results(run)
@@ -150,7 +150,7 @@ def test_a_second_driver_on_the_same_run_leaves_at_once_and_names_the_first(tmp_
     assert not committed(tmp_path / "run")
 
 
-def test_a_driver_terminated_while_its_roles_start_leaves_in_order_and_no_process(tmp_path: Path) -> None:
+def test_a_driver_terminated_while_its_roles_start_exits_cleanly_and_leaves_no_process(tmp_path: Path) -> None:
     with sppo(tmp_path / "log", "--config", "recipes/configs/smoke_sppo.yaml", f"output={tmp_path}") as driver:
         actors = lambda: [pid for pid in driver.descendants() if title(pid).startswith("ray::Host")]  # noqa: E731
         until(actors, "an actor", lambda: driver.process.poll() is None)

@@ -86,9 +86,9 @@ def test_generator_and_learner_agree_on_the_answers_of_an_adapter(store: RunStor
     answers = {
         row["prompt_id"]: row for table in store.tables(1, "completions", COMPLETIONS) for row in table.to_pylist()
     }
-    referenced = [row for table in store.tables(1, "ref_logps", REF_LOGPS) for row in table.to_pylist()]
-    assert referenced
-    for row in referenced:
+    ref_rows = [row for table in store.tables(1, "ref_logps", REF_LOGPS) for row in table.to_pylist()]
+    assert ref_rows
+    for row in ref_rows:
         answered = answers[row["prompt_id"]]
         assert answered["weights"] == store.recorded_digest(1)
         vllm = [answered["completion_logps"][index] for index in row["completion_index"]]
@@ -103,7 +103,7 @@ def test_each_iteration_starts_from_a_log_ratio_of_exactly_zero(finished: Run) -
         assert record["log_ratio/max_abs"] > 0.0 or record["step"] < NUM_STEPS
 
 
-def test_an_iteration_that_nobody_disturbed_ends_with_the_same_digest(finished: Run, tmp_path: Path) -> None:
+def test_an_undisturbed_iteration_ends_with_the_same_digest(finished: Run, tmp_path: Path) -> None:
     again = Path(shutil.copytree(finished.folder, tmp_path / "runs/lora"))
     lines = (again / "manifest.jsonl").read_text().splitlines(keepends=True)
     trains = next(i for i, line in enumerate(lines) if '"kind":"checkpoint"' in line and '"iteration":1' in line)

@@ -97,7 +97,7 @@ def test_a_client_without_the_token_is_refused(head: Head, tmp_path: Path, token
     assert not (tmp_path / "smoke-sppo").exists()
 
 
-def test_whatever_a_recipe_reads_travels_with_the_job_and_runs_stay_behind() -> None:
+def test_all_that_a_recipe_reads_is_uploaded_with_the_job_and_runs_are_not() -> None:
     from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
     root = Path(__file__).parents[3]
@@ -110,11 +110,11 @@ def test_whatever_a_recipe_reads_travels_with_the_job_and_runs_stay_behind() -> 
     assert all(any(rule(path) for rule in rules) for path in left)
 
 
-def test_a_run_inside_the_uploaded_copy_is_told_that_it_will_vanish(
+def test_a_run_inside_the_uploaded_copy_warns_that_it_will_be_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_0"
     upload.mkdir(parents=True)
     monkeypatch.chdir(upload)
     run = play(fake_config(Path("runs")))
-    assert "goes with it; give output= a full path" in (run / "metrics.jsonl").read_text(encoding="utf-8")
+    assert "is deleted with it; set output= to a full path" in (run / "metrics.jsonl").read_text(encoding="utf-8")

@@ -59,15 +59,15 @@ def test_an_answer_that_stopped_ends_with_its_only_stop_token_and_a_cut_one_has_
     assert reasons == {"stop", "length"}
 
 
-def test_pairrm_compared_all_and_the_rule_gave_a_second_opinion(store: RunStore) -> None:
+def test_pairrm_compared_all_and_the_rule_measured_its_agreement(store: RunStore) -> None:
     for t in range(ITERATIONS):
-        scored = rows(store, t, "scores", SCORES)
-        assert {row["scorer"].split(":")[0] for row in scored} == {"pairrm"}
-        logits = [x for row in scored for line in row["pair_logits"] for x in line]
+        score_rows = rows(store, t, "scores", SCORES)
+        assert {row["scorer"].split(":")[0] for row in score_rows} == {"pairrm"}
+        logits = [x for row in score_rows for line in row["pair_logits"] for x in line]
         assert len(logits) == NUM_PROMPTS * K * K and len(set(logits)) > NUM_PROMPTS * K
         assert sum(row["comparable"] for row in rows(store, t, "agreement", AGREEMENT)) > 0
-    judged = rows(store, ITERATIONS, "heldout_win_rates", HELDOUT_WIN_RATES)
-    assert judged and all(0.0 <= row["win_vs_start"] <= 1.0 for row in judged)
+    win_rates = rows(store, ITERATIONS, "heldout_win_rates", HELDOUT_WIN_RATES)
+    assert win_rates and all(0.0 <= row["win_vs_start"] <= 1.0 for row in win_rates)
 
 
 def test_the_reference_is_the_policy_before_its_first_update_to_the_last_bit(calm: CalmRun, store: RunStore) -> None:

@@ -88,10 +88,10 @@ def config(folder: Path, generator_cpus: float) -> RunConfig:
 def roles(monkeypatch: pytest.MonkeyPatch) -> list[ClusterRoles]:
     """The roles that a run of this process makes."""
     kept: list[ClusterRoles] = []
-    honest = ClusterRoles.__init__
+    original = ClusterRoles.__init__
 
     def keep(self: ClusterRoles, *args: Any, **options: Any) -> None:
-        honest(self, *args, **options)
+        original(self, *args, **options)
         kept.append(self)
 
     monkeypatch.setattr(ClusterRoles, "__init__", keep)
@@ -99,7 +99,7 @@ def roles(monkeypatch: pytest.MonkeyPatch) -> list[ClusterRoles]:
 
 
 class Watcher(threading.Thread):
-    """Does something once the run's first shard of scores is committed; keeps what went wrong."""
+    """Does something once the run's first shard of scores is committed; keeps the result."""
 
     def __init__(self, run: Path, action: Any):
         super().__init__()
@@ -107,7 +107,7 @@ class Watcher(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        until(lambda: committed(self._run, kind="shard", stage="scores"), "a scored shard")
+        until(lambda: committed(self._run, kind="shard", stage="scores"), "a shard of scores")
         self.result = self._action()
 
 
@@ -141,7 +141,7 @@ def test_a_generators_node_goes_away_and_the_other_generator_does_the_work(
     assert any("going on with 1 of 2 replicas" in note for note in notes), notes
 
 
-def test_a_node_goes_away_and_everything_of_it_moves_to_where_there_is_room(
+def test_a_node_goes_away_and_its_roles_start_where_there_is_room(
     nodes: Nodes, roles: list[ClusterRoles], calm_digest: str, tmp_path: Path
 ) -> None:
     nodes.add()

@@ -1,4 +1,4 @@
-"""The smallest world in which every real engine has work: a random policy, a random PairRM, sixteen prompts."""
+"""The smallest inputs on which every real engine has work: a random policy, a random PairRM, sixteen prompts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_world(folder: Path) -> Path:
 
 
 def make_pairrm(folder: Path) -> None:
-    """A random PairRM that tells answers apart by their characters."""
+    """A random PairRM that distinguishes answers by their characters."""
     import torch
     from transformers import DebertaV2Tokenizer
 
@@ -39,7 +39,7 @@ def make_pairrm(folder: Path) -> None:
     model = new_pairrm(tokenizer, hidden_size=32, num_heads=2, room=Room(source=64, answer=48), seed=1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(1.5)  # a fresh model's logits are near 0, where everything ties with everything
+            parameter.mul_(1.5)  # a fresh model's logits are near 0, where every comparison is a tie
     model.eval().save(folder)
 
 

@@ -218,7 +218,7 @@ def test_a_prompt_with_fewer_than_two_answers_left_makes_no_pair():
 # ---- the pairs of a data set ----
 
 
-def test_given_pairs_train_as_they_are():
+def test_pairs_of_a_data_set_train_unchanged():
     algorithm = DPO(data="dataset")
     assert (algorithm.stages(3), algorithm.num_dataset_completions, algorithm.min_samples) == ((), 2, 1)
     row = only_row(algorithm.select(given(("yes", "no"), dataset_win_rates=[[0.8, 0.2]])))
@@ -229,14 +229,14 @@ def test_given_pairs_train_as_they_are():
 
 @pytest.mark.parametrize(("ties", "rows"), [("drop", 0), ("keep", 1)])
 @pytest.mark.parametrize(("answers", "rates"), [(("a", "b"), [0.5, 0.5]), (("a", "a"), [1.0, 0.0])])
-def test_given_pairs_that_prefer_nothing_are_ties(ties, rows, answers, rates):
+def test_pairs_of_a_data_set_without_a_preference_are_ties(ties, rows, answers, rates):
     selection = DPO(data="dataset", ties=ties).select(given(answers, dataset_win_rates=[rates]))
     assert selection.rows.num_rows == rows
     assert selection.counts == expected_counts(ties=1)
 
 
 @pytest.mark.parametrize(("empty", "rows"), [("keep", 1), ("exclude", 0)])
-def test_a_given_pair_with_an_empty_answer_trains_unless_it_is_excluded(empty, rows):
+def test_a_pair_of_a_data_set_with_an_empty_answer_trains_unless_it_is_excluded(empty, rows):
     selection = DPO(data="dataset", empty=empty).select(given(("a", " ")))
     assert selection.rows.num_rows == rows
     assert selection.counts == expected_counts(empty=1, no_pair=1 - rows)

@@ -48,8 +48,8 @@ def test_by_default_it_is_iterative_dpo_as_published():
 def test_the_first_iteration_has_no_policy_before_it(rejected_from, consistency):
     algorithm = SelfRewarding(rejected_from=rejected_from, consistency=consistency, soft_labels=True)
     assert algorithm.stages(0) == ("completions", "scores")
-    anchored, rescored = rejected_from == "start", consistency == "per_prompt"
-    later = ("completions", *["start_completions"] * anchored, "scores", *["previous_scores"] * rescored)
+    from_start, consistent_only = rejected_from == "start", consistency == "per_prompt"
+    later = ("completions", *["start_completions"] * from_start, "scores", *["previous_scores"] * consistent_only)
     assert algorithm.stages(1) == algorithm.stages(2) == later
 
 
@@ -123,7 +123,7 @@ def test_consistency_needs_scores_and_says_so():
         consistent().select(scored(logits_of(1, 2, 3)))
 
 
-# ---- anchored rejection ----
+# ---- anchored rejection: the rejected answer comes from the start policy ----
 
 
 def anchored(scores: list[float], num_from_policy: int, **parameters: Any) -> list[int] | None:

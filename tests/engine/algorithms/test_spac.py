@@ -60,7 +60,7 @@ def test_its_gradient_agrees_with_central_differences(case, surrogate):
         assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6, abs=1e-9)
 
 
-def test_without_pessimism_it_is_dpo_on_the_given_pair():
+def test_without_pessimism_it_is_dpo_on_the_pair_of_the_data_set():
     (chosen, rejected), (reference_chosen, reference_rejected) = PAIRS["A"]
     margin = 0.1 * (chosen - reference_chosen - rejected + reference_rejected)
     loss = SPAC(beta=0.1, critic_weight=0.0).loss(example("A")).item()

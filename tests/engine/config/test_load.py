@@ -1,4 +1,4 @@
-"""From files and command lines to a configuration, and what people are told when it is wrong."""
+"""From files and command lines to a configuration, and the messages when it is wrong."""
 
 from __future__ import annotations
 
@@ -225,11 +225,11 @@ def test_text_that_contains_an_equals_sign_is_kept():
     ],
 )
 def test_an_override_that_cannot_be_read_says_how_to_write_it(token, message):
-    (told,) = problems(overrides=[*PAIRRM, token])
-    assert message in told
+    (problem,) = problems(overrides=[*PAIRRM, token])
+    assert message in problem
 
 
-# What people are told
+# Messages
 
 
 def test_everything_that_is_wrong_is_told_at_once_with_its_line(write):
@@ -293,36 +293,36 @@ def test_the_count_and_every_problem_are_in_the_message():
     ],
 )
 def test_an_unknown_key_leads_to_the_right_one(key, advice):
-    (told,) = problems(overrides=[*PAIRRM, f"{key}=1"])
-    assert told.startswith(f"{key}: unknown key")
-    assert advice in told
+    (problem,) = problems(overrides=[*PAIRRM, f"{key}=1"])
+    assert problem.startswith(f"{key}: unknown key")
+    assert advice in problem
 
 
 @pytest.mark.parametrize(("weight", "shown"), [("0", "0"), ("-1", "-1"), ("true", "true"), ("much", "'much'")])
 def test_a_mapping_says_what_its_values_must_be(weight, shown):
     dpo = [*PAIRRM, "algorithm.name=dpo"]
-    (told,) = problems(overrides=[*dpo, f"algorithm.losses={{ipo_sum: 1, hinge: {weight}}}"])
-    assert told == f"algorithm.losses.hinge = {shown}: expected a number above 0 (command line)"
-    (told,) = problems(overrides=[*dpo, "algorithm.losses=hinge"])
-    assert told == "algorithm.losses = 'hinge': expected a mapping, each value a number above 0 (command line)"
+    (problem,) = problems(overrides=[*dpo, f"algorithm.losses={{ipo_sum: 1, hinge: {weight}}}"])
+    assert problem == f"algorithm.losses.hinge = {shown}: expected a number above 0 (command line)"
+    (problem,) = problems(overrides=[*dpo, "algorithm.losses=hinge"])
+    assert problem == "algorithm.losses = 'hinge': expected a mapping, each value a number above 0 (command line)"
 
 
 def test_a_name_that_stands_in_several_sections_lists_them():
-    (told,) = problems(overrides=[*PAIRRM, "num_replicas=4"])
-    assert {"generator.num_replicas", "scorer.num_replicas"} <= set(re.findall(r"[\w.]+num_replicas", told))
+    (problem,) = problems(overrides=[*PAIRRM, "num_replicas=4"])
+    assert {"generator.num_replicas", "scorer.num_replicas"} <= set(re.findall(r"[\w.]+num_replicas", problem))
 
 
 def test_a_dotted_key_in_a_file_is_explained(write):
-    (told,) = problems(write(MINIMAL + "learner.optimizer.lr: 1e-6\n"))
-    assert "in a file write nested sections" in told
+    (problem,) = problems(write(MINIMAL + "learner.optimizer.lr: 1e-6\n"))
+    assert "in a file write nested sections" in problem
 
 
 def test_what_is_missing_says_what_belongs_there():
-    told = problems(overrides=["model.dtype=float32"])
-    assert told[0] == "model.path: missing; expected text (command line)"
-    assert told[1].startswith("prompts: missing; expected a section with the keys source, split")
-    (told,) = problems(overrides=["model.path=m", "prompts.source=p.jsonl"])
-    assert "scorer is missing: algorithm.name = sppo learns from its verdicts" in told
+    messages = problems(overrides=["model.dtype=float32"])
+    assert messages[0] == "model.path: missing; expected text (command line)"
+    assert messages[1].startswith("prompts: missing; expected a section with the keys source, split")
+    (problem,) = problems(overrides=["model.path=m", "prompts.source=p.jsonl"])
+    assert "scorer is missing: algorithm.name = sppo learns from its verdicts" in problem
 
 
 def test_a_section_without_its_kind_lists_the_kinds(write):
@@ -334,7 +334,7 @@ JUDGE = ["model.path=m", "prompts.source=p", "scorer.kind=judge", "scorer.prompt
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected"),
     [
         ([], "scorer.server: missing; expected a section whose kind is one of policy, vllm"),
         (
@@ -351,8 +351,8 @@ JUDGE = ["model.path=m", "prompts.source=p", "scorer.kind=judge", "scorer.prompt
         (["scorer.server.kind=vllm", "scorer.server.pth=x"], "scorer.server.pth: unknown key; did you mean "),
     ],
 )
-def test_kinds_within_kinds_are_told_apart(overrides, told):
-    assert any(problem.startswith(told) for problem in problems(overrides=[*JUDGE, *overrides]))
+def test_kinds_within_kinds_are_distinguished(overrides, expected):
+    assert any(problem.startswith(expected) for problem in problems(overrides=[*JUDGE, *overrides]))
 
 
 def test_another_server_starts_afresh(write):

@@ -99,6 +99,6 @@ def test_what_an_algorithm_would_make_for_nothing_is_refused(tmp_path) -> None:
         fake_config(tmp_path, algorithm={"name": "spac", "pref_weight": 0, "critic_weight": 0})
 
 
-def test_a_scorer_that_nobody_asks_has_no_pool(tmp_path) -> None:
+def test_a_scorer_that_no_stage_uses_has_no_pool(tmp_path) -> None:
     config = fake_config(tmp_path, algorithm={"name": "dpo", "data": "dataset"})
     assert config.scorer is not None and "scorer" not in config.pools

@@ -443,7 +443,7 @@ def test_one_prompt_may_bring_many_pairs_and_only_a_repeated_pair_is_a_duplicate
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_a_data_set_without_answers_is_refused_with_who_needs_them(tmp_path: Path, suffix: str) -> None:
+def test_a_data_set_without_answers_is_refused_with_the_algorithm_that_needs_them(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"p{suffix}"
     rows = [{"prompt": "Why?", "id": "1"}, {"prompt": "How?", "id": "2"}]
     write(path, *rows) if suffix == ".jsonl" else pq.write_table(pa.Table.from_pylist(rows), path)

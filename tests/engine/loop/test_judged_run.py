@@ -59,7 +59,7 @@ def test_every_verdict_is_stored_word_by_word(judged: Path) -> None:
         assert [table.num_rows for table in store.tables(1, "null_model", NULL_MODEL)] == [2] * 4
 
 
-def test_metrics_and_report_tell_how_it_judges(judged: Path) -> None:
+def test_metrics_and_report_show_how_it_judges(judged: Path) -> None:
     for figures in ends(judged):
         assert figures["judge/consistency"] == 1.0
         assert figures["judge/position_bias"] == pytest.approx(0.0, abs=1e-12)
@@ -76,7 +76,7 @@ def test_metrics_and_report_tell_how_it_judges(judged: Path) -> None:
     assert "judge: orders agree" in (judged / "report" / "report.md").read_text("utf-8")
 
 
-def test_points_train_too_and_another_session_gives_the_same(tmp_path: Path) -> None:
+def test_pointwise_scores_train_too_and_a_second_run_gives_the_same(tmp_path: Path) -> None:
     one = play(fake_config(tmp_path / "one", scorer=POINTS))
     other = play(fake_config(tmp_path / "other", scorer=POINTS))
     assert inspection.run_digest(one) == inspection.run_digest(other)
@@ -87,24 +87,24 @@ def test_points_train_too_and_another_session_gives_the_same(tmp_path: Path) -> 
     assert "judge/position_bias" not in ends(one)[0]
 
 
-def test_self_rewarding_asks_the_policy_before_and_compares_with_the_start(tmp_path: Path) -> None:
-    mended = {"name": "self_rewarding", "consistency": "per_prompt", "soft_labels": True, "rejected_from": "start"}
-    folder = play(fake_config(tmp_path, scorer=POINTS, algorithm=mended))
+def test_self_rewarding_scores_with_the_previous_policy_and_adds_answers_of_the_start_policy(tmp_path: Path) -> None:
+    improved = {"name": "self_rewarding", "consistency": "per_prompt", "soft_labels": True, "rejected_from": "start"}
+    folder = play(fake_config(tmp_path, scorer=POINTS, algorithm=improved))
     with RunStore(folder) as store:
         again = [row for table in store.tables(1, "previous_scores", PREVIOUS_SCORES) for row in table.to_pylist()]
     assert len(again) == 8
     for row in again:
         assert len(row["completions"]) == 6, "three of the policy and three of the start"
-        assert row["previous_scores"] == row["scores"], "this judge counts letters, whatever its weights"
+        assert row["previous_scores"] == row["scores"], "this judge counts letters and does not depend on its weights"
     assert all(figures["judge/missing_rate"] == 0 for figures in ends(folder))
 
 
 @pytest.mark.parametrize("scorer", [SELF, {"kind": "rule", "function": "tests.rules:length"}], ids=["pairs", "rule"])
-def test_the_policy_before_is_asked_only_where_it_rates_answers(tmp_path: Path, scorer: dict[str, Any]) -> None:
-    """Anybody else would give the same scores again, and the consistency would always be 1."""
-    mended = {"name": "self_rewarding", "consistency": "per_prompt", "soft_labels": True}
+def test_previous_scores_need_a_policy_that_rates_answers(tmp_path: Path, scorer: dict[str, Any]) -> None:
+    """Another scorer would give the same scores again, and the consistency would always be 1."""
+    improved = {"name": "self_rewarding", "consistency": "per_prompt", "soft_labels": True}
     with pytest.raises(ValidationError, match=r"expected scorer\.kind = judge, scorer\.mode = pointwise"):
-        fake_config(tmp_path, scorer=scorer, algorithm=mended)
+        fake_config(tmp_path, scorer=scorer, algorithm=improved)
 
 
 def test_a_run_keeps_the_judge_that_it_began_with(tmp_path: Path) -> None:
@@ -114,12 +114,14 @@ def test_a_run_keeps_the_judge_that_it_began_with(tmp_path: Path) -> None:
     folder = play(config)
     shutil.rmtree(folder / "tables" / "001" / "scores")
     prompt.write_text(prompt.read_text("utf-8") + "\nBe strict.", "utf-8")
-    with pytest.raises(StoreError, match=r"begun with another scorer \(judge:pairwise:policy:mine@\w{12}:.*now judge:"):
+    with pytest.raises(
+        StoreError, match=r"started with another scorer \(judge:pairwise:policy:mine@\w{12}:.*now judge:"
+    ):
         play(config)
 
 
 class Stubborn(FakeJudge):
-    """Prefers whatever it sees first."""
+    """Prefers the answer that is shown first."""
 
     def reply(self, questions: list[Question]) -> list[Reply]:
         return [Reply(("A",), {"A": -0.1, "B": -2.4}) for _ in questions]
@@ -157,7 +159,7 @@ def test_a_policy_that_judges_itself_has_no_scorer_pool() -> None:
     assert own.null_model is None
 
 
-def test_the_yardstick_is_never_the_policy_itself() -> None:
+def test_the_policy_cannot_be_the_evaluator() -> None:
     held_out = fake_config(Path("nowhere")).model_dump()["evaluation"]
     words = "evaluation.scorer may not be the policy itself"
     assert words in refused(evaluation={**held_out, "scorer": SELF})
@@ -183,7 +185,7 @@ def test_a_judge_survives_being_written_and_read() -> None:
 EVERY_STAGE = {"name": "self_rewarding", "rejected_from": "start", "consistency": "per_prompt", "soft_labels": True}
 
 
-def test_a_run_with_every_stage_that_dies_anywhere_arrives_at_the_same_place(tmp_path: Path) -> None:
+def test_a_run_with_every_stage_that_dies_anywhere_ends_with_the_same_digest(tmp_path: Path) -> None:
     """The generators serve three versions in one iteration: start completions, previous scores, and the null model."""
     algorithm = {**EVERY_STAGE, "reference": "start"}
 

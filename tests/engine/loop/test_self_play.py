@@ -55,7 +55,7 @@ def test_held_out_answers_of_all_versions_share_their_noise(undisturbed: Path) -
         ]
         assert seeds[0] == seeds[1] == seeds[2]
         assert not list(store.tables(0, "heldout_win_rates", HELDOUT_WIN_RATES)), (
-            "version 0 has nobody to be compared with"
+            "version 0 has no other version to be compared with"
         )
         assert len(list(store.tables(2, "heldout_win_rates", HELDOUT_WIN_RATES))) == 4
 
@@ -112,7 +112,7 @@ def test_a_driver_that_dies_at_any_file_operation_loses_nothing(undisturbed: Pat
         shutil.rmtree(folder)
 
 
-def test_a_driver_that_dies_again_and_again_still_arrives(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_driver_that_dies_again_and_again_still_finishes(undisturbed: Path, tmp_path: Path) -> None:
     for deaths in range(20):  # noqa: B007 - counted on purpose
         try:
             run = play(fake_config(tmp_path), DyingDisk(97))
@@ -177,16 +177,16 @@ def test_damage_to_a_finished_run_is_mended_by_the_same_command(undisturbed: Pat
     assert inspection.damages(tmp_path / "run") == []
 
 
-def test_weights_that_come_out_otherwise_take_back_what_the_former_ones_made(
+def test_a_version_learned_again_with_other_weights_replaces_what_the_former_ones_produced(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On GPUs sums are not always bit-equal: a version that is learned again may be another one."""
+    """On GPUs sums are not always bit-equal: a version that is learned again may have other weights."""
     shutil.copytree(undisturbed.parent, tmp_path, dirs_exist_ok=True)
     (tmp_path / "run/weights/001/model.safetensors").write_bytes(b"half")
-    honest = FakeLearner._update
+    original = FakeLearner._update
 
     def noisy(self: FakeLearner) -> dict[str, float]:
-        metrics = honest(self)
+        metrics = original(self)
         self._logits[7] += 1e-9
         return metrics
 
@@ -197,16 +197,16 @@ def test_weights_that_come_out_otherwise_take_back_what_the_former_ones_made(
     assert inspection.run_digest(tmp_path / "run") != inspection.run_digest(undisturbed)
 
 
-def test_another_scorer_on_a_begun_run_is_refused(undisturbed: Path) -> None:
-    with RunStore(undisturbed) as store, pytest.raises(StoreError, match="begun with another scorer"):
+def test_another_scorer_on_a_started_run_is_refused(undisturbed: Path) -> None:
+    with RunStore(undisturbed) as store, pytest.raises(StoreError, match="started with another scorer"):
         store.pin("scorer", "rule:other")
 
 
 def test_answers_of_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = FakeGenerator.generate
+    original = FakeGenerator.generate
 
     def stale(self: FakeGenerator, *args: object, **options: object) -> object:
-        table = honest(self, *args, **options)
+        table = original(self, *args, **options)
         return table.set_column(table.column_names.index("weights"), "weights", [["f" * 64] * table.num_rows])
 
     monkeypatch.setattr(FakeGenerator, "generate", stale)
@@ -214,7 +214,7 @@ def test_answers_of_other_weights_are_refused(tmp_path: Path, monkeypatch: pytes
         play(fake_config(tmp_path))
 
 
-def test_a_generator_that_computes_something_else_is_found_out_before_it_answers(
+def test_a_generator_that_computes_something_else_is_refused_before_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("actors.fakes.letter_logps", lambda folder: letter_logps(folder) + 0.5)
@@ -226,8 +226,8 @@ def test_a_generator_that_computes_something_else_is_found_out_before_it_answers
 def test_a_loss_that_is_not_a_number_stops_the_run_and_no_weights_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = FakeLearner.ref_logps
-    monkeypatch.setattr(FakeLearner, "ref_logps", lambda self, rows: [[float("nan")] * 2 for _ in honest(self, rows)])
+    original = FakeLearner.ref_logps
+    monkeypatch.setattr(FakeLearner, "ref_logps", lambda self, rows: [[float("nan")] * 2 for _ in original(self, rows)])
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan; no update was made"):
         play(fake_config(tmp_path))
     assert not (tmp_path / "run/weights/001").exists()
@@ -249,7 +249,7 @@ def test_the_ledger_of_each_stage_adds_up_to_the_iteration(undisturbed: Path) ->
             assert record[f"time/{stage}/busy"] + record[f"time/{stage}/waiting"] == record["time/wall"]
 
 
-def test_a_second_driver_is_told_who_has_the_run(tmp_path: Path) -> None:
+def test_a_second_driver_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with RunStore(tmp_path / "run"), pytest.raises(RunLockedError, match="in use by process"):
         play(fake_config(tmp_path))

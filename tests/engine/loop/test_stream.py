@@ -107,7 +107,7 @@ def values(store: RunStore, name: str) -> list[float]:
 
 
 def eager(capacity: int) -> HeldPool:
-    """A pool that answers as soon as it is full, and whatever is left when it is asked for no more."""
+    """A pool that answers as soon as it is full, and answers the rest when no more calls come."""
     pool = HeldPool(capacity)
     pool.after = pool.answer_all
     return pool
@@ -192,7 +192,7 @@ def test_a_finished_stream_submits_nothing(store, stream):
     assert not any(stream.missing(STAGES))
 
 
-def test_the_first_error_ends_the_stream_what_is_committed_stays_and_the_rest_is_called_off(store, stream):
+def test_the_first_error_ends_the_stream_committed_shards_stay_and_the_rest_is_cancelled(store, stream):
     first, second = HeldPool(2), eager(1)
     waiting: list[Future] = []
 

@@ -93,7 +93,7 @@ def test_layers_of_another_size_are_named(tmp_path: Path) -> None:
         check_fits(narrow, {}, complete=True)
 
 
-def test_an_adapter_that_does_not_say_what_it_belongs_to_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_that_does_not_name_its_base_is_refused(tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "adapter", "a" * 64)
     assert (read_adapter(folder).rank, read_adapter(folder).alpha) == (2, 4.0)
     (folder / "adapter_base.json").unlink()

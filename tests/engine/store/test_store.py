@@ -19,13 +19,13 @@ from engine.store.disk import Disk, owner_of
 from engine.store.run import RunStore
 
 
-def audited(count: int) -> pa.Table:
+def agreement_table(count: int) -> pa.Table:
     columns = [[f"p{i}" for i in range(count)], [0.5] * count, [1] * count]
     return pa.table(columns, schema=AGREEMENT)
 
 
 def commit(store: RunStore, shard: int, count: int = 3) -> Path:
-    store.commit(0, "agreement", shard, audited(count), AGREEMENT)
+    store.commit(0, "agreement", shard, agreement_table(count), AGREEMENT)
     return store.folder / next(r["file"] for r in store._index.values() if r.get("shard") == shard)
 
 
@@ -35,14 +35,14 @@ def test_a_committed_shard_is_there_after_reopening(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
         assert store.has(0, "agreement", 4)
         assert not store.has(0, "agreement", 5)
-        assert store.read(0, "agreement", 4, AGREEMENT).equals(audited(3))
+        assert store.read(0, "agreement", 4, AGREEMENT).equals(agreement_table(3))
         assert store.shards(0, "agreement") == [4]
 
 
 def test_a_table_with_another_shape_is_refused_before_it_is_written(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
         with pytest.raises(SchemaError, match=r"agreement, shard 0: missing columns \['comparable'\]"):
-            store.commit(0, "agreement", 0, audited(3).drop_columns(["comparable"]), AGREEMENT)
+            store.commit(0, "agreement", 0, agreement_table(3).drop_columns(["comparable"]), AGREEMENT)
         assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -138,7 +138,7 @@ class FullDisk(Disk):
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_is_named_and_costs_only_the_shard_in_hand(tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_costs_only_the_current_shard(tmp_path: Path) -> None:
     operations = 0
     for k in range(100):
         folder = tmp_path / str(k)

@@ -173,7 +173,7 @@ def test_every_bad_row_is_named_with_what_was_expected(tmp_path: Path, capsys: p
         rated([{"role": "user"}]),
     ]
     assert make(tmp_path, [rated(), *bad]) == 2
-    told = capsys.readouterr().err
+    messages = capsys.readouterr().err
     for line, text in {
         2: "not valid JSON",
         3: "prompt = None",
@@ -188,8 +188,8 @@ def test_every_bad_row_is_named_with_what_was_expected(tmp_path: Path, capsys: p
         13: "no rank, but other answers to its prompt have one",
         14: "prompt = [{'role': 'user'}]",
     }.items():
-        assert f"eft-rated.jsonl:{line}: {text}" in told
-    assert "jsonl:1:" not in told and "jsonl:12:" not in told
+        assert f"eft-rated.jsonl:{line}: {text}" in messages
+    assert "jsonl:1:" not in messages and "jsonl:12:" not in messages
     assert not list(tmp_path.glob("eft.*"))
 
 
@@ -215,8 +215,8 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_all_invalid_settings_are_named_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--min-score", "5", "--max-score", "1", "--cap-share", "0", "--heldout-share", "1"]
     assert make(tmp_path, [rated()], *options) == 2
-    told = capsys.readouterr().err
-    assert all(name in told for name in ("--min-score 5", "--cap-share 0", "--heldout-share 1"))
+    messages = capsys.readouterr().err
+    assert all(name in messages for name in ("--min-score 5", "--cap-share 0", "--heldout-share 1"))
 
 
 def test_a_line_separator_within_a_text_does_not_end_its_row(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def longer(a: str, b: str) -> float:
 
 
 def test_both_orders_of_every_pair_are_asked_and_land_where_they_belong() -> None:
-    biased = Reader(lambda a, b: longer(a, b) + 1.0)  # one nat for whatever comes first
+    biased = Reader(lambda a, b: longer(a, b) + 1.0)  # one nat for the answer shown first
     (verdict,) = make_judge().judge(biased, [row("a", "bbb", "cccccc")])
     expected = [[0, 0.8, 0.5], [1.2, 0, 0.7], [1.5, 1.3, 0]]
     assert verdict.logits == pytest.approx(np.array(expected))
@@ -220,7 +220,7 @@ def test_points_are_the_mean_of_the_judgements_that_can_be_read() -> None:
     assert values == pytest.approx([1.0, math.nan, math.nan], nan_ok=True), "judgements that never came are counted"
 
 
-def test_a_judgement_that_was_cut_is_missing_whatever_it_quoted() -> None:
+def test_a_judgement_that_was_cut_is_missing_even_if_it_quotes_a_score() -> None:
     """Its own last line is not there; the one that is was written by the answer, or is the judge's first thought."""
 
     class Cut:

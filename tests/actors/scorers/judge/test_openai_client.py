@@ -311,7 +311,7 @@ def test_a_server_that_recovers_costs_nothing_but_a_retry(serve, name):
     assert model(serve(in_turn(FAILING[name][0], GOOD))).reply([FREE]) == [Reply(("fine",))]
 
 
-def test_json_is_read_whatever_the_content_type_says(serve):
+def test_json_is_read_with_any_content_type(serve):
     server = serve(in_turn(Say(completion("fine"), headers={"Content-Type": "text/html"})))
     assert model(server).reply([FREE]) == [Reply(("fine",))]
 
@@ -353,7 +353,7 @@ def test_a_refusal_ends_the_run_at_once_and_names_server_and_model(serve, name):
         model(server, max_concurrency=1).reply(distinct(10))
     assert server.url in str(caught.value)
     assert "judge-1" in str(caught.value)
-    # The client cannot tell a used-up quota from a busy server until its retries are used up.
+    # The client cannot distinguish a used-up quota from a busy server until its retries are used up.
     assert len(server.requests) == (3 if name == "no money" else 1)
     assert elsewhere.requests == []
 

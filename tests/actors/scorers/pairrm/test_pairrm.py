@@ -171,7 +171,7 @@ def test_scores_do_not_depend_on_what_shares_the_batch():
 
 @pytest.mark.parametrize("room", [ROOM, Room(source=500, answer=100)])
 def test_packed_rows_score_as_transformers_own_padded_ones(room):
-    """The second room makes distances beyond the 512 that relative positions tell apart."""
+    """The second room makes distances beyond the 512 that relative positions distinguish."""
     model = tiny_pairrm(room=room)
     rng = random.Random(0)
     texts = [sentence(rng, 1, 9), sentence(rng, 99, 99)]

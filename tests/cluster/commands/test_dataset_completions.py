@@ -1,4 +1,4 @@
-"""A whole run on a data set of preferences: fake roles, a real file, and no answer of the policy."""
+"""A whole run on a data set of preferences: fake roles, a real file, and no sampled completion."""
 
 from __future__ import annotations
 
