@@ -372,7 +372,7 @@ def test_a_folder_that_was_altered_after_its_digest_is_refused_and_the_file_is_n
 def test_a_folder_with_other_stop_tokens_is_refused(world: World, generator: Generator, tmp_path: Path) -> None:
     folder = shutil.copytree(world.second, tmp_path / "stops")
     (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
-    with pytest.raises(WeightsError, match=r"stop at token ids \[2\], .* stops at \[2, 40, 41"):
+    with pytest.raises(WeightsError, match=r"stop at token ids \[2\], .* stop at \[2, 40, 41"):
         generator.load(folder, write_checksums(folder))
     assert generator.serving() == world.digests[world.first]
 

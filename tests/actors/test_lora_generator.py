@@ -145,7 +145,7 @@ def test_a_foreign_adapter_or_model_is_refused_and_the_old_version_stays(world, 
     with pytest.raises(ModelError, match="is a PEFT adapter of the/base"):
         world.generator.load(adapters["two"], world.digests[adapters["two"]])
     large = make_adapter(world.base, tmp_path / "large", 1, 0.03, rank=13)
-    with pytest.raises(WeightsError, match="adapter of rank 13, this generator serves ranks up to 12"):
+    with pytest.raises(WeightsError, match="adapter of rank 13, but this generator serves ranks up to 12"):
         world.generator.load(large, write_checksums(large), world.base)
     altered = shutil.copytree(adapters["two"], tmp_path / "altered")
     (altered / "adapter_config.json").write_text("{}")

@@ -558,7 +558,7 @@ def test_a_generator_without_a_judge_or_asleep_says_so(self_judge: SelfJudge) ->
     self_judge.load(self_judge.policy)
     judge, self_judge.generator._judge = self_judge.generator._judge, None
     try:
-        with pytest.raises(RoleError, match="it was given no judge"):
+        with pytest.raises(RoleError, match="constructed without a judge"):
             self_judge.generator.identify()
     finally:
         self_judge.generator._judge = judge
