@@ -15,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-# The same examples on every machine, and no verdict that depends on how busy it is.
+# The same examples on every machine, and no result that depends on the load.
 settings.register_profile("kumite", deadline=None, derandomize=True, database=None)
 settings.load_profile("kumite")
 

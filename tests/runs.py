@@ -58,11 +58,11 @@ def play(config: RunConfig, disk: Disk | None = None, engines: Engines | None = 
 
 
 class Killed(BaseException):
-    """What a process that was killed would have raised, had it been able to."""
+    """Stands for the death of the process, which raises nothing in reality."""
 
 
 class DyingDisk(Disk):
-    """The process dies at the k-th file operation: nothing is written from there on, a line half at most."""
+    """The process dies at the k-th file operation: nothing is written after that, except part of a line."""
 
     def __init__(self, k: int):
         super().__init__(self._count)

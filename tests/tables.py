@@ -11,7 +11,7 @@ from engine.schema import NO_DATASET_COMPLETIONS, PROMPTS, SCORES, conform
 
 
 def logits_of(*scores: float) -> list[list[float]]:
-    """Pair logits of a scorer that only ever compares scores."""
+    """Pair logits of a scorer that compares scores."""
     return [[a - b for b in scores] for a in scores]
 
 

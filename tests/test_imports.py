@@ -1,4 +1,4 @@
-"""Configs, help texts and plans answer at once, because nothing heavy is imported on the way."""
+"""Configs, help texts and plans are shown at once, because they import no heavy library."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ UNSAFE_CALLS = {
 
 
 def violations(path: Path, source: str) -> list[str]:
-    """What the file `path` (relative to the repository) does against the rules, with line numbers."""
+    """Violations of the rules in the file `path` (relative to the repository), with line numbers."""
     tree = ast.parse(source)
     found = [*upward_imports(path, tree), *unsafe(tree), *long_functions(tree)]
     if path.parts[0] == "engine":

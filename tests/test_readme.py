@@ -1,4 +1,4 @@
-"""README names every file that a reader may look for, and no file that is gone; links lead somewhere."""
+"""README names every file that a reader may look for, and only existing files; links lead to files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `kumite` command on whole, damaged, running and absent runs."""
+"""The `kumite` command on intact, damaged, running and missing runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy to do damage to."""
+    """A copy that tests may damage."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 

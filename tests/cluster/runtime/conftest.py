@@ -1,4 +1,4 @@
-"""The undisturbed run with real engines, which every disturbed one must equal."""
+"""The undisturbed run with real engines, to which every disturbed run must be equal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CalmRun:
 
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> CalmRun:
-    """`python recipes/sppo.py` on the tiny world, with nothing done to it. About a minute."""
+    """`python recipes/sppo.py` on the tiny inputs, undisturbed. About a minute."""
     root = tmp_path_factory.mktemp("calm")
     world = make_world(root / "world")
     config = write_config(root / "calm.yaml", real_values(world, root / "runs", "calm"))

@@ -47,7 +47,7 @@ class Nodes:
         self._cluster.wait_for_nodes()
 
     def lose(self, candidates: set[str | None]) -> None:
-        """One of these nodes, not the head, goes without a word."""
+        """One of these nodes, not the head, ends without notice."""
         node = next(node for node in self._others if node.node_id in candidates)
         self._others.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)

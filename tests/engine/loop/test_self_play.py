@@ -1,4 +1,4 @@
-"""The loop over fake roles: it learns, it can die anywhere, and it ends up in the same place."""
+"""The loop over fake roles: it learns, it can be killed anywhere, and it ends with the same digest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
+    """An undisturbed run."""
     return play(fake_config(tmp_path_factory.mktemp("undisturbed")))
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_shard_of_an_unfinished_iteration_is_made_again(
 
 
 def _forget_the_end(run: Path) -> None:
-    """Take back the second iteration's weights and everything after them, as if the run had just reached them."""
+    """Remove the second iteration's weights and everything after them, as if the run had just reached them."""
     lines = (run / "manifest.jsonl").read_text().splitlines(keepends=True)
     end = next(i for i, line in enumerate(lines) if '"kind":"weights"' in line and '"version":2' in line)
     (run / "manifest.jsonl").write_text("".join(lines[:end]))

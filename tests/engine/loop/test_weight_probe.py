@@ -1,4 +1,4 @@
-"""The probe that proves a delivery: same tokens on both sides, and a mean difference that people can act on."""
+"""The check of delivered weights: the same tokens on both sides, and an error with the mean difference and advice."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def test_two_drivers_cannot_share_a_folder(tmp_path: Path) -> None:
 
 
 class FullDisk(Disk):
-    """A disk that has no room left from its k-th operation on."""
+    """A disk that is full from its k-th operation on."""
 
     def __init__(self, k: int):
         super().__init__(self._count)
