@@ -40,9 +40,9 @@ format: $(STAMP)  ## fix style and formatting
 # The stamp has the lock's digest, not its date, so that a new clone with an existing environment is not set up again.
 # torch is installed first and by the version of its CPU build; `torch==2.13.0` alone could install the CUDA build.
 # pip warns once per request about each of its configured locations that does not exist; those lines stay in the log.
-$(STAMP): requirements-cpu.txt
+$(STAMP): requirements-cpu.txt pyproject.toml
 	@test -n "$(SYSTEM_PYTHON)" || { echo "Kumite needs Python 3.11 or newer as python3.11 or python3 on the PATH."; exit 1; }
-	@digest=$$(sha256sum requirements-cpu.txt | cut -d' ' -f1); \
+	@digest=$$(cat requirements-cpu.txt pyproject.toml | sha256sum | cut -d' ' -f1); \
 	if [ "$$(cat $@ 2>/dev/null)" = "$$digest" ]; then touch $@; exit 0; fi; \
 	started=$$(date +%s); mkdir -p $(VENV); : > $(LOG); \
 	step() { \

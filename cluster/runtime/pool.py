@@ -47,10 +47,15 @@ class Replay:
         self._order = [method.__name__ for method in order]
         self.calls: list[Call[Any]] = []
 
+    def void(self, method: str) -> None:
+        """Drop the kept call of `method`, and those of the later methods, which depend on it."""
+        position = self._order.index(method)
+        self.calls = [kept for kept in self.calls if self._order.index(kept.method) < position]
+
     def add(self, call: Call[Any]) -> None:
-        """Replace the kept call of the same method by `call`; drop the calls of later methods, which depend on it."""
-        position = self._order.index(call.method)
-        self.calls = [kept for kept in self.calls if self._order.index(kept.method) < position] + [call]
+        """Keep `call` in place of what it voids."""
+        self.void(call.method)
+        self.calls.append(call)
 
 
 @dataclass
@@ -93,6 +98,7 @@ class Workers(ABC, Generic[R]):
     def broadcast(self, method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """Call every replica (every rank), wait for all, and replay the call to replacements."""
         call = call_of(method, *args, **kwargs)
+        self._replay.void(call.method)  # a replacement that joins now gets this call itself, not its predecessor's
         values = self._call_all(call)
         self._replay.add(call)
         return values

@@ -170,7 +170,8 @@ def child(node: Node, key: str | int, value: Any) -> Node:
     if isinstance(key, str):
         keys = section(node, value if isinstance(value, dict) else {})
         return keys["properties"].get(key, {}) if keys else _value_of_mapping(node)
-    return next((option.get("items", {}) for option in options(node) if option.get("type") == "array"), {})
+    array = next((option for option in options(node) if option.get("type") == "array"), {})
+    return array["prefixItems"][key] if key in range(len(array.get("prefixItems", ()))) else array.get("items", {})
 
 
 def _value_of_mapping(node: Node) -> Node:
@@ -314,9 +315,15 @@ def _path(error: Any, data: Any) -> Path:
     """The path that a pydantic error means, without the names of union members in it."""
     path: Path = ()
     for part in error["loc"]:
-        if part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int):
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
+        if inside:
             path, data = (*path, part), data[part]
-    return (*path, error["loc"][-1]) if error["type"] == "missing" else path
+    return (*path, error["loc"][-1]) if _is_missing_key(error) else path
+
+
+def _is_missing_key(error: Any) -> bool:
+    """Whether a section lacks a key; pydantic calls a list that is too short "missing" too."""
+    return error["type"] == "missing" and isinstance(error["loc"][-1], str)
 
 
 def _message(path: Path, error: Any, data: Any, place: Callable[[Path], str]) -> str:
@@ -329,7 +336,7 @@ def _message(path: Path, error: Any, data: Any, place: Callable[[Path], str]) ->
         text = str(error["ctx"]["error"])
         return f"{name}: {text} ({place(path)})" if name else f"{text} ({_place_of_first_key(text, data, place)})"
     value: Any = error["input"]
-    is_missing = error["type"] == "missing"
+    is_missing = _is_missing_key(error)
     if (tag := tag_of(node)) and isinstance(value, dict) and not is_missing:  # the section's variant is wrong
         path, name, node = (*path, tag), f"{name}.{tag}", {"enum": choices(node)}
         is_missing, value = tag not in value, value.get(tag)

@@ -152,7 +152,10 @@ def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _read(path: File, parents: tuple[File, ...]) -> Layer:
     """The layer of a file, on top of those of the files it names under `defaults:`."""
-    resolved = path.resolve()
+    try:
+        resolved = path.resolve()
+    except ValueError as error:  # a NUL character
+        raise ConfigError([f"{str(path)!r}: not a file name: {error}"]) from error
     if resolved in parents:
         chain = " -> ".join(p.name for p in (*parents, resolved))
         raise ConfigError([f"{path}: the files under `defaults:` form a circle: {chain}"])
@@ -366,7 +369,7 @@ def dump_yaml(value: Any) -> str:
     """Write plain data as YAML that readers of YAML 1.1 and 1.2 understand alike."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
-    yaml.default_flow_style, yaml.width = False, 120
+    yaml.default_flow_style, yaml.width = False, 2**30  # a fold beside an escape adds or moves a space
     yaml.representer.sort_base_mapping_type_on_output = False
     text = StringIO()
     yaml.dump(value, text)

@@ -61,10 +61,11 @@ class SelfPlay:
         """Run the shards of `source` (iteration, stage) through the stages, one group of stages after the other."""
         stream = Stream(self._store, self._monitor, t, num_shards=len(self._store.shards(*source)))
         for group in overlapping(stages, self._roles.colocated):
-            if any(stream.missing(group)):
+            first = next((index for index, shards in enumerate(stream.missing(group)) if shards), len(group))
+            if working := {stage.role: stage.policy for stage in group[first:] if stage.role}:
                 with self._monitor.timed("prepare"):
-                    self._roles.prepare({stage.role: stage.policy for stage in group if stage.role})
-                stream.run(group, self._roles)
+                    self._roles.prepare(working)
+            stream.run(group, self._roles)
 
     def _learn(self, t: int, policy: Policy) -> Policy:
         """Run the optimizer steps over the iteration's rows, from the last checkpoint if there is one."""

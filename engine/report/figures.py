@@ -286,8 +286,8 @@ def judge_warnings(metrics: Mapping[str, float]) -> list[str]:
         )
     if (missing := metrics.get("judge/missing_rate", 0.0)) > 0.5:
         warnings.append(
-            f"warning: {missing:.0%} of the judge's replies could not be read; they are in the column verdicts of the "
-            f"tables of the stage scores"
+            f"warning: {missing:.0%} of the judge's replies could not be read; they are in the column "
+            f"verdicts of the stage scores"
         )
     if (unjudged := metrics.get("evaluate/missing_rate", 0.0)) > 0.5:
         warnings.append(f"warning: the evaluator gave no verdict on {unjudged:.0%} of the held-out prompts")

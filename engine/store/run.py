@@ -343,6 +343,11 @@ class RunStore:
 
 def current(records: list[Record]) -> dict[tuple[Any, ...], Record]:
     """{key: record} of the valid records: the newest of each key, unless it is void."""
+    if any(record["kind"] == "mark" or (record["kind"] == "shard" and "of" not in record) for record in records):
+        raise StoreError(
+            "this run folder was written by an earlier version of Kumite, whose records had other names; continue it "
+            "with that version, or give the run another name="
+        )
     newest = {_key(record): record for record in records}
     return {key: record for key, record in newest.items() if not record.get("void")}
 

@@ -256,12 +256,12 @@ def judge_failure(
         return Lost("overlong", words)
     if status == 400 and code in FILTERED:
         return Lost("filtered", words)
-    if (status in (408, 409, 429) or status >= 500) and code != "insufficient_quota":
-        pause = error.response.headers.get("retry-after", "")
-        if pause and error.request.extensions["retries"] < server.max_retries:
+    if (status in (408, 409, 425, 429) or status >= 500) and code != "insufficient_quota":
+        if error.request.extensions["retries"] < server.max_retries and "retry-after" in error.response.headers:
+            pause = printable(clean(error.response.headers["retry-after"])[:EXCERPT], newlines="show")
             return RoleError(
-                f"{name}: the server asks for a longer pause than two minutes (status {status}, Retry-After: "
-                f"{printable(pause[:EXCERPT], newlines='show')}); run the same command again later. It says: {words}"
+                f"{name}: the server does not want to be asked again soon (status {status}, Retry-After: {pause}); the "
+                f"client waits for two minutes at most. Run the same command again later. It says: {words}"
             )
         return Lost(f"status {status}", f"status {status}: {words}")
     return RoleError(

@@ -113,3 +113,16 @@ def test_the_short_help_has_the_default_and_the_meaning_of_the_most_used_keys() 
     assert "\nscorer.kind             null          pairrm or rule or llm_blender or judge." in text
     assert "\nalgorithm.name          dpo " in text
     assert "beta = null" in text
+
+
+@pytest.mark.parametrize("betas", ["[0.1]", "[]", "[0.1,0.2,0.3]"])
+def test_a_list_of_another_length_is_named_with_its_length(betas: str) -> None:
+    text = message(f"learner.optimizer.betas={betas}")
+    assert text.startswith("learner.optimizer.betas = [") and "expected a list of 2" in text
+
+
+def test_every_wrong_element_of_a_list_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, ['learner.optimizer.betas=["0.1", true]'], BASE)
+    first, second = caught.value.problems
+    assert "betas.0 = '0.1': expected a number" in first and "betas.1 = true: expected a number" in second

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.config import explain
 from engine.config.explain import describe
-from engine.config.load import config_digest, diff, dump, load
+from engine.config.load import config_digest, diff, dump, dump_yaml, load, parse_yaml
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 
@@ -522,3 +522,11 @@ def test_every_key_named_in_advice_exists():
     for advice in explain.ELSEWHERE.values():
         named = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", advice))
         assert named <= known, named - known
+
+
+@given(st.text(alphabet=st.sampled_from("ab \\\t\u2028'\":#"), min_size=100, max_size=400))
+def test_a_long_text_with_escapes_is_dumped_and_read_back_unchanged(tmp_path_factory, text):
+    """A writer that folds lines at a width would add or move spaces beside escapes."""
+    file = tmp_path_factory.mktemp("dump") / "config.yaml"
+    file.write_text(dump_yaml({"text": text}), encoding="utf-8")
+    assert parse_yaml(file.read_text(encoding="utf-8"), "x").plain() == {"text": text}

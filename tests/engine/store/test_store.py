@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from actors.fakes import make_fake_policy
 from engine.errors import RunLockedError, SchemaError, StoreError, WeightsError
 from engine.schema import AGREEMENT
-from engine.store import inspection
+from engine.store import inspection, manifest
 from engine.store.disk import Disk, owner_of
 from engine.store.run import RunStore
 
@@ -225,3 +225,12 @@ def test_the_lock_file_names_the_owner(tmp_path: Path) -> None:
         assert set(json.loads((tmp_path / "LOCK").read_text())) == {"host", "pid", "since"}
         assert "process" in (owner_of(tmp_path) or "")
     assert owner_of(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "record", [{"kind": "mark", "name": "prompts"}, {"kind": "shard", "iteration": 0, "stage": "scored", "shard": 0}]
+)
+def test_a_run_folder_of_an_earlier_version_is_refused_by_name(tmp_path: Path, record: dict) -> None:
+    (tmp_path / "manifest.jsonl").write_text(manifest.encode(record) + "\n")
+    with pytest.raises(StoreError, match="written by an earlier version of Kumite"):
+        RunStore(tmp_path)
