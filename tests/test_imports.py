@@ -26,7 +26,7 @@ LIGHT_MODULES = [
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.py") if "__main__" in path.read_text())
 
 LOAD = """
-from engine.config.explain import describe
+from engine.config.keys import describe
 from engine.config.load import config_digest, dump, load
 config = load("recipes/configs/sppo_llama3_8b.yaml", ["learner.optimizer.lr=1e-6"])
 dump(config), config_digest(config), describe()

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from actors.factories import Engines
 from cluster.plan.plan import make_plan
-from engine.config import explain
+from engine.config.keys import describe, describe_most_used
 from engine.config.load import load
 from engine.config.run import RunConfig
 from engine.errors import KumiteError
@@ -36,7 +36,7 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     arguments, overrides = _parser(base, description).parse_known_args(argv)
     if arguments.help_all:
-        print(explain.describe(), end="")
+        print(describe(), end="")
         return 0
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # Python rules given by dotted path are searched in the current folder
@@ -84,7 +84,7 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def _parser(base: dict[str, Any], description: str) -> argparse.ArgumentParser:
-    keys = explain.describe_most_used(base.get("algorithm", {}).get("name"))
+    keys = describe_most_used(base.get("algorithm", {}).get("name"))
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"the most used keys (key=value, later wins), defaults, meanings:\n{keys}--help-all lists every key.",

@@ -29,7 +29,7 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from engine.config import explain
 from engine.config.base import has_no_effect
-from engine.config.explain import Path, shown
+from engine.config.keys import TAGS, Path, node_at, sections, shown, tags
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 
@@ -87,7 +87,7 @@ class Layer(dict[Path, Entry]):
 
     def without_empty_sections(self) -> Layer:
         """A copy without sections that hold no key, as where all lines below `learner:` are comments."""
-        return Layer({p: e for p, e in self.items() if e.value is not None or p not in explain.sections()})
+        return Layer({p: e for p, e in self.items() if e.value is not None or p not in sections()})
 
 
 def load(
@@ -206,7 +206,7 @@ def _merge(under: Layer, over: Layer) -> Layer:
 
 
 def _chooses_another_variant(under: Layer, over: Layer, section: Path) -> bool:
-    tag, default = explain.tags().get(section, ("", None))
+    tag, default = tags().get(section, ("", None))
     chosen = (*section, tag)
     before = under[chosen].value if chosen in under else default
     return chosen in over and before is not None and over[chosen].value != before
@@ -228,7 +228,7 @@ def _parse_overrides(tokens: Sequence[str], problems: list[str]) -> list[tuple[l
             overrides.append((key.split("."), parse_yaml(text, COMMAND_LINE, numbered=False)))
         except ConfigError as error:
             problems += [f"{key} = {text!r}: {p}; quotes around the value may help" for p in error.problems]
-    return sorted(overrides, key=lambda item: (len(item[0]), item[0][-1] not in explain.TAGS))
+    return sorted(overrides, key=lambda item: (len(item[0]), item[0][-1] not in TAGS))
 
 
 def _override(layer: Layer, keys: Sequence[str], value: Layer) -> Layer:
@@ -243,7 +243,7 @@ def _override(layer: Layer, keys: Sequence[str], value: Layer) -> Layer:
                 raise LookupError(f"the list has no element {key!r}; it has 0 to {length - 1}")
             path = (*path, int(key))
             continue
-        if holder is None and key.isdecimal() and path not in explain.sections(nullable=True):
+        if holder is None and key.isdecimal() and path not in sections(nullable=True):
             raise LookupError("there is no list yet to change one element of; give the whole list: key=[a,b]")
         if holder is None:
             parents[path] = Entry({}, layer[path].where if path in layer else COMMAND_LINE)
@@ -260,14 +260,14 @@ def _override(layer: Layer, keys: Sequence[str], value: Layer) -> Layer:
 
 def _validate(layer: Layer, problems: list[str]) -> RunConfig:
     """The configuration that `layer` holds; `problems` are those known before."""
-    for section, (tag, default) in explain.tags().items():
+    for section, (tag, default) in tags().items():
         if default is not None and isinstance(layer.value(section), dict) and (*section, tag) not in layer:
             layer = Layer(layer | {(*section, tag): Entry(default, layer.place(section))})
     data = layer.plain()
     refused = {
         path: entry.value
         for path, entry in layer.items()
-        if isinstance(entry.value, bool | str) and explain.is_no_number(entry.value, explain.node_at(path, data))
+        if isinstance(entry.value, bool | str) and explain.is_no_number(entry.value, node_at(path, data))
     }  # pydantic would read true and "1" as numbers
     errors: list[Any] = []
     try:

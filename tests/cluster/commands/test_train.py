@@ -12,7 +12,7 @@ import pytest
 
 from actors.fakes import FakeEngines, FakeGenerator, FakeLearner
 from cluster.commands import train
-from engine.config.explain import describe
+from engine.config.keys import describe
 from engine.config.load import dump
 from engine.errors import RoleError
 from engine.store import inspection

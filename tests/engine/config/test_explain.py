@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import explain
 from engine.config.load import load
 from engine.errors import ConfigError
 
@@ -100,19 +99,6 @@ def test_keys_that_do_not_go_together_have_the_place_of_the_first_one_named(tmp_
     file = tmp_path / "run.yaml"
     file.write_text("sampling:\n  num_samples: 1\n")
     assert message(path=file).endswith(f"needs at least 2 answers per prompt ({file}:2)")
-
-
-def test_every_key_says_what_it_means() -> None:
-    keys = {f"{key.path} [{key.variant}]": key for key in explain.all_keys() if not key.path.startswith("algorithm.")}
-    assert [name for name, key in keys.items() if not explain.meaning(key)] == []
-
-
-def test_the_short_help_has_the_default_and_the_meaning_of_the_most_used_keys() -> None:
-    text = explain.describe_most_used("dpo")
-    assert "\nsampling.temperature    1.0           Sampling temperature" in text
-    assert "\nscorer.kind             null          pairrm or rule or llm_blender or judge." in text
-    assert "\nalgorithm.name          dpo " in text
-    assert "beta = null" in text
 
 
 @pytest.mark.parametrize("betas", ["[0.1]", "[]", "[0.1,0.2,0.3]"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import explain
-from engine.config.explain import describe
+from engine.config.keys import all_keys, describe
 from engine.config.load import config_digest, diff, dump, dump_yaml, load, parse_yaml
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
@@ -517,7 +517,7 @@ def flat(data: dict, prefix: str = "") -> list[str]:
 
 
 def test_every_key_named_in_advice_exists():
-    known = {key.path for key in explain.all_keys()} | set(RunConfig.model_fields)
+    known = {key.path for key in all_keys()} | set(RunConfig.model_fields)
     known |= {"algorithm.margin"}
     for advice in explain.ELSEWHERE.values():
         named = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", advice))
