@@ -145,9 +145,17 @@ def test_a_run_that_stops_with_an_error_reports_how_far_it_came_and_ends_with_1(
     assert owner_of(folder) is None
 
 
+@pytest.fixture
+def interruptible():
+    """As in a terminal: a script's background jobs start with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_with_its_number_and_the_same_command_continues(
-    command, folder, tmp_path, monkeypatch, capsys, number, code
+    command, folder, tmp_path, monkeypatch, capsys, interruptible, number, code
 ):
     answered = 0
     original = FakeGenerator.generate
