@@ -4,7 +4,7 @@ All ranks call the same methods in the same order. An iteration is a function of
 config: `open` starts from the folder with a fresh optimizer, and nothing is kept in memory between iterations. The
 reference is the policy before its first update, so there is never a second model in memory.
 
-    join -> open -> reference* -> begin -> [load_checkpoint] -> advance* -> save_weights -> open -> ...
+    join -> open -> ref_logps* -> begin -> [load_checkpoint] -> advance* -> save_weights -> open -> ...
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from engine.config.run import RunConfig
 from engine.errors import DataError
+from engine.loop.heldout import heldout_stages
 from engine.loop.roles import Learner, Roles
-from engine.loop.stages import Stage, heldout_stages, overlapping, training_stages
-from engine.loop.stream import Stream
+from engine.loop.stages import Stage, training_stages
+from engine.loop.stream import Stream, overlapping
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
 from engine.report.figures import iteration_metrics, judge_warnings

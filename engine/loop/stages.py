@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 
 from engine.algorithms.base import Algorithm, Selection
 from engine.algorithms.preference import pairwise_win_probabilities
-from engine.config.evaluation import EvaluationConfig
 from engine.config.run import RunConfig
 from engine.errors import WeightsError
 from engine.evaluation import statistics
@@ -32,7 +31,6 @@ from engine.loop.roles import Generator, Learner, RoleName, Roles, Scorer, Timed
 from engine.schema import (
     AGREEMENT,
     COMPLETIONS,
-    HELDOUT_WIN_RATES,
     NULL_MODEL,
     PREVIOUS_SCORES,
     PROMPTS,
@@ -46,8 +44,6 @@ from engine.store.run import Owner, Policy
 T = TypeVar("T")
 Versions = Callable[[int], Policy]
 """version -> that policy, which is committed and undamaged."""
-HeldoutAnswers = Callable[[int, int], pa.Table]
-"""(version, shard) -> that version's answers to a shard of held-out prompts."""
 
 
 class Stage(ABC, Generic[T]):
@@ -104,10 +100,10 @@ class Completions(Stage[pa.Table]):
         return roles.generator.submit(Generator.generate, table, iteration=self.iteration)
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        return _require_weights(result, self.policy)
+        return require_weights(result, self.policy)
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
-        return {"tokens": _num_tokens(table), "completions": _num_answers(table)}
+        return {"tokens": num_tokens(table), "completions": _num_answers(table)}
 
 
 @dataclass
@@ -128,10 +124,10 @@ class StartCompletions(Stage[pa.Table]):
         return roles.generator.submit(Generator.generate, prompts, iteration=self.iteration, purpose="anchor")
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        return join_completions(table, _require_weights(result, self.policy))
+        return join_completions(table, require_weights(result, self.policy))
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
-        return {"tokens": _num_tokens(table)}
+        return {"tokens": num_tokens(table)}
 
 
 @dataclass
@@ -248,7 +244,7 @@ class ScorerAgreement(Stage[pa.Table]):
         return roles.evaluator.submit(Scorer.score, table.select(COMPLETIONS.names))
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        pairs = zip(_matrices(table), _matrices(result), strict=True)
+        pairs = zip(matrices(table), matrices(result), strict=True)
         agreements = [statistics.agreement(scorer, evaluator) for scorer, evaluator in pairs]
         columns = [table["prompt_id"], [a.agreed for a in agreements], [a.num_pairs for a in agreements]]
         return pa.table(columns, names=AGREEMENT.names)
@@ -279,7 +275,7 @@ class NullModel(Stage[pa.Table]):
         return roles.scorer.submit(Scorer.score, self._with_baseline(sample))
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        wins = [float(pairwise_win_probabilities(matrix)[1, 0]) for matrix in _matrices(result)]
+        wins = [float(pairwise_win_probabilities(matrix)[1, 0]) for matrix in matrices(result)]
         return pa.table([result["prompt_id"], wins], names=NULL_MODEL.names)
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
@@ -298,74 +294,6 @@ class NullModel(Stage[pa.Table]):
         for name, value in baseline.items():
             columns[name] = [[row[0], value] for row in columns[name]]
         return pa.table(columns, schema=COMPLETIONS)
-
-
-@dataclass
-class HeldoutCompletions(Stage[pa.Table]):
-    """The policy's answers to held-out prompts."""
-
-    name = "heldout_completions"
-    of = "version"
-    schema = COMPLETIONS
-    role = "generator"
-    policy: Policy
-    config: EvaluationConfig
-    reads = "heldout_prompts"
-    reads_schema = PROMPTS
-    reads_iteration = 0
-
-    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
-        # The same seeds for every version: two versions then differ by their weights alone.
-        return roles.generator.submit(
-            Generator.generate,
-            table,
-            iteration=0,
-            num_samples=self.config.num_samples,
-            temperature=self.config.temperature,
-            purpose="evaluate",
-        )
-
-    def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        return _require_weights(result, self.policy)
-
-    def amounts(self, table: pa.Table) -> dict[str, float]:
-        return {"tokens": _num_tokens(table)}
-
-
-@dataclass
-class HeldoutWinRates(Stage[pa.Table]):
-    """Win rates of the policy's held-out answers against those of the start policy and of the version before."""
-
-    name = "heldout_win_rates"
-    of = "version"
-    schema = HELDOUT_WIN_RATES
-    role: RoleName
-    policy: Policy
-    answers: HeldoutAnswers
-    reads = "heldout_completions"
-    reads_schema = COMPLETIONS
-
-    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
-        start, previous = (self.answers(version, shard) for version in (0, self.policy.version - 1))
-        return roles.evaluator.submit(Scorer.score, join_completions(table, start, previous))
-
-    def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        m = len(table["completions"][0])
-        against_start = range(2 * m)
-        against_previous = [*range(m), *range(2 * m, 3 * m)]
-        return append(
-            table,
-            HELDOUT_WIN_RATES,
-            f"version {self.policy.version} on held-out prompts",
-            win_vs_start=[_win_rate(matrix[np.ix_(against_start, against_start)], m) for matrix in _matrices(result)],
-            win_vs_previous=[
-                _win_rate(matrix[np.ix_(against_previous, against_previous)], m) for matrix in _matrices(result)
-            ],
-            evaluator=result["scorer"],
-        )
-
-    def amounts(self, table: pa.Table) -> dict[str, float]:
-        return {"prompts": table.num_rows}
 
 
 def training_stages(config: RunConfig, version: Versions, iteration: int) -> list[Stage[Any]]:
@@ -394,34 +322,6 @@ def training_stages(config: RunConfig, version: Versions, iteration: int) -> lis
     return stages
 
 
-def heldout_stages(config: RunConfig, policy: Policy, answers: HeldoutAnswers) -> list[Stage[Any]]:
-    """The stages from held-out prompts to win rates of one version; version 0 has no win rates."""
-    assert config.evaluation is not None
-    completions = HeldoutCompletions(policy, config.evaluation)
-    win_rates = HeldoutWinRates(config.evaluating_role, policy, answers)
-    return [completions, win_rates] if policy.version else [completions]
-
-
-def overlapping(stages: Sequence[Stage[Any]], colocated: bool) -> list[list[Stage[Any]]]:
-    """Split stages, in dataflow order, into groups that may run at the same time.
-
-    In a group no role needs two versions of the policy. Where roles are colocated, a group has one role.
-    """
-    groups: list[list[Stage[Any]]] = []
-    for stage in stages:
-        if groups and all(_may_overlap(stage, other, colocated) for other in groups[-1]):
-            groups[-1].append(stage)
-        else:
-            groups.append([stage])
-    return groups
-
-
-def _may_overlap(one: Stage[Any], other: Stage[Any], colocated: bool) -> bool:
-    if one.role is None or other.role is None:
-        return True
-    return one.policy == other.policy if one.role == other.role else not colocated
-
-
 def join_completions(*tables: pa.Table) -> pa.Table:
     """Join the answers of all tables prompt by prompt, in this order; `weights` are those of the first table."""
     first = tables[0]
@@ -432,7 +332,7 @@ def join_completions(*tables: pa.Table) -> pa.Table:
     return pa.table(columns, schema=COMPLETIONS)
 
 
-def _require_weights(completions: pa.Table, policy: Policy) -> pa.Table:
+def require_weights(completions: pa.Table, policy: Policy) -> pa.Table:
     """Raise WeightsError for answers of other weights than those of `policy`; return the table."""
     others = sorted(set(completions["weights"].to_pylist()) - {policy.digest})
     if others:
@@ -443,19 +343,14 @@ def _require_weights(completions: pa.Table, policy: Policy) -> pa.Table:
     return completions
 
 
-def _matrices(scores: pa.Table) -> list[np.ndarray]:
+def matrices(scores: pa.Table) -> list[np.ndarray]:
     """The [K, K] pair logits of each row."""
     return [np.array(matrix) for matrix in scores["pair_logits"].to_pylist()]
-
-
-def _win_rate(logits: np.ndarray, m: int) -> float:
-    """Share of the pairs that the first m answers win against the others."""
-    return statistics.win_rate_from_margins(statistics.margins_from_pair_logits(logits, m))
 
 
 def _num_answers(table: pa.Table) -> int:
     return len(pc.list_flatten(table["completions"]))
 
 
-def _num_tokens(table: pa.Table) -> int:
+def num_tokens(table: pa.Table) -> int:
     return len(pc.list_flatten(pc.list_flatten(table["completion_token_ids"])))

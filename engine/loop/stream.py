@@ -78,3 +78,23 @@ class Stream:
         counts = stage.counts(table, result.value)
         self._store.commit(self._iteration, stage.name, shard, output, stage.schema, of=stage.of, counts=counts)
         self._monitor.shard_done(stage.name, result.start, result.end, **stage.amounts(output))
+
+
+def overlapping(stages: Sequence[Stage[Any]], colocated: bool) -> list[list[Stage[Any]]]:
+    """Split stages, in dataflow order, into groups that may run at the same time.
+
+    In a group no role needs two versions of the policy. Where roles are colocated, a group has one role.
+    """
+    groups: list[list[Stage[Any]]] = []
+    for stage in stages:
+        if groups and all(_may_overlap(stage, other, colocated) for other in groups[-1]):
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def _may_overlap(one: Stage[Any], other: Stage[Any], colocated: bool) -> bool:
+    if one.role is None or other.role is None:
+        return True
+    return one.policy == other.policy if one.role == other.role else not colocated
