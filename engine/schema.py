@@ -6,6 +6,7 @@ Each stage adds columns and never renames one. Roles exchange the same Arrow tab
                               SCORES -> AGREEMENT                                  scorer compared with evaluator
                COMPLETIONS -> NULL_MODEL                                           null-model baseline
     PROMPTS -> COMPLETIONS -> HELDOUT_WIN_RATES                                    held-out prompts
+    ... -> BENCHMARK_RESULTS                                                       published benchmarks
 
 K is the number of completions sampled per prompt, n the number of completions in a training row (2 for a pair), G the
 number of completions that a data set brings with a prompt (0; 1 for a demonstration; 2 for a preference pair).
@@ -124,6 +125,17 @@ HELDOUT_WIN_RATES = _extend(
     ("evaluator", pa.string()),
 )
 
+BENCHMARK_RESULTS = _schema(
+    "benchmark_results",
+    ("benchmark", pa.string()),
+    ("metric", pa.string()),  # in the benchmark's own words
+    ("value", pa.float64()),  # in the benchmark's own unit; NaN: not computed, `note` says why
+    ("stderr", pa.float64()),  # NaN: none, as for the ends of the 95 % interval
+    ("low", pa.float64()),
+    ("high", pa.float64()),
+    ("num", pa.int32()),  # items behind it
+    ("note", pa.string()),
+)
 
 SELECTABLE = {
     "prompts": PROMPTS,

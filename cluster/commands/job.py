@@ -13,6 +13,7 @@ import platform
 import socket
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rich.console import Console
 
 import engine
 from actors.factories import Chat, Engines
+from engine.benchmarks import benchmarks
 from engine.config.load import config_digest, diff, dump, load
 from engine.config.run import RunConfig
 from engine.data.formats import RequiredAnswers
@@ -168,9 +170,12 @@ class Job:
             stages.append((0, "heldout_prompts", heldout[0]))
             results += heldout_results
             self._note_overlap(tables, heldout[0])
+        inputs = [(benchmark, benchmark.inputs(chat)) for benchmark in benchmarks(config)]
         for result in results:
             self.note("prompts: " + ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count))
         names = [shard for stage in stages for shard in self._commit_prompts(*stage, begun=record is not None)]
+        for benchmark, tables in inputs:
+            names += self._commit_inputs(0, benchmark.input_stage, tables, benchmark.input_schema, record is not None)
         if not record:
             self.store.record("prompts", shards=names)
 
@@ -182,19 +187,24 @@ class Job:
             self.note(f"warning: {both:,} of {heldout.num_rows:,} held-out prompts are also trained on")
 
     def _commit_prompts(self, t: int, stage: str, table: pa.Table, begun: bool) -> list[tuple[int, str, int]]:
+        return self._commit_inputs(t, stage, shards(table, self._config.shard_size), PROMPTS, begun)
+
+    def _commit_inputs(
+        self, t: int, stage: str, tables: Iterable[pa.Table], schema: pa.Schema, begun: bool
+    ) -> list[tuple[int, str, int]]:
         """Commit missing shards; return (iteration, stage, shard) of all. Raises StoreError if the source changed."""
         names = []
-        for number, shard in enumerate(shards(table, self._config.shard_size)):
+        for number, shard in enumerate(tables):
             names.append((t, stage, number))
             committed = self.store.has(t, stage, number)
-            same = committed and self.store.read(t, stage, number, PROMPTS).equals(shard.cast(PROMPTS))
+            same = committed and self.store.read(t, stage, number, schema).equals(shard.cast(schema))
             if begun and committed and not same:
                 raise StoreError(
                     f"iteration {t + 1}, {stage}, shard {number}: a shard of prompts is damaged, and its source has "
                     f"changed since the run began. Restore the source, or start a new run with another name="
                 )
             if not same:
-                self.store.commit(t, stage, number, shard, PROMPTS, of="input")
+                self.store.commit(t, stage, number, shard, schema, of="input")
         return names
 
     def _probe(self, chat: Chat) -> ProbeBatch:

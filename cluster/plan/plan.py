@@ -17,6 +17,13 @@ from engine.config.run import GeneratorConfig, RoleName, RunConfig, StatedCluste
 from engine.config.scorer import ScorerConfig
 from engine.errors import PlanError
 
+SECTIONS: dict[RoleName, str] = {
+    "scorer": "scorer",
+    "evaluator": "evaluation.scorer",
+    "annotator": "evaluation.annotator",
+}
+"""The section of the config that describes the scorer of a role."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -52,7 +59,7 @@ def make_plan(config: RunConfig, stated: StatedCluster | None = None) -> Plan:
     Raises ConfigError for a judge's prompt file that cannot be used, ModelError for a damaged model folder.
     """
     for role, judge in _judges(config).items():
-        read_judge_prompt(judge, "scorer.prompt" if role == "scorer" else "evaluation.scorer.prompt")
+        read_judge_prompt(judge, f"{SECTIONS[role]}.prompt")
     available = machines(config, stated)
     parameters = config.model.num_parameters or estimates.count_parameters(config.model.path)
     plan = Plan()
@@ -67,8 +74,12 @@ def make_plan(config: RunConfig, stated: StatedCluster | None = None) -> Plan:
 
 
 def _scorers(config: RunConfig) -> dict[RoleName, ScorerConfig]:
-    """The scorer and the evaluator, as far as the config has them."""
-    scorers: dict[RoleName, ScorerConfig | None] = {"scorer": config.scorer, "evaluator": config.evaluator}
+    """The scorers of each role, as far as the config has them."""
+    scorers: dict[RoleName, ScorerConfig | None] = {
+        "scorer": config.scorer,
+        "evaluator": config.evaluator,
+        "annotator": config.annotator,
+    }
     return {role: scorer for role, scorer in scorers.items() if scorer is not None}
 
 

@@ -115,4 +115,5 @@ def _pools(config: RunConfig, engines: Engines, spawner: Spawner, note: Note) ->
         generator=pool("generator", engines.generator(config)) if "generator" in pool_configs else None,
         scorer=scorer("scorer", config.scorer),
         evaluator=scorer("evaluator", config.evaluator),
+        annotator=scorer("annotator", config.annotator),
     )

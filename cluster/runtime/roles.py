@@ -27,6 +27,7 @@ class Pools:
     generator: Pool[Generator] | None = None
     scorer: Pool[Scorer] | None = None
     evaluator: Pool[Scorer] | None = None
+    annotator: Pool[Scorer] | None = None
 
     def of(self, role: RoleName) -> Workers[Any]:
         pools: dict[RoleName, Workers[Any] | None] = {
@@ -34,11 +35,12 @@ class Pools:
             "generator": self.generator,
             "scorer": self.scorer,
             "evaluator": self.evaluator,
+            "annotator": self.annotator,
         }
         return required(pools[role], role)
 
     def close(self) -> None:
-        for pool in (self.generator, self.scorer, self.evaluator, self.learner):
+        for pool in (self.generator, self.scorer, self.evaluator, self.annotator, self.learner):
             if pool is not None:
                 pool.close()
 
@@ -84,6 +86,10 @@ class ClusterRoles:
         return self._pools.evaluator or self.scorer
 
     @property
+    def annotator(self) -> Pool[Scorer] | Pool[Generator]:
+        return self._pools.annotator or self.evaluator
+
+    @property
     def learner(self) -> Group[Learner]:
         return self._pools.learner
 
@@ -118,10 +124,8 @@ class ClusterRoles:
             self._placement.release()
 
     def _load(self, role: RoleName, policy: Policy | None) -> None:
-        if role == "scorer":
-            self._identify(required(self._pools.scorer, role), "scorer")
-        elif role == "evaluator":
-            self._identify(required(self._pools.evaluator, role), "evaluator")
+        if role in ("scorer", "evaluator", "annotator"):
+            self._identify(self._pools.of(role), role)
         elif policy is None:
             raise RoleError(f"{role}: a stage that uses it does not say which version of the policy it needs")
         elif role == "generator":
@@ -148,7 +152,7 @@ class ClusterRoles:
         if self._policy_judges:
             self._identify(self.generator, "scorer")
 
-    def _identify(self, pool: Pool[Scorer] | Pool[Generator], name: str) -> None:
+    def _identify(self, pool: Workers[Any], name: str) -> None:
         """Load a scorer. All its replicas, in all sessions of a run, must have the same identity."""
         for identity in pool.broadcast(Scorer.identify):
             self._pin(name, identity)

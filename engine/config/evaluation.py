@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt, model_validator
 
 from engine.config.base import Section
+from engine.config.benchmarks import BenchmarksConfig
 from engine.config.prompts import PromptsConfig
 from engine.config.scorer import ScorerConfig
 
@@ -22,6 +23,10 @@ class EvaluationConfig(Section):
     """Of these answers; 0: greedy."""
     scorer: ScorerConfig | None = None
     """The scorer that compares them; null: the training scorer, which favours the policy that it trained."""
+    annotator: ScorerConfig | None = None
+    """The scorer that annotates the answers to benchmarks, as a rule an LLM judge; null: the one above."""
+    benchmarks: BenchmarksConfig = BenchmarksConfig()
+    """Published benchmarks on which every policy is measured."""
 
     @model_validator(mode="after")
     def _check_greedy_samples_once(self) -> EvaluationConfig:

@@ -18,7 +18,7 @@ from engine.config.learner import SERVED_RANKS, LearnerConfig
 from engine.config.prompts import PromptsConfig
 from engine.config.scorer import ScorerConfig
 
-RoleName = Literal["generator", "scorer", "evaluator", "learner"]
+RoleName = Literal["generator", "scorer", "evaluator", "annotator", "learner"]
 
 
 class ModelConfig(Section):
@@ -162,6 +162,16 @@ class RunConfig(Section):
         return self.evaluation.scorer if self.evaluation else None
 
     @property
+    def annotator(self) -> ScorerConfig | None:
+        """The scorer that annotates the answers to benchmarks; None if the evaluator does, or none."""
+        return self.evaluation.annotator if self.evaluation else None
+
+    @property
+    def annotating_role(self) -> RoleName:
+        """The role that annotates the answers to benchmarks."""
+        return "annotator" if self.annotator else self.evaluating_role
+
+    @property
     def audits(self) -> bool:
         """Whether the evaluator checks the training scorer's verdicts."""
         return self.evaluator is not None
@@ -200,6 +210,7 @@ class RunConfig(Section):
             "generator": self.generator if generates else None,
             "scorer": self.scorer if compares and not self.policy_judges else None,
             "evaluator": self.evaluator,
+            "annotator": self.annotator,
         }
         return {role: section for role, section in sections.items() if section is not None}
 
@@ -260,12 +271,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_evaluator_is_fixed(self) -> RunConfig:
         """Held-out win rates compare versions of the policy, so their scorer must not change with the policy."""
-        judge = (self.evaluation.scorer or self.scorer) if self.evaluation else None
-        if isinstance(judge, JudgeConfig) and judge.by_policy:
-            raise ValueError(
-                "evaluation.scorer may not be the policy itself (server.kind = policy): every version would judge with "
-                "other weights, and their win rates could not be compared; name a scorer that stays the same"
-            )
+        judges = {"scorer": self.evaluator or self.scorer, "annotator": self.annotator} if self.evaluation else {}
+        for key, judge in judges.items():
+            if isinstance(judge, JudgeConfig) and judge.by_policy:
+                raise ValueError(
+                    f"evaluation.{key} may not be the policy itself (server.kind = policy): every version would judge "
+                    f"with other weights, and their numbers could not be compared; name a scorer that stays the same"
+                )
         return self
 
     @model_validator(mode="after")

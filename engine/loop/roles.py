@@ -108,6 +108,7 @@ REPLAYED: dict[RoleName, tuple[Callable[..., Any], ...]] = {
     "generator": (Generator.deliver, Generator.identify),
     "scorer": (Scorer.identify,),
     "evaluator": (Scorer.identify,),
+    "annotator": (Scorer.identify,),
     "learner": (Learner.open, Learner.begin, Learner.load_checkpoint),
 }
 """The calls that are replayed to the replacement of a dead replica, in this order, to restore its state.
@@ -160,6 +161,10 @@ class Roles(Protocol):
     @property
     def evaluator(self) -> Pool[Scorer]:
         """The scorer of held-out answers; the training scorer where the config names no other."""
+
+    @property
+    def annotator(self) -> Pool[Scorer]:
+        """The scorer of the answers to benchmarks; the evaluator where the config names no other."""
 
     @property
     def learner(self) -> Pool[Learner]: ...

@@ -14,8 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from engine.benchmarks import benchmarks
+from engine.benchmarks.base import Benchmark, BenchmarkTables, results_table
 from engine.config.run import RunConfig
-from engine.errors import DataError
+from engine.errors import DataError, KumiteError, StoreError
 from engine.loop.heldout import heldout_stages
 from engine.loop.roles import Learner, Roles
 from engine.loop.stages import Stage, training_stages
@@ -23,7 +25,7 @@ from engine.loop.stream import Stream, overlapping
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
 from engine.report.figures import iteration_metrics, judge_warnings
-from engine.schema import COMPLETIONS, REF_LOGPS
+from engine.schema import BENCHMARK_RESULTS, COMPLETIONS, REF_LOGPS
 from engine.store.run import Policy, RunStore
 
 
@@ -32,6 +34,7 @@ class SelfPlay:
 
     def __init__(self, config: RunConfig, roles: Roles, store: RunStore, monitor: Monitor, probe: ProbeBatch):
         self._config, self._roles, self._store, self._monitor, self._probe = config, roles, store, monitor, probe
+        self._benchmarks = benchmarks(config)
 
     def run(self, policy: Policy) -> Policy:
         """Compute what is missing between the start policy and the last one. Returns the last policy."""
@@ -57,6 +60,23 @@ class SelfPlay:
         if self._config.evaluation:
             stages = heldout_stages(self._config, policy, self._heldout_answers)
             self._flow(policy.version, stages, (0, "heldout_prompts"))
+        for benchmark in self._benchmarks:
+            try:
+                self._measure(benchmark, policy)
+            except StoreError:
+                raise
+            except KumiteError as error:  # the policy is committed; a benchmark must not stop its training
+                self._store.record(f"{benchmark.name} failed for version {policy.version}", reason=str(error))
+                self._monitor.note(f"warning: {benchmark.name} of version {policy.version} failed: {error}")
+
+    def _measure(self, benchmark: Benchmark, policy: Policy) -> None:
+        """One benchmark of one version, to its committed results."""
+        t, stage = policy.version, f"{benchmark.name}_results"
+        if self._store.has(t, stage, 0):
+            return
+        self._flow(t, benchmark.stages(policy), (0, benchmark.input_stage))
+        results = results_table(benchmark, benchmark.results(BenchmarkTables(self._store, benchmark, t)))
+        self._store.commit(t, stage, 0, results, BENCHMARK_RESULTS, of="version")
 
     def _flow(self, t: int, stages: list[Stage[Any]], source: tuple[int, str]) -> None:
         """Run the shards of `source` (iteration, stage) through the stages, one group of stages after the other."""

@@ -1,0 +1,97 @@
+"""What a published benchmark is: its input, the stages that answer and judge it, its numbers, its files.
+
+A benchmark runs after each iteration of a run, or on any model by `kumite eval`. Both ways its input is committed
+once, its stages run over the pools like those of an iteration, and its numbers are computed from committed tables, so
+a restart repeats nothing and computes the same.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from engine.data.ingest import Renderer
+from engine.loop.stages import Stage
+from engine.schema import BENCHMARK_RESULTS, PROMPTS
+from engine.store.run import Policy, RunStore
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number of a benchmark."""
+
+    metric: str
+    """In the benchmark's own words, e.g. "win_rate" or "arc_challenge/acc_norm"."""
+    value: float
+    """In the benchmark's own unit; NaN: it could not be computed, `note` says why."""
+    stderr: float = math.nan
+    """Standard error in the same unit; NaN where there is none."""
+    low: float = math.nan
+    high: float = math.nan
+    """Ends of the 95 % interval; NaN where there is none."""
+    num: int = 0
+    """Items behind it."""
+    note: str = ""
+    """What a reader must know beside the number: a formula that differs, items without a verdict, missing data."""
+
+
+class BenchmarkTables:
+    """What is committed of one benchmark for one version of the policy."""
+
+    def __init__(self, store: RunStore, benchmark: Benchmark, version: int):
+        self._store, self._benchmark, self.version = store, benchmark, version
+
+    def input(self) -> Iterator[pa.Table]:
+        """The shards of the benchmark's input."""
+        return self._store.tables(0, self._benchmark.input_stage, self._benchmark.input_schema)
+
+    def of(self, stage: str, schema: pa.Schema) -> Iterator[pa.Table]:
+        """The shards that a stage wrote for this version."""
+        return self._store.tables(self.version, stage, schema)
+
+
+class Benchmark(ABC):
+    """One benchmark of policies. Constructed from its section of `evaluation.benchmarks`; cheap."""
+
+    name: ClassVar[str]
+    """Its key in `evaluation.benchmarks`; begins the names of its stages, e.g. "alpaca_eval_completions"."""
+    input_schema: ClassVar[pa.Schema] = PROMPTS
+
+    @property
+    def input_stage(self) -> str:
+        """Name under which its input is committed."""
+        return f"{self.name}_input"
+
+    @abstractmethod
+    def inputs(self, chat: Renderer) -> list[pa.Table]:
+        """Its items as tables of `input_schema`, one per shard. Raises DataError, naming file and row."""
+
+    @abstractmethod
+    def stages(self, policy: Policy) -> list[Stage[Any]]:
+        """From the input to the verdicts on one version. The first stage reads `input_stage` of iteration 0; every
+        stage has `of = "version"` and a name that begins with the benchmark's."""
+
+    @abstractmethod
+    def results(self, tables: BenchmarkTables) -> list[Result]:
+        """Its numbers for one version, computed from committed tables alone."""
+
+    @abstractmethod
+    def files(self, tables: BenchmarkTables, generator: str) -> dict[str, str]:
+        """Its files in the field's own formats, text by relative path. generator: name of the policy in them."""
+
+    def provenance(self, tables: BenchmarkTables) -> dict[str, str]:
+        """What is needed to compare its numbers with others': digest of the input, sampling, seeds, id of the judge."""
+        return {}
+
+
+def results_table(benchmark: Benchmark, results: list[Result]) -> pa.Table:
+    """The results as engine.schema.BENCHMARK_RESULTS."""
+    rows = [(benchmark.name, *astuple(result)) for result in results]
+    return pa.Table.from_pylist(
+        [dict(zip(BENCHMARK_RESULTS.names, row, strict=True)) for row in rows], schema=BENCHMARK_RESULTS
+    )
