@@ -29,9 +29,9 @@ def test_a_shipped_config_loads_and_survives_being_written_and_read(name, tmp_pa
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("demo.yaml", "f051ea030de30ab9b65b2d2c9552f7c5b08635cf370174bb2e537899ca232f5a"),
-        ("smoke_spin.yaml", "7a7d2244181e53ce86e5d28d9f98d0f31d467383aca5c764f5561cf48b6f7076"),
-        ("sppo_llama3_8b.yaml", "d535b361d8945e0b2e4555faf550b6853771ab9cb5f54432efa41888039980ae"),
+        ("demo.yaml", "4b9cf48677c7d6a8b4341a9ef5333293a2f267538f729b336413d73703bcbb63"),
+        ("smoke_spin.yaml", "7a0547ff4a243efd8d8f44c352b1858c9b3835ad1a1b697bc36079a5d52a9582"),
+        ("sppo_llama3_8b.yaml", "9c1252f773663429adbd775d7e7e0260ae9c453d1abe45b3db39e16d35b9a37f"),
     ],
 )
 def test_a_run_that_was_begun_with_a_shipped_config_can_be_resumed(name, digest):

@@ -25,8 +25,8 @@ class EvaluationConfig(Section):
     """The scorer that compares them; null: the training scorer, which favours the policy that it trained."""
     annotator: ScorerConfig | None = None
     """The scorer that annotates the answers to benchmarks, as a rule an LLM judge; null: the one above."""
-    benchmarks: BenchmarksConfig = BenchmarksConfig()
-    """Published benchmarks on which every policy is measured."""
+    benchmarks: BenchmarksConfig | None = None
+    """Published benchmarks on which every policy is measured; null: none."""
 
     @model_validator(mode="after")
     def _check_greedy_samples_once(self) -> EvaluationConfig:

@@ -133,13 +133,20 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def config_digest(config: RunConfig) -> str:
-    """SHA-256, in hex, of what determines a run's results: every key but those declared without effect."""
+    """SHA-256, in hex, of what determines a run's results: every key but those declared without effect.
+
+    A key that is null counts as absent, so that a new optional key changes no digest.
+    """
     return hashlib.sha256(json.dumps(_effective(config), sort_keys=True).encode()).hexdigest()
 
 
 def _effective(section: BaseModel) -> dict[str, Any]:
     values = {name: getattr(section, name) for name, f in type(section).model_fields.items() if not has_no_effect(f)}
-    return {name: _effective(value) if isinstance(value, BaseModel) else value for name, value in values.items()}
+    return {
+        name: _effective(value) if isinstance(value, BaseModel) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
