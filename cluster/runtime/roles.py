@@ -14,7 +14,7 @@ from cluster.runtime.pool import Group, Pool, Workers
 from engine.errors import RoleError
 from engine.loop.roles import Generator, Learner, RoleName, Scorer
 from engine.loop.weight_probe import ProbeBatch
-from engine.store.run import Policy
+from engine.store.reader import Policy
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from engine.data.ingest import Renderer
 from engine.loop.stages import Stage
 from engine.schema import BENCHMARK_RESULTS, PROMPTS
-from engine.store.run import Policy, RunStore
+from engine.store.reader import Policy, RunReader
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Result:
 class BenchmarkTables:
     """What is committed of one benchmark for one version of the policy."""
 
-    def __init__(self, store: RunStore, benchmark: Benchmark, version: int):
+    def __init__(self, store: RunReader, benchmark: Benchmark, version: int):
         self._store, self._benchmark, self.version = store, benchmark, version
 
     def input(self) -> Iterator[pa.Table]:

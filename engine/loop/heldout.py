@@ -16,7 +16,7 @@ from engine.evaluation import statistics
 from engine.loop.roles import Generator, RoleName, Roles, Scorer, Timed
 from engine.loop.stages import Stage, join_completions, matrices, num_tokens, require_weights
 from engine.schema import COMPLETIONS, HELDOUT_WIN_RATES, PROMPTS, append
-from engine.store.run import Policy
+from engine.store.reader import Policy
 
 HeldoutAnswers = Callable[[int, int], pa.Table]
 """(version, shard) -> that version's answers to a shard of held-out prompts."""

@@ -18,7 +18,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 import pyarrow as pa
 
 from engine.config.run import RoleName
-from engine.store.run import Policy
+from engine.store.reader import Policy
 
 P = ParamSpec("P")
 T = TypeVar("T")

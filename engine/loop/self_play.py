@@ -26,7 +26,8 @@ from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
 from engine.report.figures import iteration_metrics, judge_warnings
 from engine.schema import BENCHMARK_RESULTS, COMPLETIONS, REF_LOGPS
-from engine.store.run import Policy, RunStore
+from engine.store.reader import Policy
+from engine.store.run import RunStore
 
 
 class SelfPlay:

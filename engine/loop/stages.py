@@ -39,7 +39,7 @@ from engine.schema import (
     SELECTED,
     append,
 )
-from engine.store.run import Owner, Policy
+from engine.store.reader import Owner, Policy
 
 T = TypeVar("T")
 Versions = Callable[[int], Policy]

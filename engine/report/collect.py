@@ -28,7 +28,7 @@ from engine.schema import (
     SELECTABLE,
     SELECTED,
 )
-from engine.store.run import RunStore
+from engine.store.reader import RunReader
 
 NUM_SAMPLES = 8
 """Prompts shown in the report."""
@@ -62,7 +62,7 @@ class IterationTables:
     A figure is None if the tables that it needs are not there.
     """
 
-    def __init__(self, store: RunStore, algorithm: Algorithm, t: int) -> None:
+    def __init__(self, store: RunReader, algorithm: Algorithm, t: int) -> None:
         self._store, self._algorithm, self._t = store, algorithm, t
         self._version = t + 1
 
@@ -165,7 +165,7 @@ def _judge_bias(row: dict[str, Any]) -> JudgeBias:
     return judge_bias(row["pair_logits"], questions, [len(ids) for ids in row["completion_token_ids"]])
 
 
-def _samples(store: RunStore, algorithm: Algorithm, t: int) -> list[Sample]:
+def _samples(store: RunReader, algorithm: Algorithm, t: int) -> list[Sample]:
     """What iteration t trained on for its first prompts: the answers with the highest and the lowest target."""
     samples: list[Sample] = []
     stage = algorithm.selects_from(t)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from engine.algorithms.base import Algorithm
 from engine.metrics.trackers import Record
 from engine.report.collect import IterationTables, WinRate
-from engine.store.run import RunStore
+from engine.store.reader import RunReader
 
 MISSING = "–"
 """Shown for a figure that is not there yet."""
@@ -253,7 +253,7 @@ def read_iteration(tables: IterationTables) -> IterationSummary:
     return IterationSummary(tables.number, tables.weights, tables.reference, judge=judge, **computed)
 
 
-def iteration_metrics(store: RunStore, algorithm: Algorithm, t: int) -> dict[str, float]:
+def iteration_metrics(store: RunReader, algorithm: Algorithm, t: int) -> dict[str, float]:
     """The metrics of iteration `t`, counted from 0, for metrics.jsonl: all that its tables say, by metric name."""
     tables = IterationTables(store, algorithm, t)
     metrics: dict[str, float] = {f"select/{name}": count for name, count in tables.counts.items()}

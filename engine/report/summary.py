@@ -11,7 +11,7 @@ from engine.config.scorer import ScorerConfig
 from engine.metrics.trackers import Record
 from engine.report.collect import IterationTables, Sample
 from engine.report.figures import FIGURES, IterationSummary, read_iteration
-from engine.store.run import RunStore
+from engine.store.reader import RunReader
 
 REFERENCES = {"previous": "the policy at the start of each iteration", "start": "the policy at the start of the run"}
 
@@ -38,7 +38,7 @@ class Summary:
     """Of the last iteration."""
 
 
-def summarize(store: RunStore, config: RunConfig, status: str, provenance: dict[str, Any]) -> Summary:
+def summarize(store: RunReader, config: RunConfig, status: str, provenance: dict[str, Any]) -> Summary:
     """Everything that the committed tables say about the run so far."""
     judge: str | None = None
     if config.evaluator is not None:

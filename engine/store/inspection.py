@@ -9,19 +9,16 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from engine.errors import KumiteError, StoreError
+from engine.errors import KumiteError
 from engine.store import manifest
 from engine.store.disk import sha256_of
-from engine.store.run import current
+from engine.store.reader import current, load
 from engine.store.weights import verify_weights
 
 
 def load_records(folder: Path) -> list[manifest.Record]:
     """The records that are valid now. Raises StoreError if `folder` is not a run folder."""
-    path = folder / "manifest.jsonl"
-    if not path.is_file():
-        raise StoreError(f"{folder} is not a run folder: it has no manifest.jsonl")
-    return list(current(manifest.read(path)[0]).values())
+    return list(current(load(folder)).values())
 
 
 def run_digest(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 Readers accept what a record names and a hash confirms, nothing else. Each line starts with a checksum of its record.
 An incomplete last line was left by a crash and is dropped; any other damage is an error. What the records mean is
-decided by engine/store/run.py.
+decided by engine/store/reader.py.
 """
 
 from __future__ import annotations

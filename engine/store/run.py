@@ -17,39 +17,22 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.errors import StoreError, WeightsError
+from engine.errors import StoreError
 from engine.schema import conform
 from engine.store.disk import TEMPORARY, Disk, RunLock, sha256_of
 from engine.store.manifest import Manifest, Record
+from engine.store.reader import Owner, Policy, RunReader, key_of, where
 from engine.store.weights import check_base, is_adapter, verify_weights, weights_digest, write_checksums
 
-Owner = Literal["input", "iteration", "version"]
-"""What a shard belongs to: the run's input, an iteration, or a version of the policy, whose number it then has."""
 
-
-@dataclass(frozen=True)
-class Policy:
-    """One version of the weights. Version 0 is the start model, version t + 1 what iteration t learned."""
-
-    version: int
-    folder: Path
-    digest: str
-    probe_logps: list[list[float]]
-    """The learner's per-token log-probabilities of the probe batch, in nats; generators must reproduce them."""
-    base: Path | None = None
-    """The start model, where `folder` holds an adapter of it; None: `folder` is a whole model."""
-
-
-class RunStore:
+class RunStore(RunReader):
     """The run folder, open for writing. One instance per folder; `close()` releases its lock.
 
     `note` receives a sentence whenever something is set aside or invalidated.
@@ -57,11 +40,10 @@ class RunStore:
 
     def __init__(self, folder: Path, disk: Disk | None = None, note: Callable[[str], None] = lambda text: None):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.disk, self._note = folder, disk or Disk(), note
+        self.disk, self._note = disk or Disk(), note
         self._lock = RunLock(folder)
         self._manifest = Manifest(folder / "manifest.jsonl", self.disk)
-        self._index = current(self._manifest.records)
-        self._confirmed: set[str] = set()
+        super().__init__(folder, self._manifest.records)
         self._sweep()
 
     def close(self) -> None:
@@ -75,20 +57,6 @@ class RunStore:
 
     # Shards of tables
 
-    def has(self, iteration: int, stage: str, shard: int) -> bool:
-        """Whether the shard is committed and its bytes are unchanged; a damaged shard is set aside."""
-        record = self._index.get(("shard", iteration, stage, shard))
-        if record is None:
-            return False
-        if record["file"] in self._confirmed:
-            return True
-        path = self.folder / record["file"]
-        if path.is_file() and sha256_of(path) == record["sha256"]:
-            self._confirmed.add(record["file"])
-            return True
-        self._set_aside(path, record)
-        return False
-
     def commit(
         self,
         iteration: int,
@@ -101,7 +69,7 @@ class RunStore:
         counts: Mapping[str, int] | None = None,
     ) -> None:
         """Write one shard durably and name it in the manifest, with `counts` beside it."""
-        table = conform(table, schema, _where(iteration, stage, shard, of))
+        table = conform(table, schema, where(iteration, stage, shard, of))
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue().to_pybytes()
@@ -110,35 +78,6 @@ class RunStore:
         self._add(kind="shard", of=of, iteration=iteration, stage=stage, shard=shard, file=name, sha256=digest,
                   rows=table.num_rows, bytes=len(data), counts=dict(counts or {}))  # fmt: skip
         self._confirmed.add(name)
-
-    def read(self, iteration: int, stage: str, shard: int, schema: pa.Schema) -> pa.Table:
-        """Return a committed shard, confirmed by its hash. Raises StoreError if there is none."""
-        if not self.has(iteration, stage, shard):
-            where = f"{stage} of iteration {iteration + 1} (or version {iteration}), shard {shard}"
-            raise StoreError(f"{self.folder}: {where} is not committed; run the same command again to compute it")
-        record = self._index["shard", iteration, stage, shard]
-        data = (self.folder / record["file"]).read_bytes()
-        if hashlib.sha256(data).hexdigest() != record["sha256"]:
-            raise StoreError(f"{self.folder / record['file']} changed while the run was using it")
-        where = _where(iteration, stage, shard, record["of"])
-        # A shard is small: starting threads costs more than they save.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-        return conform(table, schema, where)
-
-    def shards(self, iteration: int, stage: str) -> list[int]:
-        """Numbers of the stage's recorded shards, in order."""
-        return sorted(key[3] for key in self._index if key[:3] == ("shard", iteration, stage))
-
-    def tables(self, iteration: int, stage: str, schema: pa.Schema) -> Iterator[pa.Table]:
-        """The stage's committed shards in order, read one at a time."""
-        return (self.read(iteration, stage, shard, schema) for shard in self.shards(iteration, stage))
-
-    def counts(self, iteration: int, stage: str) -> dict[str, int]:
-        """Sum over the committed shards of a stage of what was counted; empty where there is no shard."""
-        total: Counter[str] = Counter()
-        for shard in self.shards(iteration, stage):
-            total.update(self._index["shard", iteration, stage, shard]["counts"])
-        return dict(total)
 
     # Weights
 
@@ -159,32 +98,6 @@ class RunStore:
         assert policy is not None  # just recorded
         return policy
 
-    def policy(self, version: int) -> Policy | None:
-        """A committed version whose files are unchanged; None if there is none.
-
-        A damaged version is set aside, so that its iteration is repeated. A damaged start model raises WeightsError.
-        """
-        record = self._index.get(("weights", version))
-        if record is None:
-            return None
-        policy = self._policy(record)
-        if policy.digest in self._confirmed:
-            return policy
-        try:
-            verify_weights(policy.folder, policy.digest)
-        except WeightsError:
-            if version == 0:
-                raise
-            self._set_aside(policy.folder, record)
-            return None
-        self._confirmed.add(policy.digest)
-        return policy
-
-    def recorded_digest(self, version: int) -> str | None:
-        """Recorded digest of a version; its files are not read. None if there is none."""
-        record = self._index.get(("weights", version))
-        return record["digest"] if record else None
-
     def new_weights(self, version: int) -> Path:
         """An empty folder to save version `version` into; not valid before `commit_weights`."""
         return self._fresh(self.folder / "weights" / f"{version:03d}")
@@ -201,16 +114,11 @@ class RunStore:
         digest = write_checksums(part)
         self.disk.publish(part, path)
         name = path.relative_to(self.folder).as_posix()
-        if any(r["digest"] != digest for r in self._manifest.records if _key(r) == ("weights", version)):
+        if any(r["digest"] != digest for r in self._manifest.records if key_of(r) == ("weights", version)):
             self._forget_from(version)
         self._add(kind="weights", version=version, folder=name, digest=digest, probe=probe)
         self._confirmed.add(digest)
         return self._policy(self._index["weights", version])
-
-    def _policy(self, record: Record) -> Policy:
-        folder = self.folder / record["folder"]
-        base = self.folder / self._index["weights", 0]["folder"] if is_adapter(folder) else None
-        return Policy(record["version"], folder, record["digest"], record["probe"], base)
 
     # The learner's checkpoints within an iteration
 
@@ -243,7 +151,7 @@ class RunStore:
         path = self.folder / record["folder"]
         intact = all((path / f).is_file() and sha256_of(path / f) == h for f, h in record["files"].items())
         if not intact and path.exists():
-            self._set_aside(path, record)
+            self._damaged(path, record)
         return (record["step"], path) if intact else None
 
     def drop_checkpoints(self, iteration: int) -> None:
@@ -260,10 +168,6 @@ class RunStore:
     def record(self, name: str, **values: Any) -> None:
         """Record a fact about the run, e.g. that all its prompts are committed."""
         self._add(kind="fact", name=name, **values)
-
-    def recorded(self, name: str) -> Record | None:
-        """The newest fact recorded under `name`; None if there is none."""
-        return self._index.get(("fact", name))
 
     def pin(self, name: str, identity: str) -> None:
         """Record the identity of what the run uses as `name`, once. Raises StoreError if it has changed since."""
@@ -297,7 +201,7 @@ class RunStore:
 
     def _add(self, **record: Any) -> Record:
         self._manifest.add(**record)
-        self._index[_key(record)] = record
+        self._index[key_of(record)] = record
         return record
 
     def _fresh(self, path: Path) -> Path:
@@ -309,7 +213,7 @@ class RunStore:
         part.mkdir(parents=True)
         return part
 
-    def _set_aside(self, path: Path, record: Record) -> None:
+    def _damaged(self, path: Path, record: Record) -> None:
         """Move what a hash does not confirm to quarantine/, never over another file, and void its record."""
         self._note(f"{path} is not what was committed; it is moved to quarantine/ and will be computed again")
         if path.exists():
@@ -317,7 +221,7 @@ class RunStore:
             target.parent.mkdir(exist_ok=True)
             shutil.move(path, target)
         self._manifest.add(**{**record, "void": True})
-        del self._index[_key(record)]
+        del self._index[key_of(record)]
 
     def _forget_from(self, version: int) -> None:
         """Void what the former weights of this version made: their answers would train the new policy wrongly."""
@@ -339,30 +243,3 @@ class RunStore:
             inside = path.relative_to(self.folder).as_posix()
             if path.exists() and (path.name.endswith(TEMPORARY) or (path.is_file() and inside not in recorded)):
                 self.disk.remove(path)
-
-
-def current(records: list[Record]) -> dict[tuple[Any, ...], Record]:
-    """{key: record} of the valid records: the newest of each key, unless it is void."""
-    if any(record["kind"] == "mark" or (record["kind"] == "shard" and "of" not in record) for record in records):
-        raise StoreError(
-            "this run folder was written by an earlier version of Kumite, whose records had other names; continue it "
-            "with that version, or give the run another name="
-        )
-    newest = {_key(record): record for record in records}
-    return {key: record for key, record in newest.items() if not record.get("void")}
-
-
-def _key(record: Record) -> tuple[Any, ...]:
-    """What a record is about, e.g. ("shard", 0, "scores", 3); a newer record with the same key replaces it."""
-    parts = {
-        "shard": ("iteration", "stage", "shard"),
-        "weights": ("version",),
-        "checkpoint": ("iteration",),
-        "fact": ("name",),
-    }[record["kind"]]
-    return (record["kind"], *(record[p] for p in parts))
-
-
-def _where(iteration: int, stage: str, shard: int, of: Owner) -> str:
-    """A shard in words, for messages."""
-    return f"{f'version {iteration}' if of == 'version' else f'iteration {iteration + 1}'}, {stage}, shard {shard}"
