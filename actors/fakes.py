@@ -179,6 +179,10 @@ class FakeGenerator:
             num_from_policy=[k] * prompts.num_rows,
         )
 
+    def answer_logps(self, completions: pa.Table) -> list[list[float]]:
+        answers = conform(completions, COMPLETIONS, "fake generator")["completion_token_ids"].to_pylist()
+        return [[float(sum(self._logps[i] for i in answer if i != END)) for answer in row] for row in answers]
+
     def identify(self) -> str:
         return self._require_judge().id("policy")
 

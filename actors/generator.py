@@ -252,19 +252,30 @@ class Generator:
     ) -> list[list[float]]:
         """[B][answer tokens] log-probabilities, in nats, of the given answer tokens under the served weights.
 
-        prompt_token_ids: [B][prompt tokens]. Nothing is sampled. Prompt and answer together must have fewer than
+        prompt_token_ids: [B][prompt tokens]. Nothing is sampled. Prompt and answer together may have
         max_prompt_tokens + max_new_tokens tokens.
         """
         engine = self._ready()
         limit = self._sampling.max_prompt_tokens + self._sampling.max_new_tokens
         pairs = list(zip(prompt_token_ids, completion_token_ids, strict=True))
         for row, (prompt, answer) in enumerate(pairs):
-            if not prompt or len(prompt) + len(answer) >= limit:
+            if not prompt or len(prompt) + len(answer) > limit:
                 raise RoleError(
-                    f"generator: probe row {row} has {len(prompt)} prompt and {len(answer)} answer tokens; "
-                    f"expected at least 1 prompt token and fewer than {limit} tokens together"
+                    f"generator: row {row} has {len(prompt)} prompt and {len(answer)} answer tokens; "
+                    f"expected at least 1 prompt token and at most {limit} tokens together"
                 )
         return engine.score(prompt_token_ids, completion_token_ids)
+
+    def answer_logps(self, completions: pa.Table) -> list[list[float]]:
+        """[rows][K] log-probabilities, in nats, summed over tokens, of the answers in COMPLETIONS of any policy.
+
+        Raises SchemaError for another table, RoleError where prompt and answer are too long together.
+        """
+        completions = conform(completions, COMPLETIONS, "generator, log-probabilities of answers")
+        rows = completions.select(["prompt_token_ids", "completion_token_ids"]).to_pylist()
+        pairs = [(row["prompt_token_ids"], answer) for row in rows for answer in row["completion_token_ids"]]
+        logps = iter(self.token_logps([prompt for prompt, _ in pairs], [answer for _, answer in pairs]))
+        return [[math.fsum(next(logps)) for _ in row["completion_token_ids"]] for row in rows]
 
     def serving(self) -> str | None:
         """Digest of the weights that are served; None before `load` and while asleep."""

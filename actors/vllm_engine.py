@@ -89,7 +89,8 @@ class VLLMEngine:
         that `adapt` will be given; 0: no adapters.
         """
         self.folder, self.sampling = folder, sampling
-        self.room = max(room, sampling.max_prompt_tokens + sampling.max_new_tokens)
+        # `score` reads a sequence of full length as a prompt, and vLLM wants room for one more token after it.
+        self.room = max(room, sampling.max_prompt_tokens + sampling.max_new_tokens + 1)
         self.lora_rank = lora_rank
         self._adapter: LoRARequest | None = None
         self._num_adapters = 0

@@ -5,7 +5,8 @@ Each stage adds columns and never renames one. Roles exchange the same Arrow tab
     PROMPTS -> COMPLETIONS -> SCORES -> PREVIOUS_SCORES -> SELECTED -> REF_LOGPS    training rows
                               SCORES -> AGREEMENT                                  scorer compared with evaluator
                COMPLETIONS -> NULL_MODEL                                           null-model baseline
-    PROMPTS -> COMPLETIONS -> HELDOUT_WIN_RATES                                    held-out prompts
+    PROMPTS -> COMPLETIONS -> HELDOUT_WIN_RATES -> GATE                            held-out prompts
+                           -> HELDOUT_START_LOGPS
     ... -> BENCHMARK_RESULTS                                                       published benchmarks
 
 K is the number of completions sampled per prompt, n the number of completions in a training row (2 for a pair), G the
@@ -22,7 +23,7 @@ from engine.errors import SchemaError
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-VERSION = 3
+VERSION = 4
 """Written into each table's metadata; raised when a column changes its meaning."""
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -120,9 +121,28 @@ NULL_MODEL = _schema(
 HELDOUT_WIN_RATES = _extend(
     COMPLETIONS,
     "heldout_win_rates",
-    ("win_vs_start", pa.float64()),  # in [0, 1], over all pairs of the prompt, ties at 1/2; NaN: no verdict
-    ("win_vs_previous", pa.float64()),
+    ("opponents", IDS),  # versions of the policy, the start (0) among them
+    ("win_rates", REALS),  # against each of them, in [0, 1], over all pairs of answers, ties at 1/2; NaN: no verdict
+    ("previous", pa.int32()),  # the version from which this one was trained
+    ("current", pa.int32()),  # the version that the gate had promoted last
     ("evaluator", pa.string()),
+)
+
+HELDOUT_START_LOGPS = _schema(
+    "heldout_start_logps",
+    ("prompt_id", pa.string()),
+    ("start_logps", REALS),  # [K] nats, of the version's held-out answers under the start policy, summed over tokens
+)
+
+GATE = _schema(
+    "gate",
+    ("version", pa.int32()),
+    ("against", pa.int32()),  # the version that was current
+    ("promoted", pa.bool_()),
+    ("win_rate", pa.float64()),  # against it, in [0, 1]; NaN: no verdict
+    ("low", pa.float64()),  # ends of the 95 % interval
+    ("high", pa.float64()),
+    ("reasons", pa.list_(pa.string())),  # why it was not promoted
 )
 
 BENCHMARK_RESULTS = _schema(

@@ -29,7 +29,7 @@ def test_a_shipped_config_loads_and_survives_being_written_and_read(name, tmp_pa
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("demo.yaml", "4b9cf48677c7d6a8b4341a9ef5333293a2f267538f729b336413d73703bcbb63"),
+        ("demo.yaml", "9957173f428035d3993659d05f4e0355f221a5ad7350a8f71cce944df8451a3f"),
         ("smoke_spin.yaml", "7a0547ff4a243efd8d8f44c352b1858c9b3835ad1a1b697bc36079a5d52a9582"),
         ("sppo_llama3_8b.yaml", "9c1252f773663429adbd775d7e7e0260ae9c453d1abe45b3db39e16d35b9a37f"),
     ],

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cluster.commands.best import Best
 from cluster.commands.command import Command
 from cluster.commands.inspect import Digest, Status, Verify
 from cluster.commands.merge import Average, Merge
 from engine.errors import KumiteError
 from engine.text import printable
 
-COMMANDS: tuple[type[Command], ...] = (Status, Verify, Digest, Merge, Average)
+COMMANDS: tuple[type[Command], ...] = (Status, Best, Verify, Digest, Merge, Average)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from engine.config.run import RunConfig
 from engine.data.formats import RequiredAnswers
 from engine.data.ingest import ingest_iterations, shards
 from engine.errors import StoreError
-from engine.loop.self_play import SelfPlay
+from engine.loop.self_play import SelfPlay, open_iterations, result_version
 from engine.loop.weight_probe import ProbeBatch, probe_batch
 from engine.metrics.monitor import Monitor, read_metrics
 from engine.report.render import print_table, write_report
@@ -74,9 +74,7 @@ class Job:
 
     def play(self) -> None:
         """Compute what is missing of the run; nothing if it is finished."""
-        if self.store.recorded("finished") and not any(
-            True for _ in self.store.open_iterations(self._config.iterations)
-        ):
+        if self.store.recorded("finished") and not any(True for _ in open_iterations(self._config, self.store)):
             self.note(f"{self.folder} is finished already; there is nothing left to compute")
             return
         self.note(f"run folder {self.folder.resolve()}")
@@ -107,7 +105,7 @@ class Job:
         """Print the table of a finished run, and the paths of report and weights."""
         page, summary = self.report("finished")
         print_table(self._console, summary)
-        last = self.store.policy(self._config.iterations)
+        last = self.store.policy(result_version(self._config, self.store))
         where = f"report   {page}\nweights  {last.folder if last else '-'}"
         if last and last.base:
             where += f"\n         an adapter of {last.base}; a whole model: kumite merge {self.folder} OUTPUT"

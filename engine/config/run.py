@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from engine.algorithms import SPPO, AlgorithmConfig
 from engine.config.base import WITHOUT_EFFECT, Arguments, Count, ReplicasConfig, Section
-from engine.config.evaluation import EvaluationConfig
+from engine.config.evaluation import EvaluationConfig, GateConfig
 from engine.config.judge import JudgeConfig
 from engine.config.learner import SERVED_RANKS, LearnerConfig
 from engine.config.prompts import PromptsConfig
@@ -200,6 +200,18 @@ class RunConfig(Section):
     def null_model(self) -> str | None:
         """The answer without content that an LLM judge compares with the policy's; None: no such baseline."""
         return self.scorer.null_model if isinstance(self.scorer, JudgeConfig) else None
+
+    @property
+    def gate(self) -> GateConfig | None:
+        """What decides which versions are promoted; None without held-out prompts."""
+        return self.evaluation.gate if self.evaluation else None
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether the KL divergence from the start policy is measured on held-out answers."""
+        if self.evaluation is None:
+            return False
+        return self.served_rank == 0 if self.evaluation.kl is None else self.evaluation.kl
 
     @property
     def pools(self) -> dict[RoleName, ReplicasConfig]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.config.evaluation import EvaluationConfig
 from engine.config.run import RunConfig
 from engine.evaluation import statistics
 from engine.loop.roles import Generator, RoleName, Roles, Scorer, Timed
 from engine.loop.stages import Stage, join_completions, matrices, num_tokens, require_weights
-from engine.schema import COMPLETIONS, HELDOUT_WIN_RATES, PROMPTS, append
+from engine.schema import COMPLETIONS, HELDOUT_START_LOGPS, HELDOUT_WIN_RATES, PROMPTS, append
 from engine.store.reader import Policy
 
 HeldoutAnswers = Callable[[int, int], pa.Table]
@@ -55,47 +56,85 @@ class HeldoutCompletions(Stage[pa.Table]):
 
 
 @dataclass
+class HeldoutStartLogps(Stage[list[list[float]]]):
+    """Log-probabilities of the policy's held-out answers under the start policy, for the KL divergence."""
+
+    name = "heldout_start_logps"
+    of = "version"
+    schema = HELDOUT_START_LOGPS
+    role = "generator"
+    policy: Policy
+    """The start policy."""
+    reads = "heldout_completions"
+    reads_schema = COMPLETIONS
+
+    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[list[list[float]]]]:
+        return roles.generator.submit(Generator.answer_logps, table)
+
+    def finish(self, table: pa.Table, result: list[list[float]]) -> pa.Table:
+        return pa.table([table["prompt_id"], result], names=HELDOUT_START_LOGPS.names)
+
+    def amounts(self, table: pa.Table) -> dict[str, float]:
+        return {"completions": len(pc.list_flatten(table["start_logps"]))}
+
+
+@dataclass
 class HeldoutWinRates(Stage[pa.Table]):
-    """Win rates of the policy's held-out answers against those of the start policy and of the version before."""
+    """Win rates of the policy's held-out answers against those of earlier versions."""
 
     name = "heldout_win_rates"
     of = "version"
     schema = HELDOUT_WIN_RATES
     role: RoleName
     policy: Policy
+    previous: int
+    """The version from which the policy was trained."""
+    current: int
+    """The version that the gate promoted last."""
+    ladder: bool
+    """Compare with every earlier version; else with the start, `previous` and `current`."""
     answers: HeldoutAnswers
     reads = "heldout_completions"
     reads_schema = COMPLETIONS
 
+    @property
+    def opponents(self) -> list[int]:
+        return list(range(self.policy.version)) if self.ladder else sorted({0, self.previous, self.current})
+
     def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
-        start, previous = (self.answers(version, shard) for version in (0, self.policy.version - 1))
-        return roles.evaluator.submit(Scorer.score, join_completions(table, start, previous))
+        """One row per opponent and prompt: a scorer compares all answers of a row, so versions share no row."""
+        rows = [join_completions(table, self.answers(version, shard)) for version in self.opponents]
+        return roles.evaluator.submit(Scorer.score, pa.concat_tables(rows))
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        m = len(table["completions"][0])
-        against_start = range(2 * m)
-        against_previous = [*range(m), *range(2 * m, 3 * m)]
+        n, m = table.num_rows, len(table["completions"][0])
+        rates = [_win_rate(matrix, m) for matrix in matrices(result)]
         return append(
             table,
             HELDOUT_WIN_RATES,
             f"version {self.policy.version} on held-out prompts",
-            win_vs_start=[_win_rate(matrix[np.ix_(against_start, against_start)], m) for matrix in matrices(result)],
-            win_vs_previous=[
-                _win_rate(matrix[np.ix_(against_previous, against_previous)], m) for matrix in matrices(result)
-            ],
-            evaluator=result["scorer"],
+            opponents=[self.opponents] * n,
+            win_rates=[rates[row::n] for row in range(n)],
+            previous=[self.previous] * n,
+            current=[self.current] * n,
+            evaluator=result["scorer"].to_pylist()[:n],
         )
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
         return {"prompts": table.num_rows}
 
 
-def heldout_stages(config: RunConfig, policy: Policy, answers: HeldoutAnswers) -> list[Stage[Any]]:
-    """The stages from held-out prompts to win rates of one version; version 0 has no win rates."""
+def heldout_stages(
+    config: RunConfig, policy: Policy, start: Policy, previous: int, current: int, answers: HeldoutAnswers
+) -> list[Stage[Any]]:
+    """The stages from held-out prompts to the win rates of one version; the start has nothing to be compared with."""
     assert config.evaluation is not None
-    completions = HeldoutCompletions(policy, config.evaluation)
-    win_rates = HeldoutWinRates(config.evaluating_role, policy, answers)
-    return [completions, win_rates] if policy.version else [completions]
+    stages: list[Stage[Any]] = [HeldoutCompletions(policy, config.evaluation)]
+    if policy.version:
+        ladder = config.evaluation.ladder
+        stages.append(HeldoutWinRates(config.evaluating_role, policy, previous, current, ladder, answers))
+        stages += [HeldoutStartLogps(start)] if config.measures_kl else []
+    return stages
 
 
 def _win_rate(logits: np.ndarray, m: int) -> float:

@@ -70,6 +70,9 @@ class Generator(Scorer, Protocol):
     ) -> pa.Table:
         """Return COMPLETIONS for PROMPTS, with the digest of the weights. `purpose` enters the seeds."""
 
+    def answer_logps(self, completions: pa.Table) -> list[list[float]]:
+        """Return [rows][K] nats, summed over tokens, of the answers in COMPLETIONS under the served weights."""
+
 
 class Learner(Protocol):
     """One rank of the training group. All ranks get every call; each returns the same value."""

@@ -10,6 +10,7 @@ is used makes no difference here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from engine.benchmarks import benchmarks
 from engine.benchmarks.base import Benchmark, BenchmarkTables, results_table
 from engine.config.run import RunConfig
 from engine.errors import DataError, KumiteError, StoreError
+from engine.evaluation.gate import STAGE, best_version, current_version, decide, decisions, to_table
 from engine.loop.heldout import heldout_stages
 from engine.loop.roles import Learner, Roles
 from engine.loop.stages import Stage, training_stages
@@ -25,8 +27,8 @@ from engine.loop.stream import Stream, overlapping
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
 from engine.report.figures import iteration_metrics, judge_warnings
-from engine.schema import BENCHMARK_RESULTS, COMPLETIONS, REF_LOGPS
-from engine.store.reader import Policy
+from engine.schema import BENCHMARK_RESULTS, COMPLETIONS, GATE, REF_LOGPS
+from engine.store.reader import Policy, RunReader
 from engine.store.run import RunStore
 
 
@@ -38,29 +40,39 @@ class SelfPlay:
         self._benchmarks = benchmarks(config)
 
     def run(self, policy: Policy) -> Policy:
-        """Compute what is missing between the start policy and the last one. Returns the last policy."""
+        """Compute what is missing between the start policy and the last one. Returns the policy to take."""
         self._evaluate(policy)
-        for t in self._store.open_iterations(self._config.iterations):
+        for t in open_iterations(self._config, self._store):
             self._monitor.begin_iteration(t + 1, self._config.iterations)
             policy = self._iterate(t)
             self._evaluate(policy)
             figures = iteration_metrics(self._store, self._config.algorithm, t)
             for warning in judge_warnings(figures):
                 self._monitor.note(f"iteration {t + 1}: {warning}")
+            self._decide(policy, figures)
             self._monitor.end_iteration(figures)
             self._store.complete(t)
-        return self._store.policy(self._config.iterations) or policy
+        return self._version(result_version(self._config, self._store))
 
     def _iterate(self, t: int) -> Policy:
         """One iteration: every prompt shard through all stages, then the update."""
-        self._flow(t, training_stages(self._config, self._version, t), (t, "prompts"))
-        return self._store.policy(t + 1) or self._learn(t, self._version(t))
+        self._flow(t, training_stages(self._config, self._begun_from, t), (t, "prompts"))
+        return self._store.policy(t + 1) or self._learn(t, self._begun_from(t))
+
+    def _begun_from(self, t: int) -> Policy:
+        """The policy that iteration t samples from and trains: the newest one, or where the gate rejects versions the
+        one that it promoted last."""
+        gate = self._config.gate
+        return self._version(current_version(self._store, t + 1) if gate and gate.policy == "reject" else t)
 
     def _evaluate(self, policy: Policy) -> None:
-        """Answer the held-out prompts and compare with the answers of the start policy and of the version before."""
+        """Answer the held-out prompts, compare with earlier versions' answers, and run the benchmarks."""
+        version = policy.version
         if self._config.evaluation:
-            stages = heldout_stages(self._config, policy, self._heldout_answers)
-            self._flow(policy.version, stages, (0, "heldout_prompts"))
+            previous = self._begun_from(version - 1).version if version else 0
+            current = current_version(self._store, version)
+            stages = heldout_stages(self._config, policy, self._version(0), previous, current, self._heldout_answers)
+            self._flow(version, stages, (0, "heldout_prompts"))
         for benchmark in self._benchmarks:
             try:
                 self._measure(benchmark, policy)
@@ -78,6 +90,15 @@ class SelfPlay:
         self._flow(t, benchmark.stages(policy), (0, benchmark.input_stage))
         results = results_table(benchmark, benchmark.results(BenchmarkTables(self._store, benchmark, t)))
         self._store.commit(t, stage, 0, results, BENCHMARK_RESULTS, of="version")
+
+    def _decide(self, policy: Policy, figures: Mapping[str, float]) -> None:
+        """Let the gate decide about a new version."""
+        version, gate = policy.version, self._config.gate
+        if gate is None or self._store.has(version, STAGE, 0):
+            return
+        decision = decide(gate, version, current_version(self._store, version), figures)
+        self._store.commit(version, STAGE, 0, to_table(decision), GATE, of="version")
+        self._monitor.note(f"gate: {decision.in_words()}")
 
     def _flow(self, t: int, stages: list[Stage[Any]], source: tuple[int, str]) -> None:
         """Run the shards of `source` (iteration, stage) through the stages, one group of stages after the other."""
@@ -143,3 +164,18 @@ class SelfPlay:
     def _heldout_answers(self, version: int, shard: int) -> pa.Table:
         """A version's answers to a shard of held-out prompts."""
         return self._store.read(version, "heldout_completions", shard, COMPLETIONS)
+
+
+def open_iterations(config: RunConfig, store: RunStore) -> Iterator[int]:
+    """Iterations that are still to be computed, in order; none after a version at which the gate ends the run."""
+    for t in store.open_iterations(config.iterations):
+        ends = config.gate is not None and config.gate.policy == "stop"
+        if ends and any(not decision.promoted and decision.version <= t for decision in decisions(store)):
+            return
+        yield t
+
+
+def result_version(config: RunConfig, run: RunReader) -> int:
+    """The version that is the run's result: the last one, or where the gate keeps the best the one promoted last."""
+    keeps_last = config.gate is None or config.gate.policy == "warn"
+    return max(run.versions) if keeps_last else best_version(run)[0]

@@ -21,6 +21,7 @@ from engine.evaluation.statistics import JudgeBias, judge_bias, null_model_win_r
 from engine.schema import (
     AGREEMENT,
     COMPLETIONS,
+    HELDOUT_START_LOGPS,
     HELDOUT_WIN_RATES,
     NULL_MODEL,
     OTHER_PROMPT,
@@ -79,7 +80,12 @@ class IterationTables:
     @property
     def reference(self) -> str | None:
         """Digest of the reference policy."""
-        return self._store.recorded_digest(0 if self._algorithm.reference == "start" else self._t)
+        return self._store.recorded_digest(0 if self._algorithm.reference == "start" else self._previous)
+
+    @cached_property
+    def _previous(self) -> int:
+        """The version from which the iteration's was trained."""
+        return next((table["previous"][0].as_py() for table in self._win_rates(self._version)), self._t)
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -91,7 +97,10 @@ class IterationTables:
         return tuple(_samples(self._store, self._algorithm, self._t))
 
     def win_rate(self, against: str) -> WinRate | None:
-        """Of the version over the policy `against` ("start" or "previous"), on held-out prompts with a verdict."""
+        """Of the version over the policy `against`, on held-out prompts with a verdict.
+
+        against: "start"; "previous", the version from which it was trained; "current", the one promoted last.
+        """
         return _interval(self._judged(self._version, against).values())
 
     def mixture_win_rate(self) -> WinRate | None:
@@ -112,13 +121,53 @@ class IterationTables:
 
     def mean_length(self) -> float | None:
         """Tokens per held-out answer."""
-        lengths = [
-            len(answer)
-            for table in self._store.tables(self._version, "heldout_completions", COMPLETIONS)
-            for answers in table["completion_token_ids"].to_pylist()
-            for answer in answers
-        ]
-        return float(np.mean(lengths)) if lengths else None
+        return self._answers.mean_length if self._answers else None
+
+    def length_ratio(self) -> float | None:
+        """The same in units of the start policy's; None where that is 0."""
+        answers, start = self._answers, self._start_answers
+        return answers.mean_length / start.mean_length if answers and start and start.mean_length else None
+
+    def entropy(self) -> float | None:
+        """Mean -log p per token of held-out answers, in nats: an estimate of the policy's entropy if they are sampled
+        at temperature 1."""
+        return self._answers.entropy if self._answers else None
+
+    def entropy_ratio(self) -> float | None:
+        """The same in units of the start policy's; None where that is 0."""
+        answers, start = self._answers, self._start_answers
+        return answers.entropy / start.entropy if answers and start and start.entropy else None
+
+    def truncated_rate(self) -> float | None:
+        """Share of held-out answers that the length limit cut, in [0, 1]."""
+        return self._answers.truncated if self._answers else None
+
+    def truncation_rise(self) -> float | None:
+        """The same, less the start policy's."""
+        answers, start = self._answers, self._start_answers
+        return answers.truncated - start.truncated if answers and start else None
+
+    def kl(self) -> float | None:
+        """Estimate of KL(policy || start) in nats per answer: the mean of log p / p_start over held-out answers.
+
+        They must be sampled at temperature 1.
+        """
+        logps = _logps(self._store.tables(self._version, "heldout_completions", COMPLETIONS), "completion_logps")
+        start = _logps(self._store.tables(self._version, "heldout_start_logps", HELDOUT_START_LOGPS), "start_logps")
+        return float(np.mean(np.subtract(logps, start))) if start and len(start) == len(logps) else None
+
+    def tie_rate(self) -> float | None:
+        """Share of training prompts on which the scorer does not tell the best answer from the worst."""
+        prompts = self.counts.get("prompts")
+        return self.counts["ties"] / prompts if prompts and "ties" in self.counts else None
+
+    @cached_property
+    def _answers(self) -> _Answers | None:
+        return _read_answers(self._store, self._version)
+
+    @cached_property
+    def _start_answers(self) -> _Answers | None:
+        return _read_answers(self._store, 0)
 
     def agreement(self) -> float | None:
         """Share of answer pairs on which the scorer prefers the evaluator's choice, ties of the scorer at 1/2."""
@@ -140,9 +189,45 @@ class IterationTables:
     def _judged(self, version: int, against: str) -> dict[str, float]:
         """{held-out prompt_id: win rate in [0, 1]}; NaN without a verdict."""
         rates: dict[str, float] = {}
-        for table in self._store.tables(version, "heldout_win_rates", HELDOUT_WIN_RATES):
-            rates |= zip(table["prompt_id"].to_pylist(), table[f"win_vs_{against}"].to_pylist(), strict=True)
+        for table in self._win_rates(version):
+            for row in table.select(["prompt_id", "opponents", "win_rates", "previous", "current"]).to_pylist():
+                opponent = 0 if against == "start" else row[against]
+                rates[row["prompt_id"]] = row["win_rates"][row["opponents"].index(opponent)]
         return rates
+
+    def _win_rates(self, version: int) -> Iterator[pa.Table]:
+        return self._store.tables(version, "heldout_win_rates", HELDOUT_WIN_RATES)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Means over the held-out answers of one version."""
+
+    mean_length: float
+    """Tokens."""
+    entropy: float
+    """-log p per token, in nats; 0 where all answers are empty."""
+    truncated: float
+    """Share in [0, 1]."""
+
+
+def _read_answers(store: RunReader, version: int) -> _Answers | None:
+    """None without held-out answers."""
+    lengths: list[int] = []
+    logps: list[float] = []
+    reasons: list[str] = []
+    for table in store.tables(version, "heldout_completions", COMPLETIONS):
+        lengths += pc.list_value_length(pc.list_flatten(table["completion_token_ids"])).to_pylist()
+        logps += pc.list_flatten(table["completion_logps"]).to_pylist()
+        reasons += pc.list_flatten(table["finish_reasons"]).to_pylist()
+    if not lengths:
+        return None
+    entropy = -math.fsum(logps) / max(1, sum(lengths))
+    return _Answers(float(np.mean(lengths)), entropy, reasons.count("length") / len(reasons))
+
+
+def _logps(tables: Iterable[pa.Table], column: str) -> list[float]:
+    return [logp for table in tables for logp in pc.list_flatten(table[column]).to_pylist()]
 
 
 def _interval(rates: Iterable[float]) -> WinRate | None:

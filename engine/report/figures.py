@@ -114,7 +114,17 @@ class IterationSummary:
             terminal=True,
         )
     )
-    """Of the policy made, against the policy before it."""
+    """Of the policy made, against the policy from which it was trained."""
+    win_rate_current: WinRate | None = _figure(
+        Figure(
+            None,
+            "results",
+            win_rate,
+            lambda tables: tables.win_rate("current"),
+            metric="evaluate/win_rate_vs_current",
+        )
+    )
+    """Of the policy made, against the policy that the gate had promoted last."""
     win_rate_mixture: WinRate | None = _figure(
         Figure(
             "mixture of iterates 1..t against start",
@@ -140,6 +150,30 @@ class IterationSummary:
         )
     )
     """Tokens per held-out answer."""
+    length_ratio: float | None = _figure(
+        Figure(None, "results", "{:.2f}".format, IterationTables.length_ratio, metric="evaluate/length_ratio")
+    )
+    """The same in units of the start policy's."""
+    kl: float | None = _figure(
+        Figure("KL from start", "results", "{:.2f}".format, IterationTables.kl, metric="evaluate/kl")
+    )
+    """Estimate of KL(policy || start) in nats per held-out answer."""
+    entropy: float | None = _figure(
+        Figure("entropy per token", "results", "{:.2f}".format, IterationTables.entropy, metric="evaluate/entropy")
+    )
+    """Mean -log p per token of held-out answers, in nats."""
+    entropy_ratio: float | None = _figure(
+        Figure(None, "results", "{:.2f}".format, IterationTables.entropy_ratio, metric="evaluate/entropy_ratio")
+    )
+    """The same in units of the start policy's."""
+    truncated_rate: float | None = _figure(
+        Figure("truncated answers", "results", percent, IterationTables.truncated_rate, metric="evaluate/truncated")
+    )
+    """Share of held-out answers that the length limit cut, in [0, 1]."""
+    truncation_rise: float | None = _figure(
+        Figure(None, "results", percent, IterationTables.truncation_rise, metric="evaluate/truncation_rise")
+    )
+    """The same, less the start policy's."""
     agreement: float | None = _figure(
         Figure(
             "scorer agrees with oracle",
@@ -171,6 +205,8 @@ class IterationSummary:
         Figure("ties", "work", count, lambda tables: tables.counts.get("ties"), metric="select/ties")
     )
     """Prompts without a preference between their best and their worst answer."""
+    tie_rate: float | None = _figure(Figure(None, "work", percent, IterationTables.tie_rate, metric="select/tie_rate"))
+    """The same as a share of the prompts."""
     num_truncated: int | None = _figure(
         Figure("truncated", "work", count, lambda tables: tables.counts.get("truncated"), metric="select/truncated")
     )

@@ -307,8 +307,14 @@ def test_the_probe_equals_transformers_and_changes_with_the_weights(world: World
 
 @pytest.mark.real
 def test_a_probe_that_does_not_fit_is_refused(generator: Generator) -> None:
-    with pytest.raises(RoleError, match=r"probe row 1 has 40 prompt and 24 answer tokens; .* fewer than 64"):
-        generator.token_logps([[5], [5] * 40], [[6], [6] * 24])
+    with pytest.raises(RoleError, match=r"row 1 has 40 prompt and 25 answer tokens; .* at most 64"):
+        generator.token_logps([[5], [5] * 40], [[6], [6] * 25])
+
+
+@pytest.mark.real
+def test_an_answer_that_fills_its_room_has_log_probabilities(generator: Generator) -> None:
+    (logps,) = generator.token_logps([[5] * 40], [[6] * 24])
+    assert len(logps) == 24
 
 
 @pytest.mark.real

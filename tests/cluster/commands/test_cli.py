@@ -110,3 +110,10 @@ def test_a_command_that_does_not_exist_ends_with_2(capsys):
     with pytest.raises(SystemExit) as end:
         main(["destroy", "x"])
     assert end.value.code == 2
+
+
+def test_the_best_version_is_named_with_the_gates_reasons(finished, capsys):
+    assert main(["best", str(finished)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("version ")
+    assert sum(line.startswith("  version ") for line in lines) == 2

@@ -30,7 +30,13 @@ def judge(store: RunStore, version: int, rates: dict[str, float], shard_number: 
     """Commit what the evaluator said of `version` against the start, by held-out prompt."""
     answered = shard(COMPLETIONS, [1] * len(rates), prompt_id=list(rates))
     wins = list(rates.values())
-    columns = {"win_vs_start": wins, "win_vs_previous": wins, "evaluator": ["oracle"] * len(wins)}
+    columns = {
+        "opponents": [[0, 7]] * len(wins),
+        "win_rates": [[win, 0.5] for win in wins],
+        "previous": [7] * len(wins),
+        "current": [7] * len(wins),
+        "evaluator": ["oracle"] * len(wins),
+    }
     store.commit(
         version,
         "heldout_win_rates",
