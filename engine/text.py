@@ -40,3 +40,15 @@ def printable(text: str, newlines: Literal["keep", "show"] = "keep") -> str:
 def html(text: str, newlines: Literal["keep", "show"] = "keep") -> str:
     """Return `printable(text)` escaped for HTML, as element content or in a quoted attribute."""
     return escape(printable(text, newlines), quote=True)
+
+
+def markdown(text: str) -> str:
+    """Return `text` as one line of Markdown in which no character is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>()#!|&~$])", r"\\\1", printable(text, newlines="show"))
+
+
+def markdown_block(text: str) -> str:
+    """Return `text` as a code block whose fence is longer than any run of backticks in it, so it cannot end there."""
+    text = printable(text)
+    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"

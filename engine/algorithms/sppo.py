@@ -40,9 +40,12 @@ class SPPO(ScoredAnswers):
     choose_by: Literal["logit", "win_rate"] = "logit"
     """What best and worst are chosen by: the mean pair logit (paper, section 5, and scripts) or the win rate."""
 
+    def win_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        return ESTIMATORS[self.estimator](logits)
+
     def _row(self, prompt: dict, counts: Counter[str]) -> dict | None:
         eligible, logits = self._eligible(prompt, counts), np.array(prompt["pair_logits"])
-        rates = preference.win_rates(ESTIMATORS[self.estimator](logits))
+        rates = preference.win_rates(self.win_probabilities(logits))
         if np.isnan(rates).any():  # a pair has no readable verdict in either order
             counts["missing"] += 1
             return None

@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +31,7 @@ from engine.metrics.trackers import FILE_NAME, Record, read_metrics
 from engine.report import plots
 from engine.report.figures import ITERATION, MISSING, Figure, columns, percent, stage_columns
 from engine.report.summary import Summary, complete
-from engine.text import html, printable
+from engine.text import html, markdown, markdown_block, printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 NUM_NOTES = 100
@@ -59,7 +58,7 @@ def write_report(run_folder: Path, summary: Summary) -> Path:
     _write(folder / "summary.json", json.dumps(_finite(asdict(summary)), indent=2, allow_nan=False, default=str) + "\n")
     _write(folder / "iterations.csv", _csv(summary))
     content = _content(summary)
-    _write(folder / "report.md", _template("report.md.j2", _markdown_line, _markdown_block).render(content))
+    _write(folder / "report.md", _template("report.md.j2", markdown, markdown_block).render(content))
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     page = _template("index.html.j2", lambda text: html(text, newlines="show"), html)
     content |= {"plots": plots.draw(summary, records), "can_plot": plots.available(), "notes": notes}
@@ -145,18 +144,6 @@ def _policy(style: str) -> str:
     """The content security policy: images in the page and this style, nothing else."""
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-
-
-def _markdown_line(text: str) -> str:
-    """`text` as one line of Markdown in which no character is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>()#!|&~$])", r"\\\1", printable(text, newlines="show"))
-
-
-def _markdown_block(text: str) -> str:
-    """A code block with a fence that is longer than any run of backticks in `text`, so that the text cannot end it."""
-    text = printable(text)
-    fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
 
 
 def _finite(value: Any) -> Any:

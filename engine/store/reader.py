@@ -67,7 +67,8 @@ class RunReader:
         """Return a committed shard, confirmed by its hash. Raises StoreError if there is none."""
         if not self.has(iteration, stage, shard):
             missing = f"{stage} of iteration {iteration + 1} (or version {iteration}), shard {shard}"
-            raise StoreError(f"{self.folder}: {missing} is not committed; run the same command again to compute it")
+            what = "not what was committed" if ("shard", iteration, stage, shard) in self._index else "not committed"
+            raise StoreError(f"{self.folder}: {missing} is {what}; run the same command again to compute it")
         record = self._index["shard", iteration, stage, shard]
         data = (self.folder / record["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
@@ -79,6 +80,10 @@ class RunReader:
     def shards(self, iteration: int, stage: str) -> list[int]:
         """Numbers of the stage's recorded shards, in order."""
         return sorted(key[3] for key in self._index if key[:3] == ("shard", iteration, stage))
+
+    def stages(self, of: Owner) -> list[str]:
+        """Names of the recorded stages whose shards belong to `of`, in the order in which they were first written."""
+        return list(dict.fromkeys(key[2] for key, record in self._index.items() if record.get("of") == of))
 
     def tables(self, iteration: int, stage: str, schema: pa.Schema) -> Iterator[pa.Table]:
         """The stage's committed shards in order, read one at a time."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.text import html, printable
+from engine.text import html, markdown, markdown_block, printable
 
 any_text = st.text(st.characters(min_codepoint=0, max_codepoint=0x10FFFF, categories=None))
 
@@ -56,3 +56,13 @@ def test_no_text_keeps_a_control_character_or_a_surrogate(text: str) -> None:
 def test_printing_twice_changes_nothing_more(text: str) -> None:
     assert printable(printable(text)) == printable(text)
     assert not set(html(text)) & set("<>\"'")
+
+
+def test_markdown_shows_every_character_of_a_text_as_itself() -> None:
+    assert markdown("[a](http://x) | *b* <i>\n# c") == r"\[a\]\(http://x\) \| \*b\* \<i\>\\n\# c"
+
+
+@given(any_text)
+def test_no_text_ends_its_code_block(text: str) -> None:
+    first, *middle, last = markdown_block(text).split("\n")
+    assert first == f"{last}text" and not any(last in line for line in middle)

@@ -16,6 +16,7 @@ from engine.errors import RunLockedError, SchemaError, StoreError, WeightsError
 from engine.schema import AGREEMENT
 from engine.store import inspection, manifest
 from engine.store.disk import Disk, owner_of
+from engine.store.reader import RunReader
 from engine.store.run import RunStore
 
 
@@ -49,6 +50,25 @@ def test_a_table_with_another_shape_is_refused_before_it_is_written(tmp_path: Pa
 def test_reading_what_was_never_committed_says_what_to_do(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store, pytest.raises(StoreError, match="shard 2 is not committed; run the same command"):
         store.read(0, "agreement", 2, AGREEMENT)
+
+
+def test_a_reader_refuses_a_damaged_shard_and_leaves_it_where_it_is(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as store:
+        store.commit(0, "agreement", 0, agreement_table(3), AGREEMENT)
+    (path,) = (tmp_path / "tables/000/agreement").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match="shard 0 is not what was committed"):
+        RunReader(tmp_path).read(0, "agreement", 0, AGREEMENT)
+    assert path.exists()
+
+
+def test_a_reader_lists_the_stages_of_iterations_and_of_versions(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as store:
+        store.commit(1, "b", 0, agreement_table(3), AGREEMENT)
+        store.commit(0, "a", 0, agreement_table(3), AGREEMENT, of="version")
+        store.commit(1, "a", 0, agreement_table(3), AGREEMENT, of="version")
+    reader = RunReader(tmp_path)
+    assert (reader.stages("iteration"), reader.stages("version"), reader.stages("input")) == (["b"], ["a"], [])
 
 
 @pytest.mark.parametrize("keep", [0, 1, 40, -1])
