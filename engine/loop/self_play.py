@@ -18,16 +18,17 @@ import pyarrow as pa
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import Benchmark, BenchmarkTables, results_table
 from engine.config.run import RunConfig
-from engine.errors import DataError, KumiteError, StoreError
+from engine.errors import KumiteError, StoreError
 from engine.evaluation.gate import STAGE, best_version, current_version, decide, decisions, to_table
 from engine.loop.heldout import heldout_stages
-from engine.loop.roles import Learner, Roles
+from engine.loop.roles import Roles
 from engine.loop.stages import Stage, training_stages
 from engine.loop.stream import Stream, overlapping
+from engine.loop.update import Update
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
 from engine.report.figures import iteration_metrics, judge_warnings
-from engine.schema import BENCHMARK_RESULTS, COMPLETIONS, GATE, REF_LOGPS
+from engine.schema import BENCHMARK_RESULTS, COMPLETIONS, GATE
 from engine.store.reader import Policy, RunReader
 from engine.store.run import RunStore
 
@@ -36,7 +37,8 @@ class SelfPlay:
     """One run of `config.iterations` iterations over the prompts that the store holds."""
 
     def __init__(self, config: RunConfig, roles: Roles, store: RunStore, monitor: Monitor, probe: ProbeBatch):
-        self._config, self._roles, self._store, self._monitor, self._probe = config, roles, store, monitor, probe
+        self._config, self._roles, self._store, self._monitor = config, roles, store, monitor
+        self._update = Update(config, roles, store, monitor, probe)
         self._benchmarks = benchmarks(config)
 
     def run(self, policy: Policy) -> Policy:
@@ -57,7 +59,7 @@ class SelfPlay:
     def _iterate(self, t: int) -> Policy:
         """One iteration: every prompt shard through all stages, then the update."""
         self._flow(t, training_stages(self._config, self._begun_from, t), (t, "prompts"))
-        return self._store.policy(t + 1) or self._learn(t, self._begun_from(t))
+        return self._store.policy(t + 1) or self._update.learn(t, self._begun_from(t))
 
     def _begun_from(self, t: int) -> Policy:
         """The policy that iteration t samples from and trains: the newest one, or where the gate rejects versions the
@@ -109,51 +111,6 @@ class SelfPlay:
                 with self._monitor.timed("prepare"):
                     self._roles.prepare(working)
             stream.run(group, self._roles)
-
-    def _learn(self, t: int, policy: Policy) -> Policy:
-        """Run the optimizer steps over the iteration's rows, from the last checkpoint if there is one."""
-        shards = list(self._store.tables(t, "ref_logps", REF_LOGPS))
-        if not sum(shard.num_rows for shard in shards):
-            counts = ", ".join(f"{name} {count}" for name, count in self._store.counts(t, "selected").items())
-            raise DataError(
-                f"iteration {t + 1}: no prompt is left to train on; the algorithm's rules left all of them out "
-                f"({counts}); check the prompts, sampling.temperature and the scorer"
-            )
-        learner = self._roles.learner
-        with self._monitor.timed("prepare"):
-            self._roles.prepare({"learner": policy})
-            plan = learner.broadcast(Learner.begin, shards, t)[0]
-        step, num_steps = 0, plan["num_steps"]
-        if checkpoint := self._store.checkpoint(t):
-            step, folder = checkpoint
-            learner.broadcast(Learner.load_checkpoint, str(folder))
-            self._monitor.note(f"iteration {t + 1}: the learner continues after step {step}")
-        self._monitor.expect("learn", num_steps, step, unit="steps")
-        while step < num_steps:
-            step = self._advance(t, step, num_steps)
-        folder = self._store.new_weights(t + 1)
-        with self._monitor.timed("save"):
-            probe = (self._probe.prompt_token_ids, self._probe.completion_token_ids)
-            logprobs = learner.submit(Learner.save_weights, str(folder), num_steps, *probe).result().value
-            policy = self._store.commit_weights(t + 1, logprobs)
-        self._roles.invalidate("learner")  # it was opened as version t, which may be the next reference again
-        self._store.drop_checkpoints(t)
-        return policy
-
-    def _advance(self, t: int, step: int, num_steps: int) -> int:
-        """Run a few optimizer steps and save a checkpoint where one is due. Returns the step reached."""
-        learner, every = self._roles.learner, self._config.learner.checkpoint_every
-        due = (step // every + 1) * every
-        until = min(step + self._config.tracking.log_every, due, num_steps)
-        result = learner.submit(Learner.advance, until).result()
-        seconds = (result.end - result.start) / max(1, len(result.value))
-        for metrics in result.value:
-            figures = {name: value for name, value in metrics.items() if name != "step"}
-            self._monitor.step(int(metrics["step"]), num_steps, figures, seconds)
-        if until == due and until < num_steps:
-            learner.submit(Learner.save_checkpoint, str(self._store.new_checkpoint(t, until)), until).result()
-            learner.replay(Learner.load_checkpoint, str(self._store.commit_checkpoint(t, until)))
-        return until
 
     def _version(self, version: int) -> Policy:
         """The policy of a version, which exists because iterations are done in order."""
