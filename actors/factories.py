@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from engine.algorithms import AlgorithmConfig
 from engine.config.judge import JudgeConfig
 from engine.config.learner import LearnerConfig
-from engine.config.run import GeneratorConfig, ModelConfig, RunConfig, SamplingConfig
+from engine.config.run import GeneratorConfig, ModelConfig, RunConfig, SamplingConfig, Setup
 from engine.config.scorer import BlenderConfig, PairRMConfig, RuleConfig, ScorerConfig
 from engine.data.ingest import Renderer
 
@@ -97,7 +97,7 @@ class JudgeFactory:
 class Engines:
     """The real engines: vLLM, DeepSpeed, and the scorers of the config."""
 
-    def start_model(self, config: RunConfig, run_folder: Path) -> Path:
+    def start_model(self, config: Setup, run_folder: Path) -> Path:
         """Return the start model's folder; it is downloaded from the hub if it is not on this machine."""
         from actors.hub import local_folder
         from actors.tiny_policy import make_tiny_policy
@@ -120,7 +120,7 @@ class Engines:
 
         return Chat(model)
 
-    def generator(self, config: RunConfig) -> Factory[Generator]:
+    def generator(self, config: Setup) -> Factory[Generator]:
         return GeneratorFactory(
             config.generator, config.model, config.sampling, config.seed, policy_judge(config), config.served_rank
         )
@@ -141,7 +141,7 @@ def make_judge(config: JudgeConfig, seed: int) -> Judge:
     return Judge(config, read_judge_prompt(config), seed)
 
 
-def policy_judge(config: RunConfig) -> Judge | None:
+def policy_judge(config: Setup) -> Judge | None:
     """Return the judge that the policy itself serves; None if the policy does not judge."""
-    scorer = config.scorer
+    scorer = config.scorer if isinstance(config, RunConfig) else None
     return make_judge(scorer, config.seed) if isinstance(scorer, JudgeConfig) and scorer.by_policy else None

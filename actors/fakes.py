@@ -23,7 +23,7 @@ from actors.scorers.base import scored, scorer_rows
 from actors.scorers.judge.judge import Judge, Question, Reply
 from engine.algorithms.base import Algorithm
 from engine.config.learner import LearnerConfig
-from engine.config.run import ModelConfig, RunConfig, SamplingConfig
+from engine.config.run import ModelConfig, RunConfig, SamplingConfig, Setup
 from engine.errors import NonFiniteError, RoleError, WeightsError
 from engine.loop.roles import Generator, Learner
 from engine.loop.weight_probe import compare_probe
@@ -39,13 +39,13 @@ END = len(LETTERS)
 class FakeEngines(Engines):
     """The fake policy, generator and learner in place of the real ones; scorers are those of the config."""
 
-    def start_model(self, config: RunConfig, run_folder: Path) -> Path:
+    def start_model(self, config: Setup, run_folder: Path) -> Path:
         return make_fake_policy(run_folder / "start")
 
     def chat(self, model: ModelConfig) -> Chat:
         return FakeChat()
 
-    def generator(self, config: RunConfig) -> Factory[Generator]:
+    def generator(self, config: Setup) -> Factory[Generator]:
         return FakeGeneratorFactory(config.sampling, config.seed, policy_judge(config))
 
     def learner(self, config: RunConfig) -> Factory[Learner]:
@@ -145,6 +145,8 @@ class FakeGenerator:
     ) -> float:
         verify_weights(Path(folder), digest)
         self._digest, self._logps = digest, letter_logps(Path(folder))
+        if not learner_logps:
+            return 0.0
         logps = [[float(self._logps[token]) for token in tokens] for tokens in completion_token_ids]
         return compare_probe(learner_logps, logps, 1e-9, replica="fake generator")
 

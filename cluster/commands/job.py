@@ -163,7 +163,7 @@ class Job:
         )
         tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed, required)
         stages = [(t, "prompts", table) for t, table in enumerate(tables)]
-        if config.evaluation:
+        if config.evaluation and config.evaluation.prompts:
             heldout, heldout_results = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)
             stages.append((0, "heldout_prompts", heldout[0]))
             results += heldout_results

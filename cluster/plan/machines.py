@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.run import RoleName, RunConfig, StatedCluster
+from engine.config.run import RoleName, Setup, StatedCluster
 
 GIB = 2**30
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -44,7 +44,7 @@ class Machines:
         return {"CPU": self.nodes * self.cpus, "GPU": self.nodes * self.gpus}
 
 
-def machines(config: RunConfig, stated: StatedCluster | None) -> Machines:
+def machines(config: Setup, stated: StatedCluster | None) -> Machines:
     """The stated cluster, else the one to which the run will connect, else this machine."""
     if stated is not None:
         nodes = "1 node" if stated.nodes == 1 else f"{stated.nodes} nodes"

@@ -13,7 +13,7 @@ from actors.scorers.judge.prompt_file import read_judge_prompt
 from cluster.plan import estimates
 from cluster.plan.machines import ADVICE, GIB, Machines, Need, machines, shortages
 from engine.config.judge import JudgeConfig, VLLMServer
-from engine.config.run import GeneratorConfig, RoleName, RunConfig, StatedCluster
+from engine.config.run import GeneratorConfig, RoleName, RunConfig, Setup, StatedCluster
 from engine.config.scorer import ScorerConfig
 from engine.errors import PlanError
 
@@ -46,9 +46,11 @@ class Plan:
         self.lines.append(f"{'':<13}{text}")
 
 
-def needs(config: RunConfig) -> dict[RoleName, Need]:
+def needs(config: Setup) -> dict[RoleName, Need]:
     """The resources that each role of this config needs."""
     pools = {role: Need(s.num_replicas, s.cpus, s.gpus) for role, s in config.pools.items()}
+    if not isinstance(config, RunConfig):
+        return pools
     learner = config.learner
     return pools | {"learner": Need(learner.num_ranks, learner.cpus, learner.gpus, strategy="PACK")}
 

@@ -14,7 +14,7 @@ from cluster.runtime.pool import Group, Limits, Pool
 from cluster.runtime.replica import LocalReplica, RayReplica, Replica
 from cluster.runtime.roles import ClusterRoles, Pools
 from cluster.runtime.session import ray_session
-from engine.config.run import RunConfig
+from engine.config.run import RunConfig, Setup
 from engine.config.scorer import ScorerConfig
 from engine.loop.roles import REPLAYED, Learner, RoleName, Scorer
 from engine.loop.weight_probe import ProbeBatch
@@ -56,7 +56,7 @@ class RaySpawner:
 
 
 @contextmanager
-def launched(config: RunConfig, engines: Engines, probe: ProbeBatch, note: Note, pin: Pin) -> Iterator[ClusterRoles]:
+def launched(config: Setup, engines: Engines, probe: ProbeBatch, note: Note, pin: Pin) -> Iterator[ClusterRoles]:
     """Connect, reserve resources and build the pools, and end all of it on exit. Replicas start with a first call."""
     if config.cluster.backend == "local":
         yield from _roles(config, engines, LocalSpawner(), None, probe, note, pin)
@@ -68,7 +68,7 @@ def launched(config: RunConfig, engines: Engines, probe: ProbeBatch, note: Note,
 
 
 def _roles(
-    config: RunConfig,
+    config: Setup,
     engines: Engines,
     spawner: Spawner,
     placement: Placement | None,
@@ -92,7 +92,7 @@ def _roles(
         roles.close()
 
 
-def _pools(config: RunConfig, engines: Engines, spawner: Spawner, note: Note) -> Pools:
+def _pools(config: Setup, engines: Engines, spawner: Spawner, note: Note) -> Pools:
     cluster, pool_configs = config.cluster, config.pools
 
     def pool(role: RoleName, factory: Factory[Any]) -> Pool[Any]:
@@ -103,17 +103,15 @@ def _pools(config: RunConfig, engines: Engines, spawner: Spawner, note: Note) ->
     def scorer(role: RoleName, section: ScorerConfig | None) -> Pool[Scorer] | None:
         return pool(role, engines.scorer(section, config.seed)) if section and role in pool_configs else None
 
-    learner: Group[Learner] = Group(
-        "learner",
-        partial(spawner.spawn, "learner", engines.learner(config)),
-        config.learner.num_ranks,
-        Limits(cluster.step_deadline_s, cluster.max_retries, note),
-        REPLAYED["learner"],
-    )
+    def learner(run: RunConfig) -> Group[Learner]:
+        limits = Limits(cluster.step_deadline_s, cluster.max_retries, note)
+        spawn = partial(spawner.spawn, "learner", engines.learner(run))
+        return Group("learner", spawn, run.learner.num_ranks, limits, REPLAYED["learner"])
+
     return Pools(
-        learner=learner,
+        learner=learner(config) if isinstance(config, RunConfig) else None,
         generator=pool("generator", engines.generator(config)) if "generator" in pool_configs else None,
-        scorer=scorer("scorer", config.scorer),
+        scorer=scorer("scorer", config.scorer) if isinstance(config, RunConfig) else None,
         evaluator=scorer("evaluator", config.evaluator),
         annotator=scorer("annotator", config.annotator),
     )

@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pools:
-    """One pool per role that the run needs."""
+    """One pool per role that is needed."""
 
-    learner: Group[Learner]
+    learner: Group[Learner] | None = None
     generator: Pool[Generator] | None = None
     scorer: Pool[Scorer] | None = None
     evaluator: Pool[Scorer] | None = None
@@ -91,7 +91,7 @@ class ClusterRoles:
 
     @property
     def learner(self) -> Group[Learner]:
-        return self._pools.learner
+        return required(self._pools.learner, "learner")
 
     def capacity(self, role: RoleName) -> int:
         return self._pools.of(role).capacity
@@ -145,10 +145,12 @@ class ClusterRoles:
             _base(policy),
         )
         generators = "1 generator; its" if len(differences) == 1 else f"{len(differences)} generators; their"
-        self._note(
-            f"version {policy.version} ({policy.digest[:12]}) is served by {generators} log-probabilities differ from "
-            f"the learner's by at most {max(differences):.1e} nats per token"
+        checked = (
+            f"{generators} log-probabilities differ from the learner's by at most {max(differences):.1e} nats per token"
+            if policy.probe_logps
+            else f"{generators} log-probabilities are not checked, because no learner computed them"
         )
+        self._note(f"version {policy.version} ({policy.digest[:12]}) is served by {checked}")
         if self._policy_judges:
             self._identify(self.generator, "scorer")
 

@@ -40,8 +40,8 @@ class GateConfig(Section):
 class EvaluationConfig(Section):
     """Held-out prompts on which every policy is compared with the start policy and with the previous one."""
 
-    prompts: PromptsConfig
-    """The held-out prompts."""
+    prompts: PromptsConfig | None = None
+    """The held-out prompts; null: none, so that no version is compared with another."""
     num_samples: PositiveInt = 1
     """Answers per held-out prompt and policy."""
     temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0

@@ -18,7 +18,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from io import StringIO
 from pathlib import Path as File
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -33,6 +33,7 @@ from engine.config.keys import TAGS, Path, node_at, sections, shown, tags
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 
+C = TypeVar("C", bound=BaseModel)
 COMMAND_LINE = "command line"
 MAX_FILES = 8
 """Length of a chain of files through `defaults:`."""
@@ -93,13 +94,20 @@ class Layer(dict[Path, Entry]):
 def load(
     path: str | File | None = None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None
 ) -> RunConfig:
-    """Read a configuration file and command-line overrides on top of a recipe's values.
+    """Read the configuration of a run: a file and command-line overrides on top of a recipe's values.
 
     `overrides` are `a.b=value`, `--a.b=value` or `--a.b value`, values in YAML; `a.b.0=value` replaces one
     element of a list, and a value that is a mapping replaces its section. Paths under `defaults:` are
     relative to the file that names them. Raises ConfigError with every problem; checks that compare
     keys with each other are made once every key on its own is right.
     """
+    return load_as(RunConfig, path, overrides, base)
+
+
+def load_as(
+    kind: type[C], path: str | File | None, overrides: Sequence[str] = (), base: dict[str, Any] | None = None
+) -> C:
+    """The same for any kind of configuration whose keys are among those of a run."""
     problems: list[str] = []
     changes = _parse_overrides(overrides, problems)
     layer = Layer.of(base or {}, explain.RECIPE if base else COMMAND_LINE)
@@ -113,10 +121,10 @@ def load(
             layer = _override(layer, keys, value)
         except LookupError as error:
             problems.append(f"{'.'.join(keys)}: {error.args[0]} ({COMMAND_LINE})")
-    return _validate(layer, problems)
+    return _validate(kind, layer, problems)
 
 
-def dump(config: RunConfig) -> str:
+def dump(config: BaseModel) -> str:
     """Write `config` in full as YAML that `load` reads back to an equal one."""
     return dump_yaml(config.model_dump())
 
@@ -132,7 +140,7 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def config_digest(config: RunConfig) -> str:
+def config_digest(config: BaseModel) -> str:
     """SHA-256, in hex, of what determines a run's results: every key but those declared without effect.
 
     A key that is null counts as absent, so that a new optional key changes no digest.
@@ -265,7 +273,7 @@ def _override(layer: Layer, keys: Sequence[str], value: Layer) -> Layer:
     return Layer(layer.cleared({replaced}) | change).without_empty_sections()
 
 
-def _validate(layer: Layer, problems: list[str]) -> RunConfig:
+def _validate(kind: type[C], layer: Layer, problems: list[str]) -> C:
     """The configuration that `layer` holds; `problems` are those known before."""
     for section, (tag, default) in tags().items():
         if default is not None and isinstance(layer.value(section), dict) and (*section, tag) not in layer:
@@ -278,7 +286,7 @@ def _validate(layer: Layer, problems: list[str]) -> RunConfig:
     }  # pydantic would read true and "1" as numbers
     errors: list[Any] = []
     try:
-        config = RunConfig.model_validate(data)
+        config = kind.model_validate(data)
     except ValidationError as error:
         errors = error.errors(include_url=False)
     if problems := problems + explain.messages(refused, errors, data, layer.place):

@@ -1,4 +1,4 @@
-"""The configuration of a run: every key, its range, its default and what it means.
+"""The configuration of a run, and what an evaluation shares with it: every key, its range, default and meaning.
 
 Frozen pydantic models that forbid unknown keys; engine/config/load.py reads them from files and command lines.
 Nothing heavy is imported, so that `--help`, `--dry-run` and error messages answer at once.
@@ -6,12 +6,13 @@ Nothing heavy is imported, so that `--help`, `--dry-run` and error messages answ
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from engine.algorithms import SPPO, AlgorithmConfig
 from engine.config.base import WITHOUT_EFFECT, Arguments, Count, ReplicasConfig, Section
+from engine.config.benchmarks import BenchmarksConfig
 from engine.config.evaluation import EvaluationConfig, GateConfig
 from engine.config.judge import JudgeConfig
 from engine.config.learner import SERVED_RANKS, LearnerConfig
@@ -130,8 +131,8 @@ class TrackingConfig(Section):
     """Optimizer steps between two lines of learner metrics."""
 
 
-class RunConfig(Section):
-    """One run: a folder, a policy, and some iterations of self-play."""
+class Setup(Section):
+    """What a run and an evaluation have in common: a folder, a policy, and the roles that serve and judge it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"), WITHOUT_EFFECT] = "sppo"
     """Name of the run, and of its folder."""
@@ -139,19 +140,11 @@ class RunConfig(Section):
     """Folder that holds the runs, on storage that every node sees."""
     seed: Count = 0
     """All randomness of the run is derived from it."""
-    iterations: Annotated[int, Field(ge=1, le=10_000)] = 3
-    """Rounds of sampling, scoring and training."""
     shard_size: PositiveInt = 256
     """Prompts per shard, the unit of work, of commit and of retry."""
     model: ModelConfig
-    prompts: PromptsConfig
     sampling: SamplingConfig = SamplingConfig()
     generator: GeneratorConfig = GeneratorConfig()
-    scorer: ScorerConfig | None = None
-    """What compares the answers; null if the algorithm needs no scorer."""
-    algorithm: AlgorithmConfig = SPPO()
-    """How scored answers become training rows and a loss."""
-    learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig | None = None
     cluster: Annotated[ClusterConfig, WITHOUT_EFFECT] = ClusterConfig()
     tracking: Annotated[TrackingConfig, WITHOUT_EFFECT] = TrackingConfig()
@@ -167,9 +160,63 @@ class RunConfig(Section):
         return self.evaluation.annotator if self.evaluation else None
 
     @property
+    def benchmarks(self) -> BenchmarksConfig:
+        """The benchmarks on which every policy is measured."""
+        return (self.evaluation and self.evaluation.benchmarks) or BenchmarksConfig()
+
+    @property
+    def evaluating_role(self) -> RoleName:
+        """The role that compares policies on held-out prompts."""
+        return "evaluator"
+
+    @property
     def annotating_role(self) -> RoleName:
         """The role that annotates the answers to benchmarks."""
         return "annotator" if self.annotator else self.evaluating_role
+
+    @property
+    def policy_judges(self) -> bool:
+        """Whether the policy compares its own answers, as an LLM judge."""
+        return False
+
+    @property
+    def pools(self) -> dict[RoleName, ReplicasConfig]:
+        """The sections of the pools of replicas that are needed, by role."""
+        sections: dict[RoleName, ReplicasConfig | None] = {
+            "generator": self.generator,
+            "evaluator": self.evaluator,
+            "annotator": self.annotator,
+        }
+        return {role: section for role, section in sections.items() if section is not None}
+
+    @property
+    def served_rank(self) -> int:
+        """The largest rank of an adapter that the generators will serve; 0 if they serve whole models."""
+        return 0
+
+    @model_validator(mode="after")
+    def _check_evaluators_are_fixed(self) -> Self:
+        """Evaluators compare versions of the policy, so they must not change with the policy."""
+        for key, judge in {"scorer": self.evaluator, "annotator": self.annotator}.items():
+            if isinstance(judge, JudgeConfig) and judge.by_policy:
+                raise ValueError(
+                    f"evaluation.{key} may not be the policy itself (server.kind = policy): every version would judge "
+                    f"with other weights, and their numbers could not be compared; name a scorer that stays the same"
+                )
+        return self
+
+
+class RunConfig(Setup):
+    """One run: a folder, a policy, and some iterations of self-play."""
+
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """Rounds of sampling, scoring and training."""
+    prompts: PromptsConfig
+    scorer: ScorerConfig | None = None
+    """What compares the answers; null if the algorithm needs no scorer."""
+    algorithm: AlgorithmConfig = SPPO()
+    """How scored answers become training rows and a loss."""
+    learner: LearnerConfig = LearnerConfig()
 
     @property
     def audits(self) -> bool:
@@ -183,7 +230,6 @@ class RunConfig(Section):
 
     @property
     def policy_judges(self) -> bool:
-        """Whether the policy compares its own answers, as an LLM judge."""
         return isinstance(self.scorer, JudgeConfig) and self.scorer.by_policy
 
     @property
@@ -193,7 +239,6 @@ class RunConfig(Section):
 
     @property
     def evaluating_role(self) -> RoleName:
-        """The role that compares policies on held-out prompts."""
         return "evaluator" if self.evaluator else self.scoring_role
 
     @property
@@ -204,18 +249,17 @@ class RunConfig(Section):
     @property
     def gate(self) -> GateConfig | None:
         """What decides which versions are promoted; None without held-out prompts."""
-        return self.evaluation.gate if self.evaluation else None
+        return self.evaluation.gate if self.evaluation and self.evaluation.prompts else None
 
     @property
     def measures_kl(self) -> bool:
         """Whether the KL divergence from the start policy is measured on held-out answers."""
-        if self.evaluation is None:
+        if self.evaluation is None or self.evaluation.prompts is None:
             return False
         return self.served_rank == 0 if self.evaluation.kl is None else self.evaluation.kl
 
     @property
     def pools(self) -> dict[RoleName, ReplicasConfig]:
-        """The sections of the pools that this run needs, by role."""
         generates = self.evaluation is not None or self.algorithm.samples
         compares = self.algorithm.needs_scorer or (self.evaluation is not None and self.evaluator is None)
         sections: dict[RoleName, ReplicasConfig | None] = {
@@ -228,7 +272,6 @@ class RunConfig(Section):
 
     @property
     def served_rank(self) -> int:
-        """The largest rank of an adapter that the generators will serve; 0 if they serve whole models."""
         return self.learner.lora.last_rank(self.iterations) if self.learner.lora else 0
 
     @model_validator(mode="after")
@@ -261,7 +304,7 @@ class RunConfig(Section):
                 f"scorer.kind = judge, scorer.mode = pointwise and scorer.server.kind = policy: any other scorer "
                 f"gives the same scores again, or none"
             )
-        if self.evaluation is not None and self.scorer is None and self.evaluation.scorer is None:
+        if self.evaluation and self.evaluation.prompts and self.scorer is None and self.evaluation.scorer is None:
             raise ValueError("evaluation.scorer is missing: the run has no training scorer that could compare policies")
         if algorithm.max_samples is not None and self.sampling.num_samples > algorithm.max_samples:
             raise ValueError(
@@ -282,14 +325,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_evaluator_is_fixed(self) -> RunConfig:
-        """Held-out win rates compare versions of the policy, so their scorer must not change with the policy."""
-        judges = {"scorer": self.evaluator or self.scorer, "annotator": self.annotator} if self.evaluation else {}
-        for key, judge in judges.items():
-            if isinstance(judge, JudgeConfig) and judge.by_policy:
-                raise ValueError(
-                    f"evaluation.{key} may not be the policy itself (server.kind = policy): every version would judge "
-                    f"with other weights, and their numbers could not be compared; name a scorer that stays the same"
-                )
+        if self.evaluation and self.evaluator is None and self.policy_judges:
+            raise ValueError(
+                "evaluation.scorer may not be the policy itself (it is missing, and the training scorer has "
+                "server.kind = policy): every version would judge with other weights, and their win rates could not "
+                "be compared; name a scorer that stays the same"
+            )
         return self
 
     @model_validator(mode="after")

@@ -125,7 +125,7 @@ class HeldoutWinRates(Stage[pa.Table]):
 
 
 def heldout_stages(
-    config: RunConfig, policy: Policy, start: Policy, previous: int, current: int, answers: HeldoutAnswers
+    config: RunConfig, policy: Policy, previous: int, current: int, answers: HeldoutAnswers
 ) -> list[Stage[Any]]:
     """The stages from held-out prompts to the win rates of one version; the start has nothing to be compared with."""
     assert config.evaluation is not None
@@ -133,7 +133,6 @@ def heldout_stages(
     if policy.version:
         ladder = config.evaluation.ladder
         stages.append(HeldoutWinRates(config.evaluating_role, policy, previous, current, ladder, answers))
-        stages += [HeldoutStartLogps(start)] if config.measures_kl else []
     return stages
 
 

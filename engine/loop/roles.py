@@ -57,7 +57,7 @@ class Generator(Scorer, Protocol):
         """Serve the weights in `folder`, an adapter of `base` or a whole model, and check them on the probe batch.
 
         Returns the mean |difference| to the learner's log-probabilities, in nats per token. Raises WeightsError where
-        it is too large, or if the digest of the folder is not `digest`.
+        it is too large, or if the digest of the folder is not `digest`. Without `learner_logps` the result is 0.
         """
 
     def generate(

@@ -11,24 +11,22 @@ is used makes no difference here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pyarrow as pa
 
 from engine.benchmarks import benchmarks
-from engine.benchmarks.base import Benchmark, BenchmarkTables, results_table
+from engine.benchmarks.measure import measure
 from engine.config.run import RunConfig
-from engine.errors import KumiteError, StoreError
 from engine.evaluation.gate import STAGE, best_version, current_version, decide, decisions, to_table
-from engine.loop.heldout import heldout_stages
+from engine.loop.flow import Flow
+from engine.loop.heldout import HeldoutStartLogps, heldout_stages
 from engine.loop.roles import Roles
-from engine.loop.stages import Stage, training_stages
-from engine.loop.stream import Stream, overlapping
+from engine.loop.stages import training_stages
 from engine.loop.update import Update
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
 from engine.report.figures import iteration_metrics, judge_warnings
-from engine.schema import BENCHMARK_RESULTS, COMPLETIONS, GATE
+from engine.schema import COMPLETIONS, GATE
 from engine.store.reader import Policy, RunReader
 from engine.store.run import RunStore
 
@@ -37,8 +35,8 @@ class SelfPlay:
     """One run of `config.iterations` iterations over the prompts that the store holds."""
 
     def __init__(self, config: RunConfig, roles: Roles, store: RunStore, monitor: Monitor, probe: ProbeBatch):
-        self._config, self._roles, self._store, self._monitor = config, roles, store, monitor
-        self._update = Update(config, roles, store, monitor, probe)
+        self._config, self._store, self._monitor = config, store, monitor
+        self._flow, self._update = Flow(store, roles, monitor), Update(config, roles, store, monitor, probe)
         self._benchmarks = benchmarks(config)
 
     def run(self, policy: Policy) -> Policy:
@@ -58,7 +56,7 @@ class SelfPlay:
 
     def _iterate(self, t: int) -> Policy:
         """One iteration: every prompt shard through all stages, then the update."""
-        self._flow(t, training_stages(self._config, self._begun_from, t), (t, "prompts"))
+        self._flow.run(t, training_stages(self._config, self._begun_from, t), (t, "prompts"))
         return self._store.policy(t + 1) or self._update.learn(t, self._begun_from(t))
 
     def _begun_from(self, t: int) -> Policy:
@@ -70,28 +68,14 @@ class SelfPlay:
     def _evaluate(self, policy: Policy) -> None:
         """Answer the held-out prompts, compare with earlier versions' answers, and run the benchmarks."""
         version = policy.version
-        if self._config.evaluation:
+        if self._config.evaluation and self._config.evaluation.prompts:
             previous = self._begun_from(version - 1).version if version else 0
             current = current_version(self._store, version)
-            stages = heldout_stages(self._config, policy, self._version(0), previous, current, self._heldout_answers)
-            self._flow(version, stages, (0, "heldout_prompts"))
-        for benchmark in self._benchmarks:
-            try:
-                self._measure(benchmark, policy)
-            except StoreError:
-                raise
-            except KumiteError as error:  # the policy is committed; a benchmark must not stop its training
-                self._store.record(f"{benchmark.name} failed for version {policy.version}", reason=str(error))
-                self._monitor.note(f"warning: {benchmark.name} of version {policy.version} failed: {error}")
-
-    def _measure(self, benchmark: Benchmark, policy: Policy) -> None:
-        """One benchmark of one version, to its committed results."""
-        t, stage = policy.version, f"{benchmark.name}_results"
-        if self._store.has(t, stage, 0):
-            return
-        self._flow(t, benchmark.stages(policy), (0, benchmark.input_stage))
-        results = results_table(benchmark, benchmark.results(BenchmarkTables(self._store, benchmark, t)))
-        self._store.commit(t, stage, 0, results, BENCHMARK_RESULTS, of="version")
+            stages = heldout_stages(self._config, policy, previous, current, self._heldout_answers)
+            self._flow.run(version, stages, (0, "heldout_prompts"))
+        measure(self._benchmarks, policy, self._store, self._flow, self._monitor.note)
+        if self._config.measures_kl and version:  # last, because the generators then serve the start policy
+            self._flow.run(version, [HeldoutStartLogps(self._version(0))], (0, "heldout_prompts"))
 
     def _decide(self, policy: Policy, figures: Mapping[str, float]) -> None:
         """Let the gate decide about a new version."""
@@ -101,16 +85,6 @@ class SelfPlay:
         decision = decide(gate, version, current_version(self._store, version), figures)
         self._store.commit(version, STAGE, 0, to_table(decision), GATE, of="version")
         self._monitor.note(f"gate: {decision.in_words()}")
-
-    def _flow(self, t: int, stages: list[Stage[Any]], source: tuple[int, str]) -> None:
-        """Run the shards of `source` (iteration, stage) through the stages, one group of stages after the other."""
-        stream = Stream(self._store, self._monitor, t, num_shards=len(self._store.shards(*source)))
-        for group in overlapping(stages, self._roles.colocated):
-            first = next((index for index, shards in enumerate(stream.missing(group)) if shards), len(group))
-            if working := {stage.role: stage.policy for stage in group[first:] if stage.role}:
-                with self._monitor.timed("prepare"):
-                    self._roles.prepare(working)
-            stream.run(group, self._roles)
 
     def _version(self, version: int) -> Policy:
         """The policy of a version, which exists because iterations are done in order."""

@@ -254,10 +254,10 @@ seed: true
         f"sampling.num_samples = 0: expected a whole number from 1 to 256 ({path}:12)",
         f"sampling.top_p = 1.5: expected a number above 0 and at most 1 ({path}:13)",
         f"sampling.temprature: unknown key; did you mean sampling.temperature? ({path}:14)",
+        "cluster.backend = 'raay': expected one of ray, local; did you mean ray? (command line)",
         f"learner.gradient_checkpointing = 'maybe': expected true or false ({path}:19)",
         f"learner.optimizer.name = 'adam': expected one of rmsprop, adamw; did you mean adamw? ({path}:18)",
         f"learner.optimizer.lr = -1e-06: expected a number at least 0 ({path}:17)",
-        "cluster.backend = 'raay': expected one of ray, local; did you mean ray? (command line)",
         f"lr: unknown key; did you mean learner.optimizer.lr? ({path}:10)",
     ]
 

@@ -1,0 +1,42 @@
+"""Measures one version of the policy on benchmarks, from committed input to committed results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from engine.benchmarks.base import Benchmark, BenchmarkTables, results_table
+from engine.errors import KumiteError, StoreError
+from engine.loop.flow import Flow
+from engine.schema import BENCHMARK_RESULTS
+from engine.store.reader import Policy
+from engine.store.run import RunStore
+
+
+def measure(
+    benchmarks: Sequence[Benchmark], policy: Policy, store: RunStore, flow: Flow, note: Callable[[str], None]
+) -> list[str]:
+    """Run every benchmark on `policy`; what is committed is not computed again.
+
+    A benchmark that fails is noted and recorded, and the next one runs: the policy is committed, and its training must
+    not depend on its evaluation. Returns the names of those that failed. Raises StoreError.
+    """
+    failed = []
+    for benchmark in benchmarks:
+        try:
+            _measure(benchmark, policy, store, flow)
+        except StoreError:
+            raise
+        except KumiteError as error:
+            store.record(f"{benchmark.name} failed for version {policy.version}", reason=str(error))
+            note(f"warning: {benchmark.name} of version {policy.version} failed: {error}")
+            failed.append(benchmark.name)
+    return failed
+
+
+def _measure(benchmark: Benchmark, policy: Policy, store: RunStore, flow: Flow) -> None:
+    version, stage = policy.version, f"{benchmark.name}_results"
+    if store.has(version, stage, 0):
+        return
+    flow.run(version, benchmark.stages(policy), (0, benchmark.input_stage))
+    results = benchmark.results(BenchmarkTables(store, benchmark, version))
+    store.commit(version, stage, 0, results_table(benchmark, results), BENCHMARK_RESULTS, of="version")
