@@ -93,3 +93,21 @@ def merge_adapter(config: ModelConfig, base: Path, adapter: Path, target: Path) 
             key = f"{layer.removeprefix(PREFIX)}.weight"
             state[key] = merged(state[key], a, tensors[layer + B], description.alpha / description.rank, dtype)
     write_policy(model, state, dtype, base, target)
+
+
+def merge_peft(base: Path, adapter: Path, target: Path) -> None:
+    """Write the base with any PEFT adapter merged to the new model folder `target`, in the base's own dtype.
+
+    Raises ModelError where the base cannot be read. PEFT decides whether the adapter fits.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
+    whole = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    part = target.with_name(target.name + ".tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    whole.save_pretrained(part)
+    copy_companions(base, part)
+    part.rename(target)

