@@ -88,7 +88,8 @@ def _from_run(folder: Path, versions: str) -> Source:
         shared["evaluation"] = config.evaluation.model_dump(
             include={"scorer", "annotator", "benchmarks"}, exclude_none=True
         )
-    return Source(config.name, tuple(candidates), shared | {"lora_rank": max(ranks, default=0)})
+    name = "-".join([config.name, *versions.split(",")]) if versions else config.name
+    return Source(name, tuple(candidates), shared | {"lora_rank": max(ranks, default=0)})
 
 
 def _from_answers(path: Path) -> Source:

@@ -17,7 +17,7 @@ from rich.text import Text
 from cluster.commands.evaluation import Evaluation
 from engine.schema import BENCHMARK_RESULTS
 from engine.store.disk import Disk
-from engine.text import printable
+from engine.text import markdown, printable
 
 Row = dict[str, Any]
 """A row of BENCHMARK_RESULTS with `policy`, the name of the policy."""
@@ -119,13 +119,9 @@ def _markdown(rows: list[Row]) -> str:
         of_benchmark = [row for row in rows if row["benchmark"] == benchmark]
         headings, lines = _grid(of_benchmark)
         table = [headings, ["---"] * len(headings), *lines]
-        parts += [f"## {benchmark}", "", *(f"| {' | '.join(map(_cell, line))} |" for line in table), ""]
-        parts += [f"* {_cell(note)}" for note in _notes(of_benchmark)]
+        parts += [f"## {benchmark}", "", *(f"| {' | '.join(map(markdown, line))} |" for line in table), ""]
+        parts += [f"* {markdown(note)}" for note in _notes(of_benchmark)]
     return "\n".join(parts).rstrip() + "\n"
-
-
-def _cell(text: str) -> str:
-    return printable(text, newlines="show").replace("|", "\\|")
 
 
 def _finite(value: Any) -> Any:
