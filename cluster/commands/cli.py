@@ -8,12 +8,13 @@ import sys
 from cluster.commands.best import Best
 from cluster.commands.command import Command
 from cluster.commands.evaluate import Evaluate
+from cluster.commands.export import Export
 from cluster.commands.inspect import Digest, Status, Verify
 from cluster.commands.merge import Average, Merge
 from engine.errors import KumiteError
 from engine.text import printable
 
-COMMANDS: tuple[type[Command], ...] = (Status, Best, Evaluate, Verify, Digest, Merge, Average)
+COMMANDS: tuple[type[Command], ...] = (Status, Best, Evaluate, Verify, Digest, Merge, Average, Export)
 
 
 def main(argv: list[str] | None = None) -> int:

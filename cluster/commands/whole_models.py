@@ -51,13 +51,18 @@ def read_config(run: Path) -> RunConfig:
 
 def _write_merged(config: RunConfig, base: Path, adapter: Path, output: Path) -> None:
     """Write under a temporary name first, so that a folder with the final name is always complete."""
-    from actors.export import merge_adapter
-
     disk, part = Disk(), output.with_name(output.name + TEMPORARY)
     if part.exists():
         disk.remove(part)
-    merge_adapter(config.model, base, adapter, part)
+    merge_into(config, base, adapter, part)
     disk.publish(part, output)
+
+
+def merge_into(config: RunConfig, base: Path, adapter: Path, folder: Path) -> None:
+    """Write `base` with `adapter` merged to the new `folder`, in model.dtype."""
+    from actors.export import merge_adapter
+
+    merge_adapter(config.model, base, adapter, folder)
 
 
 MARKER = "average.json"

@@ -132,9 +132,10 @@ class Algorithm(BaseModel, ABC):
         """Whether the previous policy scores the same answers, from the second iteration on."""
         return "previous_scores" in self.stages(1)
 
-    def win_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """[K, K] P(answer i beats answer j) that this algorithm reads from a scorer's pair logits, NaN: no verdict."""
-        return preference.pairwise_win_probabilities(logits)
+    @property
+    def win_estimator(self) -> str:
+        """How it reads win probabilities from pair logits, a key of preference.ESTIMATORS."""
+        return "pairwise"
 
     @abstractmethod
     def select(self, table: pa.Table) -> Selection:

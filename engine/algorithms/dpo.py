@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from engine.algorithms import preference
 from engine.algorithms.base import Batch, ScoredAnswers, Stages, best_and_worst, quality, row_of
 from engine.algorithms.losses import LOSSES, Pairs, sft
 
@@ -190,7 +191,7 @@ class DPO(ScoredAnswers):
 
     def _targets(self, prompt: dict, best: int, worst: int) -> list[float]:
         """[2] P(best beats worst) and P(worst beats best), or both answers' win rates against the policy's answers."""
-        win_prob = self.win_probabilities(np.array(prompt["pair_logits"]))
+        win_prob = preference.pairwise_win_probabilities(np.array(prompt["pair_logits"]))
         if any(name in AGAINST_POLICY for name in self.losses):
             return np.nanmean(win_prob, axis=1)[[best, worst]].tolist()
         return [float(win_prob[best, worst]), float(win_prob[worst, best])]

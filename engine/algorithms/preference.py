@@ -49,6 +49,10 @@ def bradley_terry_win_probabilities(logits: Matrix) -> Matrix:
     return sigmoid(scores[:, None] - scores[None, :])
 
 
+ESTIMATORS = {"pairwise": pairwise_win_probabilities, "bt_aggregate": bradley_terry_win_probabilities}
+"""Readings of pair logits, by the names of SPPO's key `estimator`."""
+
+
 def win_rates(win_prob: Matrix) -> Vector:
     """[K] P_hat(y_i beats the policy) = mean_j P[i, j], the answer itself counted at 1/2 (SPPO section 4.2)."""
     return win_prob.mean(axis=1)

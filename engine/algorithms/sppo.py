@@ -19,11 +19,6 @@ from engine.algorithms.base import Batch, ScoredAnswers, best_and_worst, row_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-ESTIMATORS = {
-    "pairwise": preference.pairwise_win_probabilities,
-    "bt_aggregate": preference.bradley_terry_win_probabilities,
-}
-
 
 class SPPO(ScoredAnswers):
     """Parameters of SPPO."""
@@ -40,12 +35,13 @@ class SPPO(ScoredAnswers):
     choose_by: Literal["logit", "win_rate"] = "logit"
     """What best and worst are chosen by: the mean pair logit (paper, section 5, and scripts) or the win rate."""
 
-    def win_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        return ESTIMATORS[self.estimator](logits)
+    @property
+    def win_estimator(self) -> str:
+        return self.estimator
 
     def _row(self, prompt: dict, counts: Counter[str]) -> dict | None:
         eligible, logits = self._eligible(prompt, counts), np.array(prompt["pair_logits"])
-        rates = preference.win_rates(self.win_probabilities(logits))
+        rates = preference.win_rates(preference.ESTIMATORS[self.estimator](logits))
         if np.isnan(rates).any():  # a pair has no readable verdict in either order
             counts["missing"] += 1
             return None
