@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 
 from engine.algorithms.base import Algorithm
 from engine.evaluation import statistics
+from engine.evaluation.gate import STAGE
 from engine.evaluation.statistics import JudgeBias, judge_bias, null_model_win_rate
 from engine.schema import (
     AGREEMENT,
     COMPLETIONS,
+    GATE,
     HELDOUT_START_LOGPS,
     HELDOUT_WIN_RATES,
     NULL_MODEL,
@@ -185,6 +187,10 @@ class IterationTables:
         """Share of prompts on which the judge prefers the null-model baseline, ties at 1/2."""
         tables = self._store.tables(self._t, "null_model", NULL_MODEL)
         return null_model_win_rate([prob for table in tables for prob in table["win_prob"].to_pylist()])
+
+    def promoted(self) -> bool | None:
+        """Whether the gate promoted the version."""
+        return next((table["promoted"][0].as_py() for table in self._store.tables(self._version, STAGE, GATE)), None)
 
     def _judged(self, version: int, against: str) -> dict[str, float]:
         """{held-out prompt_id: win rate in [0, 1]}; NaN without a verdict."""

@@ -37,6 +37,10 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def yes_or_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def seconds(value: float) -> str:
     return f"{value:,.1f} s"
 
@@ -125,6 +129,8 @@ class IterationSummary:
         )
     )
     """Of the policy made, against the policy that the gate had promoted last."""
+    promoted: bool | None = _figure(Figure("promoted", "results", yes_or_no, IterationTables.promoted, terminal=True))
+    """Whether the gate promoted the policy made."""
     win_rate_mixture: WinRate | None = _figure(
         Figure(
             "mixture of iterates 1..t against start",

@@ -57,9 +57,11 @@ class Run:
             return job.summary("finished")
 
     def holds(self, summary: Summary) -> bool:
+        """Whether the last win rate is as claimed, and the gate promoted no version of a run that must not improve."""
         rate = summary.iterations[-1].win_rate_start
         assert rate is not None  # every experiment has held-out prompts
-        return bool(CLAIMS[self.claim](rate.low, rate.high))
+        gated = self.claim in ("improves", "is reported") or not any(i.promoted for i in summary.iterations)
+        return bool(CLAIMS[self.claim](rate.low, rate.high)) and gated
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,17 @@ def _table(title: str, runs: Sequence[Run], summaries: Mapping[str, Summary]) ->
     num_iterations = max(len(summaries[run.name].iterations) for run in runs)
     title = f"{title}\nwin rate against the start, by the oracle, with 95 % intervals over held-out prompts"
     numbers = (f"iteration {i + 1}" for i in range(num_iterations))
-    table = table_with(title, "run", *numbers, "agreement", "tokens", "claim", "holds")
+    table = table_with(title, "run", *numbers, "agreement", "tokens", "promoted", "claim", "holds")
     for run in runs:
         rows = summaries[run.name].iterations
         rates = [win_rate(row.win_rate_start) if row.win_rate_start else "–" for row in rows]
         rates += [""] * (num_iterations - len(rates))
         agreement = " / ".join(f"{row.agreement:.3f}" if row.agreement is not None else "–" for row in rows)
         tokens = f"{rows[-1].mean_length:.1f}"
-        table.add_row(run.name, *rates, agreement, tokens, run.claim, yes_or_no(run.holds(summaries[run.name])))
+        promoted = ", ".join(map(str, run.promoted())) or "none"
+        table.add_row(
+            run.name, *rates, agreement, tokens, promoted, run.claim, yes_or_no(run.holds(summaries[run.name]))
+        )
     return table
 
 

@@ -18,12 +18,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 
+from engine.evaluation.ladder import Ladder, ladder
 from engine.report.plots import COLOURS, GREY, label_axes, new_figure
 from recipes.experiments.cycle import game
 from recipes.experiments.cycle.game import NASH, START, Matrix, Vector
@@ -40,6 +42,10 @@ BETA = 1.0
 DPO_ITERATIONS = 40
 GOAL = 0.02
 """The exploitability of the average must end below this."""
+EVERY = 10
+"""Every tenth policy is a version in the ladder."""
+COMPARISONS = 4_000
+"""Comparisons between two versions in the ladder."""
 TOLERANCE = 1e-3
 """Largest difference in nats between an iteration of the learner and its closed form, for any answer."""
 
@@ -50,10 +56,13 @@ def cycle(console: Console) -> Result:
     table = table_with("SPPO's learner in the cyclic game (docs/sppo_game.md)", "claim", "holds")
     for claim, holds in figures["claims"].items():
         table.add_row(claim, yes_or_no(holds))
-    sppo, dpo = figures["sppo"], figures["dpo"]
+    sppo, dpo, rungs = figures["sppo"], figures["dpo"], figures["ladder"]
     lines = (
         f"exploitability of the average: {sppo['average_exploitability']:.4f}, of the last policy "
         f"{sppo['last_exploitability']:.3f}; of iterated DPO {dpo['last_exploitability']:.3f}",
+        f"every policy wins at least {rungs['lowest_win_rate_against_previous']:.4f} against the one before",
+        f"the ladder of {len(rungs['versions'])} policies has {len(rungs['cycles'])} circles; no rating explains "
+        f"{rungs['cyclic_share']:.0%} of its log-odds",
         f"largest difference of one iteration from its closed form: {sppo['largest_step_error_nats']:.1e} nats",
     )
     return Result((table,), lines, all(figures["claims"].values()), figures)
@@ -113,7 +122,18 @@ def figures_of(sppo: Matrix, dpo: Matrix) -> dict[str, Any]:
     refitted = game.trajectory(START, game.refitted_update(BETA), len(dpo) - 1)
     last = [game.exploitability(policy) for policy in sppo]
     half = last[len(last) // 2 :]
+    against_previous = [float(new @ game.WINS @ old) for old, new in pairwise(sppo)]
+    rungs = ladder_of(sppo)
     return {
+        "ladder": {
+            "lowest_win_rate_against_previous": min(against_previous),
+            "versions": list(rungs.versions),
+            "elo": rungs.elo.tolist(),
+            "elo_low": rungs.elo_low.tolist(),
+            "elo_high": rungs.elo_high.tolist(),
+            "cycles": [list(cycle) for cycle in rungs.cycles],
+            "cyclic_share": rungs.cyclic_share,
+        },
         "sppo": {
             "average": sppo[:-1].mean(axis=0).tolist(),
             "average_exploitability": float(average[-1]),
@@ -137,10 +157,28 @@ def figures_of(sppo: Matrix, dpo: Matrix) -> dict[str, Any]:
             "every SPPO iterate is the closed form's": bool(errors["sppo"].max() < TOLERANCE),
             "the average of SPPO's iterates is nearly unexploitable": bool(average[-1] < GOAL),
             "the last SPPO iterate cycles": game.revolutions(sppo) > 2 and max(half) > 5 * GOAL,
+            "every SPPO iterate wins against the one before": min(against_previous) > 0.5,
+            "the ladder names circles among SPPO's iterates": len(rungs.cycles) > 0 and rungs.cyclic_share > 0.5,
             "every DPO iterate is the closed form's": bool(errors["dpo"].max() < TOLERANCE),
             "iterated DPO collapses to one answer": bool(dpo[-1].max() > 0.99),
         },
     }
+
+
+def ladder_of(policies: Matrix) -> Ladder:
+    """The ladder of every tenth policy, from answers that all of them draw with the same random numbers."""
+    noise = np.random.default_rng(0).random(COMPARISONS)
+    versions = range(0, len(policies), EVERY)
+    answers = {v: (noise[:, None] > np.cumsum(policies[v])[None, :-1]).sum(axis=1) for v in versions}
+    rates = {
+        (new, old): {str(i): rate for i, rate in enumerate(game.WINS[answers[new], answers[old]].tolist())}
+        for new in versions
+        for old in versions
+        if new > old
+    }
+    result = ladder(rates)
+    assert result is not None  # every pair has a win rate
+    return result
 
 
 def average_from(average: Vector) -> int | None:

@@ -25,9 +25,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def last_policy(low: float, high: float, length: float = 9.0) -> SimpleNamespace:
+def last_policy(low: float, high: float, length: float = 9.0, promoted: bool = False) -> SimpleNamespace:
     rate = SimpleNamespace(value=(low + high) / 2, low=low, high=high)
-    return SimpleNamespace(iterations=[SimpleNamespace(win_rate_start=rate, mean_length=length)])
+    return SimpleNamespace(iterations=[SimpleNamespace(win_rate_start=rate, mean_length=length, promoted=promoted)])
 
 
 def test_the_exit_code_says_whether_every_claim_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +76,11 @@ def test_an_error_for_people_ends_the_experiments_with_its_exit_code(
 )
 def test_a_claim_is_checked_on_the_interval_of_the_last_win_rate(claim, bounds, holds) -> None:
     assert Run("name", "config.yaml", claim=claim).holds(last_policy(*bounds)) == holds
+
+
+def test_a_control_of_which_the_gate_promoted_a_version_does_not_hold() -> None:
+    assert not Run("name", "config.yaml", claim="does not improve").holds(last_policy(0.4, 0.6, promoted=True))
+    assert Run("name", "config.yaml", claim="improves").holds(last_policy(0.6, 0.7, promoted=True))
 
 
 def test_the_mean_over_seeds_has_an_interval() -> None:
