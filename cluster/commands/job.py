@@ -13,6 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from actors.factories import Chat, Engines
+from cluster.commands.results import write_files
 from cluster.commands.run_folder import begin, commit_inputs
 from engine.benchmarks import benchmarks
 from engine.config.run import RunConfig
@@ -72,9 +73,11 @@ class Job:
         self.store.record("finished")
 
     def report(self, status: str) -> tuple[Path, Summary]:
-        """Write the report of the run so far; return its page and its content."""
+        """Write the report of the run so far and the benchmarks' files; return its page and its content."""
         self._monitor.close()
         summary = self.summary(status)
+        names = {version: f"{self._config.name}-{version}" for version in self.store.versions}
+        write_files(self.folder / "report" / "benchmarks", benchmarks(self._config), self.store, names)
         return write_report(self.folder, summary), summary
 
     def show(self) -> None:

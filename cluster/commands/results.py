@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.commands.evaluation import Evaluation
+from engine.benchmarks.base import Benchmark, BenchmarkTables
 from engine.schema import BENCHMARK_RESULTS
 from engine.store.disk import Disk
+from engine.store.reader import RunReader
 from engine.text import markdown, printable
 
 Row = dict[str, Any]
@@ -31,7 +33,8 @@ def write_results(folder: Path, evaluations: Sequence[Evaluation], console: Cons
     disk.write(folder / "results.json", json.dumps(_finite(_document(evaluations, rows)), indent=2).encode())
     disk.write(folder / "results.md", _markdown(rows).encode())
     for evaluation in evaluations:
-        _write_files(folder / "files", evaluation, disk)
+        names = {candidate.policy.version: candidate.name for candidate in evaluation.source.candidates}
+        write_files(folder / "files", evaluation.benchmarks, evaluation.store, names)
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         console.print(_table(benchmark, [row for row in rows if row["benchmark"] == benchmark]))
     console.print(f"results  {folder / 'results.md'}\nfiles    {folder / 'files'}", markup=False, highlight=False)
@@ -60,14 +63,17 @@ def _document(evaluations: Sequence[Evaluation], rows: list[Row]) -> dict[str, A
     }
 
 
-def _write_files(folder: Path, evaluation: Evaluation, disk: Disk) -> None:
-    for candidate in evaluation.source.candidates:
-        for benchmark in evaluation.benchmarks:
-            tables = evaluation.tables(benchmark, candidate)
-            if not any(tables.of(f"{benchmark.name}_results", BENCHMARK_RESULTS)):
-                continue
-            for name, text in benchmark.files(tables, candidate.name).items():
-                disk.write(folder / benchmark.name / candidate.name / name, text.encode("utf-8", "replace"))
+def write_files(folder: Path, benchmarks: Sequence[Benchmark], run: RunReader, names: Mapping[int, str]) -> None:
+    """Write the files of each benchmark that has results as folder/<benchmark>/<policy>/<file>.
+
+    names: of the policy in files, by version.
+    """
+    disk = Disk()
+    for version, name in names.items():
+        for benchmark in benchmarks:
+            if run.shards(version, f"{benchmark.name}_results"):
+                for file, text in benchmark.files(BenchmarkTables(run, benchmark, version), name).items():
+                    disk.write(folder / benchmark.name / name / file, text.encode("utf-8", "replace"))
 
 
 def _csv(rows: list[Row]) -> str:

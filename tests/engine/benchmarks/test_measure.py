@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from actors.fakes import FakeEngines
+from cluster.commands.job import Job
 from engine.schema import BENCHMARK_RESULTS
 from engine.store import inspection
 from engine.store.reader import RunReader
@@ -32,6 +35,14 @@ def test_every_version_is_measured_and_the_numbers_follow_the_policy(benchmark: 
     measured = values(play(fake_config(tmp_path)))
     assert len(measured) == 3
     assert measured[0] < measured[2]
+
+
+def test_the_report_holds_the_benchmarks_files_of_every_version(benchmark: Letters, tmp_path: Path) -> None:
+    with Job(fake_config(tmp_path), Console(quiet=True), engines=FakeEngines()) as job:
+        job.play()
+        job.report("finished")
+    folder = tmp_path / "run/report/benchmarks/letters"
+    assert [(folder / f"run-{v}/answers.txt").read_text() for v in (0, 1, 2)] == ["run-0", "run-1", "run-2"]
 
 
 def test_a_benchmark_that_fails_is_noted_and_the_run_finishes(benchmark: Letters, tmp_path: Path) -> None:
