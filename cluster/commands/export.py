@@ -45,12 +45,21 @@ The run is only read and may still be in progress. Nothing is uploaded; that is 
         parser.add_argument("--license", metavar="ID", help="as the hub names it, e.g. apache-2.0")
         parser.add_argument("--language", action="append", default=[], metavar="CODE", help="e.g. en; may be repeated")
 
+        parser.add_argument(
+            "--evaluation",
+            action="append",
+            default=[],
+            type=Path,
+            metavar="FOLDER",
+            help="folder of `kumite eval` whose results of this run's versions the card shows too; may be repeated",
+        )
+
     def run(self, arguments: argparse.Namespace) -> int:
         from cluster.products.cards import Statement
         from cluster.products.export import export
 
-        languages = tuple(arguments.language)
-        statement = Statement(arguments.repo, arguments.base, arguments.license, languages)
+        languages, evaluations = tuple(arguments.language), tuple(arguments.evaluation)
+        statement = Statement(arguments.repo, arguments.base, arguments.license, languages, evaluations)
         selection = arguments.version, arguments.iterations, arguments.estimator
         for line in export(arguments.run, arguments.output, arguments.what, statement, *selection):
             print(line)

@@ -40,6 +40,8 @@ class Statement:
     """As the hub names it, e.g. "apache-2.0"."""
     languages: tuple[str, ...] = ()
     """ISO 639 codes."""
+    evaluations: tuple[Path, ...] = ()
+    """Folders of `kumite eval` with more results of the run's versions."""
 
     def repo_of(self, version: int) -> str | None:
         """The hub id of a version; None if it is not known."""

@@ -1,4 +1,4 @@
-"""The card of a model or an adapter: README.md with `model-index`, and .eval_results for the hub's leaderboards.
+"""The card of a model or an adapter: the text of README.md and its metadata.
 
 Its sections follow the published cards of SPPO's models: how it was made, links to the other iterations, description,
 AlpacaEval and benchmark tables per iteration, hyper-parameters, citation; and what was not measured.
@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from cluster.products import cards
-from cluster.products.cards import HUB, Statement
+from cluster.products.cards import HUB
+from cluster.products.model_index import Product, judge_of, metadata
 from cluster.products.papers import papers_of
-from cluster.products.results import HubData, VersionResults, benchmark_results, hub_data, version_results
+from cluster.products.results import VersionResults, hub_data
 from engine.config.run import RunConfig
-from engine.errors import StoreError
 from engine.report.figures import MISSING, win_rate
-from engine.store.reader import Policy, RunReader
+from engine.store.reader import RunReader
 from engine.store.weights import is_adapter, tensor_shapes
 
 MAX_METRICS = 8
@@ -31,115 +29,17 @@ KNOWN = {"alpaca_eval": "AlpacaEval", "mt_bench": "MT-Bench", "lm_eval": "the ta
 """Benchmarks that a reader of a card looks for, by their keys in evaluation.benchmarks."""
 
 
-@dataclass(frozen=True)
-class Product:
-    """The model or adapter that the card describes."""
-
-    store: RunReader
-    config: RunConfig
-    policy: Policy
-    start: Policy
-    folder: Path
-    """The exported files."""
-    statement: Statement
-
-    @property
-    def base(self) -> str | None:
-        return cards.base_model(self.config, self.start, self.statement)
-
-    @property
-    def repo(self) -> str | None:
-        return self.statement.repo_of(self.policy.version) or self.statement.repo
-
-    @property
-    def name(self) -> str:
-        return self.repo.partition("/")[2] if self.repo else f"{self.config.name}-iter{self.policy.version}"
-
-
 def model_card(product: Product) -> str:
     """README.md: metadata and text."""
     from huggingface_hub import ModelCard
 
     text = cards.render("model_card.md.j2", _content(product))
-    return str(ModelCard(f"---\n{_metadata(product).to_yaml()}\n---\n\n{text}"))
-
-
-def _metadata(product: Product) -> Any:
-    from huggingface_hub import ModelCardData
-
-    adapter = is_adapter(product.folder)
-    results = _model_index(product)
-    lora = ["lora"] if product.config.learner.lora else []
-    return ModelCardData(
-        language=list(product.statement.languages) or None,
-        license=product.statement.license,
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
-        base_model=product.base,
-        base_model_relation=("adapter" if adapter else "finetune") if product.base else None,
-        datasets=cards.hub_data_sets(product.config) or None,
-        tags=cards.tags(product.config, "preference-optimization", "self-play", *lora),
-        model_name=product.name if results else None,
-        eval_results=results or None,
-    )
-
-
-def _model_index(product: Product) -> list[Any]:
-    """The held-out win rate and every benchmark result of this version."""
-    from huggingface_hub import EvalResult
-
-    def result(data: HubData, metric: str, value: float, name: str) -> Any:
-        return EvalResult(
-            task_type="text-generation",
-            task_name="Text Generation",
-            dataset_type=data.id,
-            dataset_name=data.title,
-            metric_type=metric,
-            metric_value=float(f"{value:.6g}"),
-            metric_name=name,
-        )
-
-    entries = []
-    mine = next(entry for entry in version_results(product.store, product.config) if _is_of(entry, product))
-    if mine.against_start:
-        data = HubData("held-out-prompts", "Held-out prompts of the run")
-        name = f"win rate against the start model, judged by {_judge(product.config)}"
-        entries.append(result(data, "win_rate", mine.against_start.value, name))
-    for versions in benchmark_results(product.store).values():
-        for row in versions.get(product.policy.version, []):
-            if not math.isnan(row["value"]):
-                entries.append(result(hub_data(row), row["metric"].rpartition("/")[2], row["value"], row["metric"]))
-    return entries
-
-
-def leaderboard_entries(product: Product) -> list[dict[str, Any]]:
-    """What .eval_results holds: the results whose data set has a leaderboard on the hub, its first metric each."""
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-
-    entries: dict[str, EvalResultEntry] = {}
-    for versions in benchmark_results(product.store).values():
-        for row in versions.get(product.policy.version, []):
-            data = hub_data(row)
-            if data.task and data.id not in entries and not math.isnan(row["value"]):
-                notes = f"{row['metric']}, {row['num']} items"
-                entries[data.id] = EvalResultEntry(data.id, data.task, float(f"{row['value']:.6g}"), notes=notes)
-    return eval_result_entries_to_yaml(list(entries.values()))
-
-
-def _is_of(entry: VersionResults, product: Product) -> bool:
-    return entry.version == product.policy.version
-
-
-def _judge(config: RunConfig) -> str:
-    judge = config.evaluator or config.scorer
-    if judge is None:
-        raise StoreError("the run has win rates, but its config names no scorer that gave them")
-    return cards.scorer_name(judge)
+    return str(ModelCard(f"---\n{metadata(product).to_yaml()}\n---\n\n{text}"))
 
 
 def _content(product: Product) -> dict[str, Any]:
     config, version = product.config, product.policy.version
-    entries = version_results(product.store, config)
+    entries = product.entries
     return {
         "title": product.name,
         "iteration": version,
@@ -156,7 +56,7 @@ def _content(product: Product) -> dict[str, Any]:
         "siblings": [(_sibling(product, entry), cards.code(entry.digest)) for entry in entries],
         "description": _description(product),
         "win_rates": [_win_rate_row(product, entry) for entry in entries if entry.against_start],
-        "judge": _judge(config) if any(entry.against_start for entry in entries) else None,
+        "judge": judge_of(config) if any(entry.against_start for entry in entries) else None,
         "num_heldout": max((e.against_start.num_prompts or 0 for e in entries if e.against_start), default=0),
         "gate": [entry.decision.in_words() for entry in entries if entry.decision],
         "benchmarks": [(hub_name(name), tables, notes) for name, tables, notes in _benchmark_tables(product)],
@@ -164,7 +64,7 @@ def _content(product: Product) -> dict[str, Any]:
         "settings": cards.settings(config),
         "scorer": cards.scorer_name(config.scorer) if config.scorer and config.algorithm.needs_scorer else None,
         "frameworks": _frameworks(product.store),
-        "missing": _not_measured(product, entries),
+        "missing": _not_measured(product),
         "digest": cards.code(product.policy.digest),
         "start_digest": cards.code(product.start.digest),
         "citation": cards.citations(config),
@@ -180,7 +80,7 @@ def _sibling(product: Product, entry: VersionResults) -> Markup:
     """A version by its hub id, or by its number."""
     repo = product.statement.repo_of(entry.version)
     name = link = cards.link(repo, HUB + repo) if repo else Markup(f"iteration {entry.version}")
-    return Markup(f"**{name}** (this model)") if _is_of(entry, product) else link
+    return Markup(f"**{name}** (this model)") if entry is product.own else link
 
 
 def _description(product: Product) -> list[tuple[str, str | Markup]]:
@@ -206,10 +106,10 @@ def _win_rate_row(product: Product, entry: VersionResults) -> list[Any]:
 
 def _benchmark_tables(product: Product) -> list[tuple[str, list[tuple[list[Any], list[list[Any]]]], list[str]]]:
     """[(benchmark, tables, notes)]; a table is (headings, rows), a row per version, at most MAX_METRICS columns."""
-    entries = {entry.version: _sibling(product, entry) for entry in version_results(product.store, product.config)}
+    entries = {entry.version: _sibling(product, entry) for entry in product.entries}
     names = {0: Markup("start model"), **entries}
     found = []
-    for benchmark, versions in benchmark_results(product.store).items():
+    for benchmark, versions in product.measured.items():
         metrics = list(dict.fromkeys(row["metric"] for rows in versions.values() for row in rows))
         notes = dict.fromkeys(
             f"{row['metric']}: {row['note']}" for rows in versions.values() for row in rows if row["note"]
@@ -267,10 +167,9 @@ def _frameworks(store: RunReader) -> list[tuple[str, str]]:
     return [("Kumite", str(facts.get("kumite", "unknown"))), *facts.get("versions", {}).items()]
 
 
-def _not_measured(product: Product, entries: list[VersionResults]) -> list[str]:
+def _not_measured(product: Product) -> list[str]:
     """What a reader may look for and does not find."""
-    config, measured = product.config, benchmark_results(product.store)
-    mine = next(entry for entry in entries if _is_of(entry, product))
+    config, measured, mine = product.config, product.measured, product.own
     sentences = []
     if mine.against_start is None:
         sentences.append("The win rate of this version on held-out prompts.")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine.config.run import RunConfig
+from engine.errors import StoreError
 from engine.evaluation.gate import Decision, decisions
 from engine.report.collect import IterationTables, WinRate
 from engine.schema import BENCHMARK_RESULTS
 from engine.store.reader import RunReader
 
-_SUFFIX = "_results"
+SUFFIX, MANIFEST = "_results", "manifest.jsonl"
+Results = dict[str, dict[int, list[dict[str, Any]]]]
+"""{benchmark: {version: rows of engine.schema.BENCHMARK_RESULTS}}"""
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,37 @@ def version_results(store: RunReader, config: RunConfig) -> list[VersionResults]
     return entries
 
 
-def benchmark_results(store: RunReader) -> dict[str, dict[int, list[dict[str, Any]]]]:
-    """{benchmark: {version: rows of engine.schema.BENCHMARK_RESULTS}} of everything that was measured."""
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    for stage in store.stages("version"):
-        if not stage.endswith(_SUFFIX):
-            continue
-        for version in store.versions:
-            rows = [row for table in store.tables(version, stage, BENCHMARK_RESULTS) for row in table.to_pylist()]
-            if rows:
-                found.setdefault(stage.removesuffix(_SUFFIX), {})[version] = rows
+def benchmark_results(run: RunReader, evaluations: Sequence[Path] = ()) -> Results:
+    """What was measured after the iterations of the run, and by `kumite eval` in the folders `evaluations`.
+
+    An evaluation counts for the version whose weights it pinned. Raises StoreError for one of other weights.
+    """
+    found: Results = {}
+    _add(found, run, {version: version for version in run.versions})
+    for folder in evaluations:
+        stores = [RunReader(path) for path in (folder, *sorted(folder.glob("*/"))) if (path / MANIFEST).is_file()]
+        pairs = [(store, _same_weights(run, store)) for store in stores]
+        if not any(versions for _, versions in pairs):
+            raise StoreError(f"--evaluation {folder}: not an evaluation of a version of {run.folder}")
+        for store, versions in pairs:
+            _add(found, store, versions)
     return found
+
+
+def _same_weights(run: RunReader, evaluation: RunReader) -> dict[int, int]:
+    """{version in the evaluation: version of the run}; a model folder is version 0 there."""
+    own = {run.recorded_digest(version): version for version in run.versions}
+    pinned = {number: evaluation.recorded(f"pinned policy {number}") for number in (0, *run.versions)}
+    return {n: own[record["identity"]] for n, record in pinned.items() if record and record["identity"] in own}
+
+
+def _add(found: Results, store: RunReader, versions: dict[int, int]) -> None:
+    for stage in store.stages("version"):
+        if not stage.endswith(SUFFIX):
+            continue
+        for number, version in versions.items():
+            if rows := [row for table in store.tables(number, stage, BENCHMARK_RESULTS) for row in table.to_pylist()]:
+                found.setdefault(stage.removesuffix(SUFFIX), {})[version] = rows
 
 
 def hub_data(row: dict[str, Any]) -> HubData:
