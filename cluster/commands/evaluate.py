@@ -36,9 +36,9 @@ under output/name; the same command continues what was interrupted. docs/evaluat
         """Return 1 if a benchmark failed."""
         from rich.console import Console
 
-        from cluster.commands.candidates import Source, read_sources
-        from cluster.commands.evaluation import Evaluation
-        from cluster.commands.results import write_results
+        from cluster.evaluation.candidates import Source, read_sources
+        from cluster.evaluation.evaluation import Evaluation
+        from cluster.evaluation.results import write_results
 
         policies = [argument for argument in arguments.arguments if "=" not in argument]
         overrides = [argument for argument in arguments.arguments if "=" in argument]

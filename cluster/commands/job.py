@@ -13,8 +13,8 @@ import pyarrow as pa
 from rich.console import Console
 
 from actors.factories import Chat, Engines
-from cluster.commands.results import write_files
 from cluster.commands.run_folder import begin, commit_inputs
+from cluster.evaluation.results import write_files
 from engine.benchmarks import benchmarks
 from engine.config.run import RunConfig
 from engine.data.formats import RequiredAnswers

@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.factories import Engines
-from cluster.commands.candidates import Candidate, Source
 from cluster.commands.run_folder import begin, commit_inputs
+from cluster.evaluation.candidates import Candidate, Source
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import Benchmark, BenchmarkTables
 from engine.benchmarks.measure import measure

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from actors.fakes import FakeEngines, make_fake_policy
-from cluster.commands.candidates import read_sources
-from cluster.commands.evaluation import Evaluation
-from cluster.commands.results import write_results
+from cluster.evaluation.candidates import read_sources
+from cluster.evaluation.evaluation import Evaluation
+from cluster.evaluation.results import write_results
 from engine.config.evaluate import EvaluateConfig
 from engine.errors import ConfigError, StoreError
 from tests.engine.benchmarks.letters import Letters
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def evaluated(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
-    monkeypatch.setattr("cluster.commands.evaluation.benchmarks", lambda config: [Letters()])
+    monkeypatch.setattr("cluster.evaluation.evaluation.benchmarks", lambda config: [Letters()])
     (source,) = read_sources([str(run)], tmp_path)
     evaluation = Evaluation(source, config(source, tmp_path), Console(quiet=True), FakeEngines())
     with evaluation:

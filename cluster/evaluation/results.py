@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.commands.evaluation import Evaluation
+from cluster.evaluation.evaluation import Evaluation
 from engine.benchmarks.base import Benchmark, BenchmarkTables
 from engine.schema import BENCHMARK_RESULTS
 from engine.store.disk import Disk

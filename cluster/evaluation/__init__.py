@@ -1,0 +1,1 @@
+"""What `kumite eval` does: which policies, how they are measured, the tables of their numbers."""
