@@ -52,13 +52,15 @@ class Generator:
         seed: int,
         judge: Judge | None = None,
         lora_rank: int = 0,
+        room: int = 0,
     ) -> None:
         """seed: of the run. judge: given, the policy also judges. lora_rank: largest rank of the adapters that will be
-        served, 0 if versions are whole models. Raises ConfigError for engine_args that other keys set.
+        served, 0 if versions are whole models. room: tokens of the longest prompt and answer of a benchmark, 0 if
+        there is none. Raises ConfigError for engine_args that other keys set.
         """
         check_engine_args(config.engine_args, "generator")
         self._config, self._model, self._sampling, self._seed = config, model, sampling, seed
-        self._judge, self._lora_rank = judge, lora_rank
+        self._judge, self._lora_rank, self._room = judge, lora_rank, room
         self._replies: VLLMReplies | None = None
         self._base: str | None = None
         self._engine: VLLMEngine | None = None
@@ -94,7 +96,7 @@ class Generator:
                 self._model,
                 self._sampling,
                 self._seed,
-                room=judging,
+                room=max(judging, self._room + 1 if self._room else 0),
                 lora_rank=self._lora_rank,
             )
         if self._lora_rank or not started:
@@ -185,26 +187,32 @@ class Generator:
         num_samples: int | None = None,
         temperature: float | None = None,
         purpose: str = "sample",
+        max_new_tokens: int | None = None,
     ) -> pa.Table:
         """Answer each row of PROMPTS; returns COMPLETIONS with the digest of the weights.
 
         iteration: counted from 0. num_samples, temperature: by default those of the sampling section; temperature 0
-        is greedy and needs num_samples 1. The seed of a row is derived from (run seed, purpose, iteration, prompt
+        is greedy and needs num_samples 1. max_new_tokens: given, answers are sampled from the whole distribution, and
+        a prompt may have any length that leaves room for them; by default the sampling section decides. The seed of a row is derived from (run seed, purpose, iteration, prompt
         id), so its random numbers do not depend on shard, order or process. Raises ConfigError, SchemaError, and
         RoleError naming a prompt that is too long or has not all its answers.
         """
-        self._ready()
-        count = self._sampling.num_samples if num_samples is None else num_samples
-        heat = self._sampling.temperature if temperature is None else temperature
+        engine, sampling = self._ready(), self._sampling
+        count = sampling.num_samples if num_samples is None else num_samples
+        heat = sampling.temperature if temperature is None else temperature
         if heat == 0.0 and count != 1:
             raise ConfigError([f"temperature = 0 with {count} samples per prompt: all would be the same; expected 1"])
         where = f"generator, iteration {iteration + 1}, {purpose}"
         prompts = conform(prompts, PROMPTS, where)
         names = prompts["prompt_id"].to_pylist()
         token_ids = prompts["prompt_token_ids"].to_pylist()
-        self._check_lengths(names, token_ids)
+        room = sampling.max_prompt_tokens if max_new_tokens is None else engine.room - 1 - max_new_tokens
+        _check_lengths(names, token_ids, room)
         seeds = [derive_seed(self._seed, purpose, iteration, name) for name in names]
-        answers = self._sample([SampleRequest(ids, count, s, heat) for ids, s in zip(token_ids, seeds, strict=True)])
+        requests = [
+            SampleRequest(ids, count, seed, heat, max_new_tokens) for ids, seed in zip(token_ids, seeds, strict=True)
+        ]
+        answers = self._sample(requests)
         for name, of_prompt in zip(names, answers, strict=True):
             _check_answers(name, of_prompt, count)
         return append(
@@ -315,16 +323,15 @@ class Generator:
             raise RoleError("generator: no weights are loaded; call load(folder, digest) first, also after sleep()")
         return self._engine
 
-    def _check_lengths(self, names: list[str], token_ids: list[list[int]]) -> None:
-        limit = self._sampling.max_prompt_tokens
-        wrong = [
-            f"{name} ({len(ids)})" for name, ids in zip(names, token_ids, strict=True) if not 0 < len(ids) <= limit
-        ]
-        if wrong:
-            raise RoleError(
-                f"generator: expected prompts of 1 to {limit} tokens (sampling.max_prompt_tokens), "
-                f"not {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
-            )
+
+def _check_lengths(names: list[str], token_ids: list[list[int]], limit: int) -> None:
+    """Raise RoleError, naming prompts, unless each has 1 to `limit` tokens."""
+    wrong = [f"{name} ({len(ids)})" for name, ids in zip(names, token_ids, strict=True) if not 0 < len(ids) <= limit]
+    if wrong:
+        raise RoleError(
+            f"generator: expected prompts of 1 to {limit} tokens (sampling.max_prompt_tokens, or what a benchmark "
+            f"leaves), not {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
+        )
 
 
 def _check_answers(name: str, answers: list[Sample], count: int) -> None:

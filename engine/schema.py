@@ -8,6 +8,7 @@ Each stage adds columns and never renames one. Roles exchange the same Arrow tab
     PROMPTS -> COMPLETIONS -> HELDOUT_WIN_RATES -> GATE                            held-out prompts
                            -> HELDOUT_START_LOGPS
     ... -> BENCHMARK_RESULTS                                                       published benchmarks
+    QUESTIONS -> REPLIES                                                           any questions to an LLM judge
 
 K is the number of completions sampled per prompt, n the number of completions in a training row (2 for a pair), G the
 number of completions that a data set brings with a prompt (0; 1 for a demonstration; 2 for a preference pair).
@@ -155,6 +156,55 @@ BENCHMARK_RESULTS = _schema(
     ("high", pa.float64()),
     ("num", pa.int32()),  # items behind it
     ("note", pa.string()),
+)
+
+QUESTIONS = _schema(
+    "questions",
+    ("messages", MESSAGES),  # a chat for an LLM judge to reply to
+    ("seed", pa.int64()),
+    ("temperature", pa.float64()),  # 0: greedy
+    ("max_new_tokens", pa.int32()),  # limit of the reply
+)
+
+REPLIES = _extend(
+    QUESTIONS,
+    "replies",
+    ("reply", pa.string()),  # "" where there is none
+    ("reply_end", pa.string()),  # "stop" | "length": cut at a limit | "overlong": not asked, too long | "missing"
+    ("judge", pa.string()),  # id of the model that replied
+)
+
+MT_BENCH_QUESTIONS = _extend(
+    PROMPTS,
+    "mt_bench_questions",
+    ("question_id", pa.int64()),  # FastChat's
+    ("category", pa.string()),
+    ("turns", pa.list_(pa.string())),  # of the user, one or two
+    ("references", pa.list_(pa.string())),  # reference answer to each turn; [] where the category has none
+    ("baseline", pa.list_(pa.string())),  # the other model's answer to each turn; [] without pairwise judging
+)
+
+MT_BENCH_ANSWERS = _extend(
+    MT_BENCH_QUESTIONS,
+    "mt_bench_answers",  # the columns of PROMPTS describe the turn that was answered last
+    ("answers", pa.list_(pa.string())),  # of the policy to each turn, in order; the second may be missing
+    ("answer_ends", pa.list_(pa.string())),  # "stop" | "length"
+    ("weights", pa.string()),  # digest of the policy
+)
+
+MT_BENCH_JUDGMENTS = _schema(
+    "mt_bench_judgments",
+    ("question_id", pa.int64()),
+    ("category", pa.string()),
+    ("turn", pa.int32()),  # 1 or 2
+    ("game", pa.int32()),  # 1: the policy's answer is shown first; 2: the baseline's is; 0: there is no baseline
+    ("prompt", pa.string()),  # name of the judge prompt
+    ("user_prompt", pa.string()),  # the user part that the judge read
+    ("judgment", pa.string()),  # the judge's reply; "" where there is none
+    ("judgment_end", pa.string()),  # `reply_end` of REPLIES
+    ("rating", pa.float64()),  # NaN: unreadable, or a comparison
+    ("winner", pa.string()),  # of a comparison "model_1": the policy | "model_2" | "tie" | "error"; "" of a rating
+    ("judge", pa.string()),
 )
 
 SELECTABLE = {

@@ -2,8 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import PositiveInt, model_validator
+
 from engine.config.base import Section
+
+
+class MTBenchConfig(Section):
+    """MT-Bench (arXiv 2306.05685): questions of two turns, judged by an LLM with FastChat's prompts."""
+
+    questions: str
+    """File in the form of FastChat's question.jsonl."""
+    references: str | None = None
+    """File in the form of FastChat's reference_answer/gpt-4.jsonl, for questions on math, reasoning and coding."""
+    judge_prompts: str | None = None
+    """File in the form of FastChat's judge_prompts.jsonl; null: FastChat's own."""
+    mode: Literal["single", "pairwise"] = "single"
+    """single: each answer gets a rating from 1 to 10; pairwise: it is compared with the baseline's."""
+    baseline: str | None = None
+    """pairwise: the other answers, in the form of FastChat's model_answer/<model>.jsonl."""
+    questions_per_category: PositiveInt | None = None
+    """Use the first questions of each category only, for a trial; null: all."""
+    max_new_tokens: PositiveInt = 1024
+    """Most tokens of an answer of the policy; 1024 in FastChat."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Most tokens of a prompt of the policy. A second turn with a longer one is not asked, and counted."""
+    judge_max_new_tokens: PositiveInt = 2048
+    """Most tokens of a judgment; 2048 in FastChat."""
+    judge_system: Literal["system", "user"] = "system"
+    """Where the judge prompt's system part goes. user: before the question, for models without a system role, as
+    FastChat does for Claude."""
+
+    @model_validator(mode="after")
+    def _check_baseline(self) -> MTBenchConfig:
+        if (self.mode == "pairwise") != (self.baseline is not None):
+            raise ValueError(f"mode = {self.mode} with baseline = {self.baseline}: pairwise needs a baseline, single none")
+        return self
 
 
 class BenchmarksConfig(Section):
     """Published benchmarks on which every policy is measured."""
+
+    mt_bench: MTBenchConfig | None = None
+    """MT-Bench; null: not measured."""
+
+    @property
+    def room(self) -> int:
+        """Tokens of the longest prompt and answer of the policy; 0 if no benchmark asks it."""
+        return self.mt_bench.max_prompt_tokens + self.mt_bench.max_new_tokens if self.mt_bench else 0

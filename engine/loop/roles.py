@@ -42,6 +42,16 @@ class Scorer(Protocol):
         """Free the memory. The role loads again with the next call."""
 
 
+class Judge(Scorer, Protocol):
+    """A scorer that asks a language model, and so can be asked anything."""
+
+    def ask(self, questions: pa.Table) -> pa.Table:
+        """Return REPLIES to QUESTIONS. A question without a reply is marked, not an error.
+
+        Raises RoleError where the model cannot be asked at all.
+        """
+
+
 class Generator(Scorer, Protocol):
     """Answers prompts with the policy. Also scores answers where the policy is its own judge."""
 
@@ -67,8 +77,13 @@ class Generator(Scorer, Protocol):
         num_samples: int | None = None,
         temperature: float | None = None,
         purpose: str = "sample",
+        max_new_tokens: int | None = None,
     ) -> pa.Table:
-        """Return COMPLETIONS for PROMPTS, with the digest of the weights. `purpose` enters the seeds."""
+        """Return COMPLETIONS for PROMPTS, with the digest of the weights. `purpose` enters the seeds.
+
+        num_samples, temperature: None: those of the sampling section. max_new_tokens: given, the answers are sampled
+        from the whole distribution (no top_p or top_k), and prompts may have any length that leaves room for them.
+        """
 
     def answer_logps(self, completions: pa.Table) -> list[list[float]]:
         """Return [rows][K] nats, summed over tokens, of the answers in COMPLETIONS under the served weights."""

@@ -47,6 +47,8 @@ class Question:
     num_samples: int = 1
     """Replies to draw; 1 with choices."""
     temperature: float = 0.0
+    max_new_tokens: int | None = None
+    """Limit on the tokens of a free reply; None: that of the judge's config."""
 
 
 @dataclass(frozen=True)

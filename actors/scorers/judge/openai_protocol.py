@@ -42,7 +42,10 @@ class Received:
 
 
 def request_for(question: Question, server: OpenAIServer, max_new_tokens: int, done: int = 0) -> dict[str, Any]:
-    """Arguments of the openai client's chat.completions.create for the samples after the first `done`."""
+    """Arguments of the openai client's chat.completions.create for the samples after the first `done`.
+
+    max_new_tokens: of a free reply, if the question does not say.
+    """
     request: dict[str, Any] = {
         "model": server.model,
         "messages": [dict(message) for message in question.messages],
@@ -50,8 +53,8 @@ def request_for(question: Question, server: OpenAIServer, max_new_tokens: int, d
         "seed": question.seed + done,
     }
     if not question.choices:
-        samples = question.num_samples - done
-        return request | {server.length_key: max_new_tokens} | ({"n": samples} if samples > 1 else {})
+        samples, limit = question.num_samples - done, question.max_new_tokens or max_new_tokens
+        return request | {server.length_key: limit} | ({"n": samples} if samples > 1 else {})
     request |= {server.length_key: CHOICE_ROOM[server.choice_mode], "logprobs": True, "top_logprobs": TOP_LOGPROBS}
     if server.choice_mode == "guided":
         request["extra_body"] = {"structured_outputs": {"choice": list(question.choices)}}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+
 from actors.scorers.base import PairScores, Scorer
-from actors.scorers.judge.judge import Judge, ServedModel
+from actors.scorers.judge.judge import Judge, Question, Reply, ServedModel
 from engine.config.judge import OpenAIServer, VLLMServer
 from engine.errors import ConfigError, RoleError
+from engine.schema import QUESTIONS, REPLIES, append, arrow_safe, conform
 
 
 class JudgeScorer(Scorer):
@@ -27,10 +30,44 @@ class JudgeScorer(Scorer):
         if self._model is not None:
             self._model.sleep()
 
+    def ask(self, questions: pa.Table) -> pa.Table:
+        """Return engine.schema.REPLIES to QUESTIONS, whatever they ask.
+
+        A judge in vLLM has room for prompts of max_prompt_tokens; prompt and reply together end where its own
+        questions and replies would. Raises SchemaError for another table, RoleError where the model cannot be asked.
+        """
+        model = self._ready()
+        questions = conform(questions, QUESTIONS, f"questions for {self.id}")
+        asked = [
+            Question(tuple(row["messages"]), row["seed"], (), 1, row["temperature"], row["max_new_tokens"])
+            for row in questions.to_pylist()
+        ]
+        replies = model.reply(asked) if asked else []
+        if len(replies) != len(asked):
+            raise RoleError(f"judge {model.id}: {len(replies)} replies came back for {len(asked)} questions")
+        return append(
+            questions,
+            REPLIES,
+            f"replies of {model.id}",
+            reply=[arrow_safe(reply.texts[0]) if reply.texts else "" for reply in replies],
+            reply_end=[_end(reply) for reply in replies],
+            judge=[model.id] * len(replies),
+        )
+
     def _compare(self, rows: list[dict[str, Any]]) -> list[PairScores]:
+        return self._judge.judge(self._ready(), rows)
+
+    def _ready(self) -> ServedModel:
         if self._model is None:
             raise RoleError("judge: no model is loaded; call start() first")
-        return self._judge.judge(self._model, rows)
+        return self._model
+
+
+def _end(reply: Reply) -> str:
+    """`reply_end` of engine.schema.REPLIES."""
+    if not reply.texts:
+        return "overlong" if reply.overlong else "missing"
+    return "length" if 0 in reply.cut else "stop"
 
 
 def serve(judge: Judge) -> ServedModel:

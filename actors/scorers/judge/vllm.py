@@ -54,7 +54,10 @@ class VLLMReplies:
         if asked and asked[0][0].choices:
             logps = self._engine.choose([ids for _, ids in asked], self._choice_ids)
             return [_chosen(question.choices, row) for (question, _), row in zip(asked, logps, strict=True)]
-        requests = [SampleRequest(ids, q.num_samples, q.seed, q.temperature, self._reply_tokens) for q, ids in asked]
+        requests = [
+            SampleRequest(ids, q.num_samples, q.seed, q.temperature, q.max_new_tokens or self._reply_tokens)
+            for q, ids in asked
+        ]
         return [_written(samples) for samples in self._engine.sample(requests)]
 
     def _token_ids(self, question: Question) -> list[int] | None:

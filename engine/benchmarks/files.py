@@ -1,0 +1,58 @@
+"""What the files of benchmarks share: rows of objects that are read and checked together, lines of JSON, file names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from engine.data.rows import Columns, read_rows
+from engine.data.values import RefusedRow, RowError, list_refused, type_name
+from engine.errors import DataError
+
+T = TypeVar("T")
+
+
+def read_objects(
+    source: str, parse: Callable[[dict[str, Any]], T], key: str, identity: Callable[[T], Hashable]
+) -> list[T]:
+    """Every row of a file of objects by `parse`, which raises RowError. `identity`: must differ; the row's `key`.
+
+    Raises one DataError with all rows that cannot be used, and for a file without rows.
+    """
+    kept: dict[Hashable, T] = {}
+    refused: list[RefusedRow] = []
+    num_rows = 0
+    for num_rows, row in enumerate(read_rows(source, _every_column), start=1):
+        if isinstance(row, RefusedRow):
+            refused.append(row)
+            continue
+        try:
+            if not isinstance(row.value, dict):
+                raise RowError(f"holds {type_name(row.value)}; expected an object")
+            value = parse(row.value)
+            if identity(value) in kept:
+                raise RowError(f"{key} {identity(value)} occurs a second time")
+            kept[identity(value)] = value
+        except RowError as error:
+            refused.append(error.at(row.where))
+    if refused:
+        raise DataError(f"{source}: {len(refused)} of {num_rows} rows cannot be used:\n{list_refused(refused)}")
+    if not kept:
+        raise DataError(f"{source}: holds no rows; expected at least one object")
+    return list(kept.values())
+
+
+def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One JSON object per line, in ASCII."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def file_name(name: str) -> str:
+    """`name` of a model or scorer as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
+
+
+def _every_column(columns: Any, source: str) -> Columns:
+    return Columns((), tuple(columns))
