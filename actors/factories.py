@@ -54,11 +54,12 @@ class GeneratorFactory:
     seed: int
     judge: Judge | None
     lora_rank: int
+    room: int
 
     def build(self, index: int) -> Generator:
         from actors.generator import Generator
 
-        return Generator(self.config, self.model, self.sampling, self.seed, self.judge, self.lora_rank)
+        return Generator(self.config, self.model, self.sampling, self.seed, self.judge, self.lora_rank, self.room)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,13 @@ class Engines:
 
     def generator(self, config: Setup) -> Factory[Generator]:
         return GeneratorFactory(
-            config.generator, config.model, config.sampling, config.seed, policy_judge(config), config.served_rank
+            config.generator,
+            config.model,
+            config.sampling,
+            config.seed,
+            policy_judge(config),
+            config.served_rank,
+            config.benchmarks.room,
         )
 
     def learner(self, config: RunConfig) -> Factory[Learner]:

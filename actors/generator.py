@@ -193,9 +193,10 @@ class Generator:
 
         iteration: counted from 0. num_samples, temperature: by default those of the sampling section; temperature 0
         is greedy and needs num_samples 1. max_new_tokens: given, answers are sampled from the whole distribution, and
-        a prompt may have any length that leaves room for them; by default the sampling section decides. The seed of a row is derived from (run seed, purpose, iteration, prompt
-        id), so its random numbers do not depend on shard, order or process. Raises ConfigError, SchemaError, and
-        RoleError naming a prompt that is too long or has not all its answers.
+        a prompt may have any length that leaves room for them; by default the sampling section decides. The seed of a
+        row is derived from (run seed, purpose, iteration, prompt id), so its random numbers do not depend on shard,
+        order or process. Raises ConfigError, SchemaError, and RoleError naming a prompt that is too long or has not
+        all its answers.
         """
         engine, sampling = self._ready(), self._sampling
         count = sampling.num_samples if num_samples is None else num_samples

@@ -35,8 +35,8 @@ def test_the_wheel_holds_the_files_that_packages_read():
     patterns = PROJECT["tool"]["setuptools"]["package-data"]
     folders = {package: ROOT / package.replace(".", "/") for package in PROJECT["tool"]["setuptools"]["packages"]}
     held = {path for package, globs in patterns.items() for glob in globs for path in folders[package].glob(glob)}
-    templates = set((ROOT / "engine").rglob("*.j2")) | set((ROOT / "engine").rglob("*.css"))
-    assert templates and templates <= held
+    read = {path for suffix in ("j2", "css", "jsonl", "txt") for path in (ROOT / "engine").rglob(f"*.{suffix}")}
+    assert read and read <= held
 
 
 def test_every_declared_dependency_is_locked():

@@ -69,7 +69,7 @@ class Job:
 
         with launched(self._config, self._engines, probe, self.note, self.store.pin) as roles:
             policy = self.store.register_start(model, roles.open_learner)
-            SelfPlay(self._config, roles, self.store, self._monitor, probe).run(policy)
+            SelfPlay(self._config, roles, self.store, self._monitor, probe, chat).run(policy)
         self.store.record("finished")
 
     def report(self, status: str) -> tuple[Path, Summary]:

@@ -1,9 +1,14 @@
 """Published benchmarks: their input, their numbers and their files. `benchmarks` lists those of a run."""
 
 from engine.benchmarks.base import Benchmark
+from engine.benchmarks.mt_bench import MTBench
 from engine.config.run import Setup
 
 
 def benchmarks(config: Setup) -> list[Benchmark]:
     """The benchmarks that `evaluation.benchmarks` names."""
-    return []
+    sections = config.benchmarks
+    found: list[Benchmark] = []
+    if sections.mt_bench:
+        found.append(MTBench(sections.mt_bench, config.annotating_role, config.seed))
+    return found

@@ -74,9 +74,9 @@ class Benchmark(ABC):
         """Its items as tables of `input_schema`, one per shard. Raises DataError, naming file and row."""
 
     @abstractmethod
-    def stages(self, policy: Policy) -> list[Stage[Any]]:
-        """From the input to the verdicts on one version. The first stage reads `input_stage` of iteration 0; every
-        stage has `of = "version"` and a name that begins with the benchmark's."""
+    def stages(self, policy: Policy, chat: Renderer) -> list[Stage[Any]]:
+        """From the input to the verdicts on one version, whose chat template is `chat`. The first stage reads
+        `input_stage` of iteration 0; every stage has `of = "version"` and a name that begins with the benchmark's."""
 
     @abstractmethod
     def results(self, tables: BenchmarkTables) -> list[Result]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -110,6 +110,54 @@ def parse_winner(judgment: str) -> Winner:
     """The verdict of a comparison; "error" where there is none. Of several, A comes before B, and B before a tie."""
     verdicts: dict[str, Winner] = {"[[A]]": "A", "[[B]]": "B", "[[C]]": "tie"}
     return next((winner for mark, winner in verdicts.items() if mark in judgment), "error")
+
+
+def answer_lines(rows: Iterable[Mapping[str, Any]], model: str) -> Iterator[dict[str, Any]]:
+    """Lines of model_answer/<model>.jsonl from rows of engine.schema.MT_BENCH_ANSWERS.
+
+    A second turn that was not asked is "ERROR", as where FastChat's generation fails. There are no time stamps, so that
+    the same answers give the same file.
+    """
+    for row in rows:
+        missing = ["ERROR"] * (len(row["turns"]) - len(row["answers"]))
+        yield {
+            "question_id": row["question_id"],
+            "answer_id": f"{row['prompt_id']}-{row['weights'][:12]}",
+            "model_id": model,
+            "choices": [{"index": 0, "turns": [*row["answers"], *missing]}],
+        }
+
+
+def single_lines(rows: Iterable[Mapping[str, Any]], model: str) -> Iterator[dict[str, Any]]:
+    """Lines of model_judgment/<judge>_single.jsonl from rows of engine.schema.MT_BENCH_JUDGMENTS."""
+    for row in rows:
+        yield {
+            "question_id": row["question_id"],
+            "model": model,
+            "judge": [row["judge"], row["prompt"]],
+            "user_prompt": row["user_prompt"],
+            "judgment": row["judgment"] or ERROR,
+            "score": NO_RATING if math.isnan(row["rating"]) else row["rating"],
+            "turn": row["turn"],
+        }
+
+
+def pair_lines(rows: Iterable[Mapping[str, Any]], model: str, baseline: str) -> Iterator[dict[str, Any]]:
+    """Lines of model_judgment/<judge>_pair.jsonl from rows of engine.schema.MT_BENCH_JUDGMENTS."""
+    games: dict[tuple[int, int], dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        games.setdefault((row["question_id"], row["turn"]), {})[row["game"]] = row
+    for (question, turn), of in games.items():
+        yield {
+            "question_id": question,
+            "model_1": model,
+            "model_2": baseline,
+            **{f"g{n}_winner": of[n]["winner"] for n in (1, 2)},
+            "judge": [of[1]["judge"], of[1]["prompt"]],
+            **{f"g{n}_user_prompt": of[n]["user_prompt"] for n in (1, 2)},
+            **{f"g{n}_judgment": of[n]["judgment"] or ERROR for n in (1, 2)},
+            "turn": turn,
+        }
 
 
 def _question(row: dict[str, Any]) -> BenchQuestion:

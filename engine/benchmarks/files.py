@@ -23,8 +23,7 @@ def read_objects(
     """
     kept: dict[Hashable, T] = {}
     refused: list[RefusedRow] = []
-    num_rows = 0
-    for num_rows, row in enumerate(read_rows(source, _every_column), start=1):
+    for row in read_rows(source, _every_column):
         if isinstance(row, RefusedRow):
             refused.append(row)
             continue
@@ -38,7 +37,9 @@ def read_objects(
         except RowError as error:
             refused.append(error.at(row.where))
     if refused:
-        raise DataError(f"{source}: {len(refused)} of {num_rows} rows cannot be used:\n{list_refused(refused)}")
+        raise DataError(
+            f"{source}: {len(refused)} of {len(refused) + len(kept)} rows cannot be used:\n{list_refused(refused)}"
+        )
     if not kept:
         raise DataError(f"{source}: holds no rows; expected at least one object")
     return list(kept.values())

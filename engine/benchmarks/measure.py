@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from engine.benchmarks.base import Benchmark, BenchmarkTables, results_table
+from engine.data.ingest import Renderer
 from engine.errors import KumiteError, StoreError
 from engine.loop.flow import Flow
 from engine.schema import BENCHMARK_RESULTS
@@ -13,9 +14,14 @@ from engine.store.run import RunStore
 
 
 def measure(
-    benchmarks: Sequence[Benchmark], policy: Policy, store: RunStore, flow: Flow, note: Callable[[str], None]
+    benchmarks: Sequence[Benchmark],
+    policy: Policy,
+    chat: Renderer,
+    store: RunStore,
+    flow: Flow,
+    note: Callable[[str], None],
 ) -> list[str]:
-    """Run every benchmark on `policy`; what is committed is not computed again.
+    """Run every benchmark on `policy`, whose chat template is `chat`; what is committed is not computed again.
 
     A benchmark that fails is noted and recorded, and the next one runs: the policy is committed, and its training must
     not depend on its evaluation. Returns the names of those that failed. Raises StoreError.
@@ -23,7 +29,7 @@ def measure(
     failed = []
     for benchmark in benchmarks:
         try:
-            _measure(benchmark, policy, store, flow)
+            _measure(benchmark, policy, chat, store, flow)
         except StoreError:
             raise
         except KumiteError as error:
@@ -33,10 +39,10 @@ def measure(
     return failed
 
 
-def _measure(benchmark: Benchmark, policy: Policy, store: RunStore, flow: Flow) -> None:
+def _measure(benchmark: Benchmark, policy: Policy, chat: Renderer, store: RunStore, flow: Flow) -> None:
     version, stage = policy.version, f"{benchmark.name}_results"
     if store.has(version, stage, 0):
         return
-    flow.run(version, benchmark.stages(policy), (0, benchmark.input_stage))
+    flow.run(version, benchmark.stages(policy, chat), (0, benchmark.input_stage))
     results = benchmark.results(BenchmarkTables(store, benchmark, version))
     store.commit(version, stage, 0, results_table(benchmark, results), BENCHMARK_RESULTS, of="version")

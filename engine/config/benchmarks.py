@@ -37,7 +37,9 @@ class MTBenchConfig(Section):
     @model_validator(mode="after")
     def _check_baseline(self) -> MTBenchConfig:
         if (self.mode == "pairwise") != (self.baseline is not None):
-            raise ValueError(f"mode = {self.mode} with baseline = {self.baseline}: pairwise needs a baseline, single none")
+            raise ValueError(
+                f"mode = {self.mode} with baseline = {self.baseline}: pairwise needs a baseline, single none"
+            )
         return self
 
 

@@ -175,6 +175,11 @@ class Setup(Section):
         return "annotator" if self.annotator else self.evaluating_role
 
     @property
+    def annotating_scorer(self) -> ScorerConfig | None:
+        """The scorer of that role."""
+        return self.annotator or self.evaluator
+
+    @property
     def policy_judges(self) -> bool:
         """Whether the policy compares its own answers, as an LLM judge."""
         return False
@@ -203,6 +208,16 @@ class Setup(Section):
                     f"evaluation.{key} may not be the policy itself (server.kind = policy): every version would judge "
                     f"with other weights, and their numbers could not be compared; name a scorer that stays the same"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_annotator_can_be_asked(self) -> Self:
+        if self.benchmarks.mt_bench and not isinstance(self.annotating_scorer, JudgeConfig):
+            kind = self.annotating_scorer.kind if self.annotating_scorer else "null"
+            raise ValueError(
+                f"evaluation.benchmarks.mt_bench asks an LLM judge, and evaluation.annotator.kind = {kind} "
+                f"compares answers without being asked; expected evaluation.annotator.kind = judge"
+            )
         return self
 
 
@@ -240,6 +255,10 @@ class RunConfig(Setup):
     @property
     def evaluating_role(self) -> RoleName:
         return "evaluator" if self.evaluator else self.scoring_role
+
+    @property
+    def annotating_scorer(self) -> ScorerConfig | None:
+        return self.annotator or self.evaluator or self.scorer
 
     @property
     def null_model(self) -> str | None:

@@ -92,6 +92,42 @@ def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -
     return Interval(float(vector.mean()), float(low), float(high))
 
 
+def clustered_mean(values: ArrayLike, clusters: Sequence[object], *, seed: int = 0) -> Interval:
+    """Mean of all `values` with its 95 % percentile interval over resamples of their clusters.
+
+    Values of one cluster, e.g. the two turns of a question, are not independent. A cluster may hold any number of them.
+    """
+    sums, sizes = _cluster_sums(values, clusters)
+    draw = np.random.default_rng(seed)
+    block = max(1, BLOCK // len(sums))
+    drawn = [draw.integers(len(sums), size=(min(block, RESAMPLES - n), len(sums))) for n in range(0, RESAMPLES, block)]
+    means = np.concatenate([sums[index].sum(axis=1) / sizes[index].sum(axis=1) for index in drawn])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high))
+
+
+def clustered_stderr(values: ArrayLike, clusters: Sequence[object]) -> float:
+    """Standard error of the mean of all `values` by the spread of their clusters; NaN for one cluster.
+
+    The linearised estimate for a ratio of sums (Cochran 1977, section 6.4), with G - 1 for G clusters. With clusters of
+    one value it is s / sqrt(n).
+    """
+    sums, sizes = _cluster_sums(values, clusters)
+    if len(sums) < 2:
+        return math.nan
+    residuals = sums - sizes * (sums.sum() / sizes.sum())
+    return float(math.sqrt(len(sums) / (len(sums) - 1) * (residuals**2).sum()) / sizes.sum())
+
+
+def _cluster_sums(values: ArrayLike, clusters: Sequence[object]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[clusters] the sum and the number of the values of each cluster."""
+    vector = _finite(values, "values")
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    index = np.array([numbers[cluster] for cluster in clusters])
+    sizes = np.bincount(index).astype(np.float64)
+    return np.bincount(index, weights=vector).astype(np.float64), sizes
+
+
 def agreement(scorer_logits: ArrayLike, oracle_logits: ArrayLike) -> Agreement:
     """Count the pairs of one prompt's K answers on which the scorer has the oracle's sign; both matrices [K, K].
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from engine.benchmarks import benchmarks
 from engine.benchmarks.measure import measure
 from engine.config.run import RunConfig
+from engine.data.ingest import Renderer
 from engine.evaluation.gate import STAGE, best_version, current_version, decide, decisions, to_table
 from engine.loop.flow import Flow
 from engine.loop.heldout import HeldoutStartLogps, heldout_stages
@@ -34,8 +35,11 @@ from engine.store.run import RunStore
 class SelfPlay:
     """One run of `config.iterations` iterations over the prompts that the store holds."""
 
-    def __init__(self, config: RunConfig, roles: Roles, store: RunStore, monitor: Monitor, probe: ProbeBatch):
-        self._config, self._store, self._monitor = config, store, monitor
+    def __init__(
+        self, config: RunConfig, roles: Roles, store: RunStore, monitor: Monitor, probe: ProbeBatch, chat: Renderer
+    ):
+        """chat: the policy's chat template, for benchmarks of several turns."""
+        self._config, self._store, self._monitor, self._chat = config, store, monitor, chat
         self._flow, self._update = Flow(store, roles, monitor), Update(config, roles, store, monitor, probe)
         self._benchmarks = benchmarks(config)
 
@@ -73,7 +77,7 @@ class SelfPlay:
             current = current_version(self._store, version)
             stages = heldout_stages(self._config, policy, previous, current, self._heldout_answers)
             self._flow.run(version, stages, (0, "heldout_prompts"))
-        measure(self._benchmarks, policy, self._store, self._flow, self._monitor.note)
+        measure(self._benchmarks, policy, self._chat, self._store, self._flow, self._monitor.note)
         if self._config.measures_kl and version:  # last, because the generators then serve the start policy
             self._flow.run(version, [HeldoutStartLogps(self._version(0))], (0, "heldout_prompts"))
 

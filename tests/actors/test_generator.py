@@ -154,6 +154,20 @@ def test_too_few_answers_or_one_that_was_aborted_or_is_nan_name_their_prompt() -
 
 
 @pytest.mark.real
+def test_a_benchmark_may_ask_longer_prompts_for_shorter_answers(generator: Generator, world: World) -> None:
+    row = world.prompts.slice(0, 1).to_pylist()[0]
+    longer = row | {"prompt_token_ids": [*row["prompt_token_ids"], *row["prompt_token_ids"]][:56]}
+    assert len(longer["prompt_token_ids"]) == 56 > SAMPLING.max_prompt_tokens
+    prompts = pa.Table.from_pylist([longer], schema=PROMPTS)
+    answers = generator.generate(prompts, iteration=0, num_samples=1, max_new_tokens=8).to_pylist()[0]
+    assert 0 < len(answers["completion_token_ids"][0]) <= 8
+    with pytest.raises(RoleError, match="expected prompts of 1 to 40 tokens"):
+        generator.generate(prompts, iteration=0)
+    with pytest.raises(RoleError, match="expected prompts of 1 to 55 tokens"):
+        generator.generate(prompts, iteration=0, num_samples=1, max_new_tokens=9)
+
+
+@pytest.mark.real
 def test_every_prompt_gets_k_answers_and_the_table_says_where_they_come_from(
     world: World, completions: list[dict[str, Any]]
 ) -> None:

@@ -1,0 +1,175 @@
+"""MT-Bench (arXiv 2306.05685): two-turn questions in eight categories, judged by an LLM with FastChat's prompts.
+
+A score is comparable with published ones if questions, reference answers and judge prompts are FastChat's and the judge
+is theirs, gpt-4. `provenance` says what was used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from engine.benchmarks import fastchat
+from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
+from engine.benchmarks.fastchat import BenchQuestion
+from engine.benchmarks.files import file_name, jsonl
+from engine.benchmarks.mt_bench_results import answer_results, pair_results, single_results
+from engine.benchmarks.mt_bench_stages import ANSWERS, JUDGMENTS, FirstTurn, Judgments, SecondTurn
+from engine.config.benchmarks import MTBenchConfig
+from engine.config.run import RoleName
+from engine.data.ingest import Renderer, content_id
+from engine.errors import DataError, ModelError
+from engine.loop.stages import Stage
+from engine.schema import MT_BENCH_ANSWERS, MT_BENCH_JUDGMENTS, MT_BENCH_QUESTIONS, NO_DATASET_COMPLETIONS
+from engine.store.reader import Policy
+
+KEY = "evaluation.benchmarks.mt_bench"
+
+
+class MTBench(Benchmark):
+    """MT-Bench of one version of the policy."""
+
+    name = "mt_bench"
+    input_schema = MT_BENCH_QUESTIONS
+
+    def __init__(self, config: MTBenchConfig, role: RoleName, seed: int):
+        """role: that of the judge. seed: of the run."""
+        self._config, self._role, self._seed = config, role, seed
+        self._pairwise = config.mode == "pairwise"
+
+    def inputs(self, chat: Renderer) -> list[pa.Table]:
+        """One table per category, in the order of the questions' file."""
+        config = self._config
+        categories: dict[str, list[BenchQuestion]] = defaultdict(list)
+        for question in fastchat.read_questions(config.questions):
+            categories[question.category].append(question)
+        references = fastchat.read_answers(config.references) if config.references else {}
+        baseline = fastchat.read_answers(config.baseline) if config.baseline else {}
+        tables, problems = [], []
+        for questions in categories.values():
+            rows = []
+            for question in questions[: config.questions_per_category]:
+                row, wrong = self._row(question, chat, references, baseline)
+                rows.append(row)
+                problems += wrong
+            tables.append(rows)
+        if problems:
+            raise DataError(f"{KEY}: {len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in problems))
+        return [pa.Table.from_pylist(rows, MT_BENCH_QUESTIONS) for rows in tables]
+
+    def stages(self, policy: Policy, chat: Renderer) -> list[Stage[Any]]:
+        prompts = fastchat.read_judge_prompts(self._config.judge_prompts)
+        return [
+            FirstTurn(policy, self._config),
+            SecondTurn(policy, self._config, chat),
+            Judgments(self._role, self._config, prompts, self._seed),
+        ]
+
+    def results(self, tables: BenchmarkTables) -> list[Result]:
+        judgments = _rows(tables.of(JUDGMENTS, MT_BENCH_JUDGMENTS))
+        verdicts = pair_results(judgments) if self._pairwise else single_results(judgments)
+        return [*verdicts, *answer_results(_rows(tables.of(ANSWERS, MT_BENCH_ANSWERS)))]
+
+    def files(self, tables: BenchmarkTables, generator: str) -> dict[str, str]:
+        """FastChat's model_answer and model_judgment, to be laid into its folder data/."""
+        answers, judgments = (
+            _rows(tables.of(ANSWERS, MT_BENCH_ANSWERS)),
+            _rows(tables.of(JUDGMENTS, MT_BENCH_JUDGMENTS)),
+        )
+        if self._pairwise:
+            lines = fastchat.pair_lines(judgments, generator, Path(self._config.baseline or "").stem)
+        else:
+            lines = fastchat.single_lines(judgments, generator)
+        judge = file_name(judgments[0]["judge"]) if judgments else "judge"
+        kind = "pair" if self._pairwise else "single"
+        return {
+            f"mt_bench/model_answer/{file_name(generator)}.jsonl": jsonl(fastchat.answer_lines(answers, generator)),
+            f"mt_bench/model_judgment/{judge}_{kind}.jsonl": jsonl(lines),
+        }
+
+    def provenance(self, tables: BenchmarkTables) -> dict[str, str]:
+        config = self._config
+        judgments = _rows(tables.of(JUDGMENTS, MT_BENCH_JUDGMENTS))
+        questions = [(row["question_id"], row["turns"], row["references"]) for row in _rows(tables.input())]
+        prompts = fastchat.read_judge_prompts(config.judge_prompts)
+        return {
+            "questions": f"{len(questions)} of {Path(config.questions).name}, {_digest(questions)}",
+            "judge": ", ".join(sorted({row["judge"] for row in judgments})),
+            "judging": f"{config.mode}, temperature 0, at most {config.judge_max_new_tokens} tokens",
+            "judge prompts": _digest([(p.name, p.system, p.template) for p in prompts.values()]),
+            "sampling": f"FastChat's temperature of each category, top_p 1, at most {config.max_new_tokens} tokens",
+            "seeds": f"derived from {self._seed}, the same for every version",
+        }
+
+    def _row(
+        self,
+        question: BenchQuestion,
+        chat: Renderer,
+        references: dict[int, tuple[str, ...]],
+        baseline: dict[int, tuple[str, ...]],
+    ) -> tuple[dict[str, Any], list[str]]:
+        """A row of engine.schema.MT_BENCH_QUESTIONS, and what is wrong with it."""
+        messages, problems = [{"role": "user", "content": question.turns[0]}], []
+        try:
+            text, token_ids = chat.render(messages)
+        except ModelError as error:
+            text, token_ids = "", [0]
+            problems.append(f"{error}")
+        limit = self._config.max_prompt_tokens
+        if not 0 < len(token_ids) <= limit:
+            problems.append(f"{len(token_ids)} tokens; {KEY}.max_prompt_tokens is {limit}")
+        needed = {"references": references if question.category in fastchat.REFERENCE_CATEGORIES else None}
+        needed["baseline"] = baseline if self._pairwise else None
+        found = {}
+        for key, answers in needed.items():
+            found[key] = () if answers is None else answers.get(question.id, ())
+            if answers is not None and len(found[key]) < len(question.turns):
+                problems.append(f"{len(found[key])} of {len(question.turns)} turns in {KEY}.{key}")
+        row = {
+            "prompt_id": f"{content_id(messages)}-{question.id}",
+            "messages": messages,
+            "prompt_text": text,
+            "prompt_token_ids": token_ids,
+            **NO_DATASET_COMPLETIONS,
+            "question_id": question.id,
+            "category": question.category,
+            "turns": list(question.turns),
+            **{key: list(turns) for key, turns in found.items()},
+        }
+        return row, [f"question {question.id} ({question.category}): {problem}" for problem in problems]
+
+
+def answer_tables(source: str, inputs: Iterable[pa.Table]) -> list[pa.Table]:
+    """Answers of any model, from a file in the form of model_answer/<model>.jsonl, as engine.schema.MT_BENCH_ANSWERS.
+
+    inputs: the benchmark's. Raises DataError, naming every question without an answer to each turn.
+    """
+    answers = fastchat.read_answers(source)
+    tables = list(inputs)
+    rows = [(row["question_id"], row["turns"]) for table in tables for row in table.to_pylist()]
+    if missing := [number for number, turns in rows if len(answers.get(number, ())) < len(turns)]:
+        raise DataError(f"{source}: lacks answers to {len(missing)} of {len(rows)} questions: {missing[:20]}")
+    return [
+        pa.Table.from_pylist(
+            [_answered(row, answers[row["question_id"]]) for row in table.to_pylist()], MT_BENCH_ANSWERS
+        )
+        for table in tables
+    ]
+
+
+def _answered(row: dict[str, Any], turns: tuple[str, ...]) -> dict[str, Any]:
+    ends = ["stop"] * len(row["turns"])
+    return row | {"answers": list(turns[: len(row["turns"])]), "answer_ends": ends, "weights": ""}
+
+
+def _rows(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def _digest(content: Any) -> str:
+    return f"sha256 {hashlib.sha256(repr(content).encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
