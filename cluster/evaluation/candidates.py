@@ -45,7 +45,8 @@ class Source:
 def read_sources(arguments: Sequence[str], cache: Path) -> list[Source]:
     """The source of each argument; all mistakes are reported at once.
 
-    RUN, RUN@2, RUN@1,3 or RUN@best; a folder or hub id of a model or a PEFT adapter; a JSON file of answers.
+    RUN, RUN@2, RUN@1,3 or RUN@best; a folder or hub id of a model or a PEFT adapter; a file of answers, .json or
+    .jsonl.
     cache: folder for downloads and for adapters that are merged into their bases.
     """
     sources: list[Source] = []
@@ -64,7 +65,7 @@ def _read(argument: str, cache: Path) -> Source:
     folder, _, versions = argument.rpartition("@") if re.search(r"@(best|[\d,]+)$", argument) else (argument, "", "")
     if (Path(folder) / "manifest.jsonl").is_file():
         return _from_run(Path(folder), versions)
-    if argument.endswith(".json"):
+    if argument.endswith((".json", ".jsonl")):
         return _from_answers(Path(argument))
     return _from_model(argument, cache)
 
@@ -94,7 +95,10 @@ def _from_run(folder: Path, versions: str) -> Source:
 
 def _from_answers(path: Path) -> Source:
     if not path.is_file():
-        raise StoreError(f"{path}: no such file; expected answers in AlpacaEval's model_outputs.json form")
+        raise StoreError(
+            f"{path}: no such file; expected answers in the form of AlpacaEval's "
+            f"model_outputs.json or FastChat's model_answer/<model>.jsonl"
+        )
     policy = Policy(0, path, sha256_of(path), [])
     name = path.stem if path.stem != "model_outputs" else path.resolve().parent.name
     return Source(name, (Candidate(name, policy, path),), {"model": {"path": "none"}})

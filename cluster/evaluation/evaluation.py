@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
@@ -66,7 +67,7 @@ class Evaluation:
         with launched(self._config, self._engines, ProbeBatch([], []), note, self.store.pin) as roles:
             flow = Flow(self.store, roles, self._monitor)
             for candidate in self.source.candidates:
-                names = measure(self.benchmarks, candidate.policy, self.store, flow, note)
+                names = measure(self.benchmarks, candidate.policy, self._chat, self.store, flow, note)
                 failed += [f"{name} of {candidate.name}" for name in names]
         return failed
 
@@ -87,8 +88,7 @@ class Evaluation:
         record = self.store.recorded("inputs")
         if record and all(self.store.has(*shard) for shard in record["shards"]):
             return
-        chat = self._chat()
-        parts = [(0, b.input_stage, b.inputs(chat), b.input_schema) for b in self.benchmarks]
+        parts = [(0, b.input_stage, b.inputs(self._chat), b.input_schema) for b in self.benchmarks]
         names = [shard for part in parts for shard in commit_inputs(self.store, *part, record is not None)]
         if not record:
             self.store.record("inputs", shards=names)
@@ -103,6 +103,7 @@ class Evaluation:
                     if not self.store.has(version, stage, shard):
                         self.store.commit(version, stage, shard, table, table.schema, of="version")
 
+    @cached_property
     def _chat(self) -> Renderer:
         if all(candidate.answers for candidate in self.source.candidates):
             return PlainText()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
 from engine.benchmarks.fastchat import BenchQuestion
 from engine.benchmarks.files import file_name, jsonl
 from engine.benchmarks.mt_bench_results import answer_results, pair_results, single_results
-from engine.benchmarks.mt_bench_stages import ANSWERS, JUDGMENTS, FirstTurn, Judgments, SecondTurn
+from engine.benchmarks.mt_bench_stages import ANSWERS, FIRST_TURN, JUDGMENTS, FirstTurn, Judgments, SecondTurn
 from engine.config.benchmarks import MTBenchConfig
 from engine.config.run import RoleName
 from engine.data.ingest import Renderer, content_id
@@ -76,7 +76,7 @@ class MTBench(Benchmark):
         return [*verdicts, *answer_results(_rows(tables.of(ANSWERS, MT_BENCH_ANSWERS)))]
 
     def files(self, tables: BenchmarkTables, generator: str) -> dict[str, str]:
-        """FastChat's model_answer and model_judgment, to be laid into its folder data/."""
+        """model_answer/ and model_judgment/ of FastChat's folder data/mt_bench."""
         answers, judgments = (
             _rows(tables.of(ANSWERS, MT_BENCH_ANSWERS)),
             _rows(tables.of(JUDGMENTS, MT_BENCH_JUDGMENTS)),
@@ -88,8 +88,23 @@ class MTBench(Benchmark):
         judge = file_name(judgments[0]["judge"]) if judgments else "judge"
         kind = "pair" if self._pairwise else "single"
         return {
-            f"mt_bench/model_answer/{file_name(generator)}.jsonl": jsonl(fastchat.answer_lines(answers, generator)),
-            f"mt_bench/model_judgment/{judge}_{kind}.jsonl": jsonl(lines),
+            f"model_answer/{file_name(generator)}.jsonl": jsonl(fastchat.answer_lines(answers, generator)),
+            f"model_judgment/{judge}_{kind}.jsonl": jsonl(lines),
+        }
+
+    def answers(self, path: Path, inputs: Sequence[pa.Table], policy: Policy) -> dict[str, list[pa.Table]]:
+        """Both turns, from a file in the form of FastChat's model_answer/<model>.jsonl."""
+        answers = fastchat.read_answers(str(path))
+        shards = [table.to_pylist() for table in inputs]
+        asked = [row for rows in shards for row in rows]
+        missing = [r["question_id"] for r in asked if len(answers.get(r["question_id"], ())) < len(r["turns"])]
+        if missing:
+            raise DataError(f"{path}: lacks answers to {len(missing)} of {len(asked)} questions: {missing[:20]}")
+        both = [[_answered(r, answers[r["question_id"]][: len(r["turns"])], policy) for r in rows] for rows in shards]
+        first = [[_answered(r, answers[r["question_id"]][:1], policy) for r in rows] for rows in shards]
+        return {
+            stage: [pa.Table.from_pylist(rows, MT_BENCH_ANSWERS) for rows in tables]
+            for stage, tables in ((FIRST_TURN, first), (ANSWERS, both))
         }
 
     def provenance(self, tables: BenchmarkTables) -> dict[str, str]:
@@ -118,10 +133,10 @@ class MTBench(Benchmark):
         try:
             text, token_ids = chat.render(messages)
         except ModelError as error:
-            text, token_ids = "", [0]
+            text, token_ids = "", []
             problems.append(f"{error}")
         limit = self._config.max_prompt_tokens
-        if not 0 < len(token_ids) <= limit:
+        if len(token_ids) > limit:
             problems.append(f"{len(token_ids)} tokens; {KEY}.max_prompt_tokens is {limit}")
         needed = {"references": references if question.category in fastchat.REFERENCE_CATEGORIES else None}
         needed["baseline"] = baseline if self._pairwise else None
@@ -144,27 +159,9 @@ class MTBench(Benchmark):
         return row, [f"question {question.id} ({question.category}): {problem}" for problem in problems]
 
 
-def answer_tables(source: str, inputs: Iterable[pa.Table]) -> list[pa.Table]:
-    """Answers of any model, from a file in the form of model_answer/<model>.jsonl, as engine.schema.MT_BENCH_ANSWERS.
-
-    inputs: the benchmark's. Raises DataError, naming every question without an answer to each turn.
-    """
-    answers = fastchat.read_answers(source)
-    tables = list(inputs)
-    rows = [(row["question_id"], row["turns"]) for table in tables for row in table.to_pylist()]
-    if missing := [number for number, turns in rows if len(answers.get(number, ())) < len(turns)]:
-        raise DataError(f"{source}: lacks answers to {len(missing)} of {len(rows)} questions: {missing[:20]}")
-    return [
-        pa.Table.from_pylist(
-            [_answered(row, answers[row["question_id"]]) for row in table.to_pylist()], MT_BENCH_ANSWERS
-        )
-        for table in tables
-    ]
-
-
-def _answered(row: dict[str, Any], turns: tuple[str, ...]) -> dict[str, Any]:
-    ends = ["stop"] * len(row["turns"])
-    return row | {"answers": list(turns[: len(row["turns"])]), "answer_ends": ends, "weights": ""}
+def _answered(row: dict[str, Any], turns: Sequence[str], policy: Policy) -> dict[str, Any]:
+    """A row of engine.schema.MT_BENCH_ANSWERS with `turns`, the answers that exist already."""
+    return row | {"answers": list(turns), "answer_ends": ["stop"] * len(turns), "weights": policy.digest}
 
 
 def _rows(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:

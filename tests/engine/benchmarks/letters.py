@@ -34,7 +34,7 @@ class Letters(Benchmark):
         config = PromptsConfig(source=PROMPTS, limit=6)
         return list(shards(ingest(config, PROMPTS, chat, 512).table, 4))
 
-    def stages(self, policy: Policy) -> list[Stage[Any]]:
+    def stages(self, policy: Policy, chat: Renderer) -> list[Stage[Any]]:
         return [Answers(policy, EvaluationConfig())]
 
     def results(self, tables: BenchmarkTables) -> list[Result]:

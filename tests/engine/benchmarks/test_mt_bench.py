@@ -9,18 +9,24 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
 from actors.fakes import FakeChat
+from cluster.commands.candidates import read_sources
+from cluster.commands.evaluation import Evaluation
+from cluster.commands.results import write_results
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import BenchmarkTables
-from engine.benchmarks.mt_bench import MTBench, answer_tables
+from engine.benchmarks.mt_bench import MTBench
 from engine.benchmarks.mt_bench_stages import ANSWERS, JUDGMENTS, PLAIN_SYSTEM
 from engine.config.benchmarks import MTBenchConfig
+from engine.config.evaluate import EvaluateConfig
 from engine.config.run import RunConfig
 from engine.data.chats import Message
 from engine.errors import DataError, ModelError
 from engine.schema import BENCHMARK_RESULTS, MT_BENCH_ANSWERS, MT_BENCH_JUDGMENTS
 from engine.store.inspection import run_digest
+from engine.store.reader import Policy
 from engine.store.run import RunStore
 from tests.engine.benchmarks.mt_bench_world import (
     BASELINE,
@@ -132,13 +138,13 @@ def test_the_files_have_fastchats_form(run: Path, config: RunConfig) -> None:
     with RunStore(run) as store:
         files = benchmark.files(BenchmarkTables(store, benchmark, 1), "org/my model")
     assert set(files) == {
-        "mt_bench/model_answer/org-my-model.jsonl",
-        "mt_bench/model_judgment/fake-letters_single.jsonl",
+        "model_answer/org-my-model.jsonl",
+        "model_judgment/fake-letters_single.jsonl",
     }
-    answers = [json.loads(line) for line in files["mt_bench/model_answer/org-my-model.jsonl"].splitlines()]
+    answers = [json.loads(line) for line in files["model_answer/org-my-model.jsonl"].splitlines()]
     assert [answer["question_id"] for answer in answers] == [81, 82, 111, 7]
     assert answers[0]["model_id"] == "org/my model" and len(answers[0]["choices"][0]["turns"]) == 2
-    judgments = [json.loads(line) for line in files["mt_bench/model_judgment/fake-letters_single.jsonl"].splitlines()]
+    judgments = [json.loads(line) for line in files["model_judgment/fake-letters_single.jsonl"].splitlines()]
     stored = rows(run, 1, JUDGMENTS, MT_BENCH_JUDGMENTS)
     assert [row["score"] for row in judgments] == [-1 if math.isnan(r["rating"]) else r["rating"] for r in stored]
     assert judgments[0]["judge"] == ["fake:letters", "single-v1"]
@@ -148,10 +154,10 @@ def test_answers_in_fastchats_form_come_back_as_they_were_written(run: Path, con
     (benchmark,) = benchmarks(config)
     with RunStore(run) as store:
         tables = BenchmarkTables(store, benchmark, 1)
-        text = benchmark.files(tables, "m")["mt_bench/model_answer/m.jsonl"]
+        text = benchmark.files(tables, "m")["model_answer/m.jsonl"]
         (tmp_path / "m.jsonl").write_text(text, encoding="utf-8")
-        read = answer_tables(str(tmp_path / "m.jsonl"), tables.input())
-    answers = [row["answers"] for table in read for row in table.to_pylist()]
+        read = benchmark.answers(tmp_path / "m.jsonl", list(tables.input()), Policy(0, tmp_path, "d" * 64, []))
+    answers = [row["answers"] for table in read[ANSWERS] for row in table.to_pylist()]
     assert answers == [row["answers"] for row in rows(run, 1, ANSWERS, MT_BENCH_ANSWERS)]
 
 
@@ -172,7 +178,7 @@ def test_pairwise_needs_both_orders_to_agree(tmp_path: Path) -> None:
     (benchmark,) = benchmarks(config)
     with RunStore(folder) as store:
         files = benchmark.files(BenchmarkTables(store, benchmark, 1), "mine")
-    first = json.loads(files["mt_bench/model_judgment/fake-letters_pair.jsonl"].splitlines()[0])
+    first = json.loads(files["model_judgment/fake-letters_pair.jsonl"].splitlines()[0])
     assert (first["model_1"], first["model_2"], first["judge"]) == ("mine", "twice_a", ["fake:letters", "pair-v2"])
     assert first["g1_winner"] == first["g2_winner"]
 
@@ -200,7 +206,7 @@ def test_a_second_turn_without_room_or_that_the_template_refuses_is_counted(
     with RunStore(folder) as store:
         assert store.counts(0, ANSWERS)["second_turns_not_asked"] == 2
         (benchmark,) = benchmarks(config)
-        text = benchmark.files(BenchmarkTables(store, benchmark, 0), "m")["mt_bench/model_answer/m.jsonl"]
+        text = benchmark.files(BenchmarkTables(store, benchmark, 0), "m")["model_answer/m.jsonl"]
     assert json.loads(text.splitlines()[0])["choices"][0]["turns"] == [answers[81][0], "ERROR"]
 
 
@@ -248,9 +254,29 @@ def test_a_few_questions_of_each_category_are_enough_for_a_trial(tmp_path: Path)
 
 
 def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
-    inputs = MTBench(MTBenchConfig(**section(tmp_path)), "annotator", 0).inputs(FakeChat())
+    benchmark = MTBench(MTBenchConfig(**section(tmp_path)), "annotator", 0)
+    other = Path(write_jsonl(tmp_path / "other.jsonl", BASELINE[:2]))
     with pytest.raises(DataError, match=r"lacks answers to 2 of 4 questions: \[111, 7\]"):
-        answer_tables(write_jsonl(tmp_path / "other.jsonl", BASELINE[:2]), inputs)
+        benchmark.answers(other, benchmark.inputs(FakeChat()), Policy(0, other, "d" * 64, []))
+
+
+def test_kumite_eval_judges_answers_from_a_file(tmp_path: Path) -> None:
+    answers = write_jsonl(tmp_path / "twice_a.jsonl", BASELINE)
+    (source,) = read_sources([answers], tmp_path)
+    values = {"annotator": JUDGE, "benchmarks": {"mt_bench": section(tmp_path)}}
+    config = EvaluateConfig.model_validate(
+        {**source.config, "output": str(tmp_path), "cluster": {"backend": "local"}, "evaluation": values}
+    )
+    with Evaluation(source, config, Console(quiet=True), JudgedEngines()) as evaluation:
+        assert evaluation.run() == []
+        write_results(tmp_path / "out", [evaluation], Console(quiet=True))
+    found = {row["metric"]: row["value"] for row in json.loads((tmp_path / "out/results.json").read_text())["results"]}
+    assert found["score"] == 3.0, "every answer is aa"
+    files = tmp_path / "out/files/mt_bench/twice_a"
+    assert (
+        json.loads((files / "model_answer/twice_a.jsonl").read_text().splitlines()[0])["choices"][0]["turns"]
+        == ["aa"] * 2
+    )
 
 
 def test_models_without_a_system_role_get_the_instructions_before_the_question(tmp_path: Path) -> None:
