@@ -168,7 +168,7 @@ class FakeGenerator:
             [derive_seed(self._seed, purpose, iteration, prompt, i) for i in range(k)]
             for prompt in prompts["prompt_id"].to_pylist()
         ]
-        ids = [[self._answer(seed, longest) for seed in row] for row in seeds]
+        ids = [[self._answer(seed)[:longest] for seed in row] for row in seeds]
         letters = [[[i for i in answer if i != END] for answer in row] for row in ids]
         return append(
             prompts,
@@ -203,11 +203,11 @@ class FakeGenerator:
     def sleep(self) -> None:
         self._digest, self._logps = "", np.zeros(0)
 
-    def _answer(self, seed: int, longest: int) -> list[int]:
+    def _answer(self, seed: int) -> list[int]:
         draw = np.random.default_rng(seed)
         length = int(draw.integers(0, 7))
         letters = draw.choice(len(LETTERS), size=length, p=np.exp(self._logps)).tolist()
-        return [*letters, END][:longest]
+        return [*letters, END]
 
 
 class FakeLearner:
