@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from actors.fakes import FakeChat
-from cluster.commands.candidates import read_sources
-from cluster.commands.evaluation import Evaluation
-from cluster.commands.results import write_results
+from cluster.evaluation.candidates import read_sources
+from cluster.evaluation.evaluation import Evaluation
+from cluster.evaluation.results import write_results
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import BenchmarkTables
 from engine.benchmarks.mt_bench import MTBench
