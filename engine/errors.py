@@ -71,3 +71,9 @@ class WeightsError(KumiteError):
 
 class NonFiniteError(KumiteError):
     """A loss or a gradient became NaN or infinite; no update was made with it."""
+
+
+class PublishError(KumiteError):
+    """A folder that must not be published, or that the hub did not take."""
+
+    exit_code = 2
