@@ -27,7 +27,7 @@ from engine.config.run import ModelConfig, RunConfig, SamplingConfig, Setup
 from engine.errors import NonFiniteError, RoleError, WeightsError
 from engine.loop.roles import Generator, Learner
 from engine.loop.weight_probe import compare_probe
-from engine.schema import COMPLETIONS, PROMPTS, REF_LOGPS, SELECTED, append, conform
+from engine.schema import COMPLETIONS, PROMPTS, REF_LOGPS, SELECTED, VALIDATION, append, conform
 from engine.seeds import derive_seed
 from engine.store.weights import verify_weights
 
@@ -243,11 +243,27 @@ class FakeLearner:
         rows = [row for shard in shards for row in conform(shard, REF_LOGPS, "fake learner").to_pylist()]
         rows.sort(key=lambda row: derive_seed(self._seed, "order", iteration, row["prompt_id"]))
         self._rows, self._step = rows, 0
-        self._num_steps = -(-len(rows) // self._config.batch_size)
+        self._num_steps = self._config.schedule.max_steps or -(-len(rows) // self._config.batch_size)
         return {"num_steps": self._num_steps, "num_rows": len(rows)}
 
     def advance(self, until: int) -> list[dict[str, float]]:
         return [self._update() for _ in range(self._step, until)]
+
+    def validate(self, rows: pa.Table, step: int) -> pa.Table:
+        import torch
+
+        from actors.learner.forward import grouped
+
+        self.advance(step)
+        columns: dict[str, list[Any]] = {"logps": [], "rewards": [], "loss": []}
+        for row in conform(rows, REF_LOGPS, "fake learner").to_pylist():
+            logps = self._logps(row["completion_token_ids"])[0]
+            (_, batch), *_ = grouped([row], torch.tensor(logps))
+            columns["logps"].append(logps.tolist())
+            columns["rewards"].append(self._algorithm.rewards(batch)[0].tolist())
+            columns["loss"].append(self._algorithm.heldout_loss(batch)[0].item())
+        kept = rows.select(["prompt_id", "completion_index", "win_rate", "ref_logps"])
+        return append(kept, VALIDATION, "fake learner", **columns)
 
     def save_checkpoint(self, folder: str, step: int) -> None:
         self.advance(step)
@@ -280,10 +296,11 @@ class FakeLearner:
         """Do one step of normalised gradient descent on the mean loss of the next batch."""
         import torch
 
-        from actors.learner.learner import batches_of
+        from actors.learner.forward import batches_of
 
         size = self._config.batch_size
-        rows = self._rows[self._step * size : (self._step + 1) * size]
+        start = self._step * size % len(self._rows)
+        rows = self._rows[start : start + size]
         values, gradients = zip(*(self._logps(row["completion_token_ids"]) for row in rows), strict=True)
         logps = torch.tensor(np.concatenate(values), requires_grad=True)
         loss = torch.cat([self._algorithm.loss(batch) for batch in batches_of(rows, logps)]).mean()

@@ -5,6 +5,7 @@ Each stage adds columns and never renames one. Roles exchange the same Arrow tab
     PROMPTS -> COMPLETIONS -> SCORES -> PREVIOUS_SCORES -> SELECTED -> REF_LOGPS    training rows
                               SCORES -> AGREEMENT                                  scorer compared with evaluator
                COMPLETIONS -> NULL_MODEL                                           null-model baseline
+    PROMPTS -> SELECTED -> REF_LOGPS -> VALIDATION                                 held-out preferences
     PROMPTS -> COMPLETIONS -> HELDOUT_WIN_RATES -> GATE                            held-out prompts
                            -> HELDOUT_START_LOGPS
     ... -> BENCHMARK_RESULTS                                                       published benchmarks
@@ -102,6 +103,17 @@ SELECTED = _schema(
 )
 
 REF_LOGPS = _extend(SELECTED, "ref_logps", ("ref_logps", REALS))  # [n] nats, summed over tokens
+
+VALIDATION = _schema(
+    "validation",
+    ("prompt_id", pa.string()),
+    ("completion_index", IDS),  # [n] as in SELECTED
+    ("win_rate", REALS),  # [n] the label of the held-out preference
+    ("ref_logps", REALS),  # [n] nats, summed over tokens, under the reference policy of the iteration
+    ("logps", REALS),  # [n] under the policy after some optimizer steps, whose number is that of the shard
+    ("rewards", REALS),  # [n] implicit rewards
+    ("loss", pa.float64()),
+)
 
 OTHER_PROMPT = -1_000_000
 """`completion_index` of a completion of another prompt, with which KTO estimates the KL divergence."""

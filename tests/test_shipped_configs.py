@@ -116,5 +116,5 @@ def test_the_first_step_of_a_smoke_run_has_a_learning_rate(name):
     learner = load(CONFIGS / name).learner
     schedule = learner.schedule
     steps = 12 // learner.batch_size
-    rate = lr_at(0, peak=1.0, total_steps=steps, warmup_ratio=schedule.warmup_ratio, kind=schedule.kind)
+    rate = lr_at(0, peak=1.0, total_steps=steps, warmup_steps=schedule.warmup(steps), kind=schedule.kind)
     assert rate > 0.0, "the only step of a short iteration would change nothing"

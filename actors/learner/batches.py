@@ -80,8 +80,9 @@ def training_order(
     num_ranks: int,
     epochs: float,
     seed: int,
+    max_steps: int | None = None,
 ) -> list[Step]:
-    """The steps of an iteration, in order.
+    """The steps of an iteration, in order: those of `epochs`, or `max_steps` of them.
 
     Each epoch shuffles the micro-batches by (seed, epoch) and takes batch_size / micro_batch_size of them per step:
     batch_size rows, or fewer where a shard's last micro-batch or the epoch's last step is smaller. The rows of a step
@@ -94,7 +95,7 @@ def training_order(
     per_step = batch_size // micro_batch_size
     per_epoch = count_steps(len(pieces), per_step, 1)
     steps = []
-    for number in range(count_steps(len(pieces), per_step, epochs)):
+    for number in range(max_steps or count_steps(len(pieces), per_step, epochs)):
         epoch, within = divmod(number, per_epoch)
         if within == 0:
             shuffled = random.Random(derive_seed(seed, "epoch", epoch)).sample(pieces, len(pieces))
@@ -113,19 +114,18 @@ def lr_at(
     *,
     peak: float,
     total_steps: int,
-    warmup_ratio: float = 0.0,
+    warmup_steps: float = 0.0,
     kind: Literal["linear", "cosine", "constant"] = "linear",
 ) -> float:
     """Learning rate of the update after `step` finished updates, in [0, peak].
 
-    Rises linearly over the first warmup_ratio * total_steps updates (not rounded, so that the curve depends only on
-    step / total_steps), then falls to 0 at `total_steps` linearly or as half a cosine, or stays constant. As in
-    transformers' schedules the first update of a warm-up has rate 0.
+    Rises linearly over the first warmup_steps updates, a number that need not be whole, then falls to 0 at
+    `total_steps` linearly or as half a cosine, or stays constant. As in transformers' schedules the first update of a
+    warm-up has rate 0.
     """
-    warmup = warmup_ratio * total_steps
-    if step < warmup:
-        return peak * step / warmup
+    if step < warmup_steps:
+        return peak * step / warmup_steps
     if kind == "constant":
         return peak
-    remaining = max(0.0, (total_steps - step) / max(total_steps - warmup, 1e-12))
+    remaining = max(0.0, (total_steps - step) / max(total_steps - warmup_steps, 1e-12))
     return peak * (remaining if kind == "linear" else 0.5 * (1.0 - math.cos(math.pi * remaining)))

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +23,17 @@ from actors.learner.batches import (
     MicroBatch,
     Step,
     count_steps,
-    deal,
     fingerprint,
     lr_at,
     micro_batches,
     training_order,
 )
 from actors.learner.deepspeed import deepspeed_config, device, free_address, join_group, make_optimizer
+from actors.learner.forward import Ranks, batches_of, ref_logps, rows_of, validate
 from actors.learner.policy import collate
 from actors.learner.step_metrics import GradientWatch, StepTotals
 from actors.learner.versions import Versions
-from engine.algorithms.base import Algorithm, Batch
+from engine.algorithms.base import Algorithm
 from engine.config.run import LearnerConfig, ModelConfig
 from engine.errors import DataError, NonFiniteError, RoleError, StoreError
 from engine.schema import REF_LOGPS, SELECTED, conform
@@ -131,7 +129,7 @@ class Learner:
         """
         self._require_untrained("ref_logps")
         rows = conform(rows, SELECTED, "learner reference")
-        return ref_logps(self._engine, rows, self.config.micro_batch_size, self.rank, self.world_size)
+        return ref_logps(self._engine, rows, self._ranks)
 
     def token_logps(
         self, prompt_token_ids: list[list[int]], completion_token_ids: list[list[int]]
@@ -174,10 +172,12 @@ class Learner:
             num_ranks=self.world_size,
             epochs=schedule.stop_after_epochs,
             seed=derive_seed(self.seed, "order", iteration),
+            max_steps=schedule.max_steps,
         )
         per_step = config.batch_size // config.micro_batch_size
         pieces = micro_batches(sizes, config.micro_batch_size)
-        self._scheduled = count_steps(len(pieces), per_step, schedule.scheduler_total_epochs)
+        epochs = schedule.scheduler_total_epochs
+        self._scheduled = schedule.max_steps or count_steps(len(pieces), per_step, epochs)
         self._done = 0
         return {
             "num_rows": sum(sizes),
@@ -198,6 +198,17 @@ class Learner:
         """
         self._require_rows()
         return [self._train_step(step) for step in self._order[self._done : until]]
+
+    def validate(self, rows: pa.Table, step: int) -> pa.Table:
+        """Advance to `step`; losses and implicit rewards (engine.schema.VALIDATION) of a shard of held-out rows.
+
+        rows: engine.schema.REF_LOGPS. They do not train. Every rank returns the whole table. Raises NonFiniteError
+        naming the prompts whose log-probabilities or losses are not finite.
+        """
+        self._require_rows()
+        self.advance(step)
+        rows = conform(rows, REF_LOGPS, "learner validation")
+        return validate(self._engine, self.algorithm, rows, self._ranks)
 
     def _train_step(self, step: Step) -> dict[str, float]:
         self._untrained = False
@@ -242,7 +253,7 @@ class Learner:
         losses = []
         for batch in batches_of(rows, logps):
             losses.append(self.algorithm.loss(batch))
-            totals.add(batch, losses[-1], self.algorithm.reward_scale())
+            totals.add(batch, losses[-1], self.algorithm.rewards(batch))
         return torch.cat(losses).sum()
 
     def _update_weights(self) -> float:
@@ -269,7 +280,7 @@ class Learner:
             self._done,
             peak=self.config.optimizer.lr,
             total_steps=self._scheduled,
-            warmup_ratio=schedule.warmup_ratio,
+            warmup_steps=schedule.warmup(self._scheduled),
             kind=schedule.kind,
         )
 
@@ -320,6 +331,10 @@ class Learner:
 
     # ---- checks ----
 
+    @property
+    def _ranks(self) -> Ranks:
+        return Ranks(self.config.micro_batch_size, self.rank, self.world_size)
+
     def _forget_rows(self) -> None:
         self._shards = []
         self._order = []
@@ -356,58 +371,4 @@ class Learner:
         raise NonFiniteError(
             f"learner step {number}: not finite: {'; '.join(places)}. The weights are those before this step. "
             "Check win_rate and ref_logps of these rows; if they are finite, lower the learning rate"
-        )
-
-
-def rows_of(table: pa.Table, piece: MicroBatch) -> list[dict]:
-    """The rows of a micro-batch as Python values; [] for EMPTY."""
-    return table.slice(piece.start, piece.num_rows).to_pylist()
-
-
-def ref_logps(engine: Any, rows: pa.Table, micro_batch_size: int, rank: int, world_size: int) -> list[list[float]]:
-    """[rows][n] log-probabilities of one shard (engine.schema.SELECTED), summed over tokens, in nats; on every rank.
-
-    Called by all ranks. Raises NonFiniteError on all ranks, naming the prompts without finite values.
-    """
-    counts = [len(answers) for answers in rows["completion_token_ids"].to_pylist()]
-    values = torch.zeros(sum(counts), dtype=torch.float64, device=device())
-    with torch.no_grad():
-        for ranks in deal(micro_batches([rows.num_rows], micro_batch_size), world_size):
-            own = ranks[rank]
-            logps = engine(**collate(rows_of(rows, own), device()))
-            start, stop = sum(counts[: own.start]), sum(counts[: own.stop])
-            values[start:stop] = logps[: stop - start]
-    dist.all_reduce(values)  # each value was computed by one rank and is 0 on the others
-    split = [part.tolist() for part in values.split(counts)] if counts else []
-    _require_finite(rows["prompt_id"].to_pylist(), split)
-    return split
-
-
-def _require_finite(prompt_ids: list[str], logps: list[list[float]]) -> None:
-    bad = [name for name, values in zip(prompt_ids, logps, strict=True) if not all(map(math.isfinite, values))]
-    if bad:
-        raise NonFiniteError(
-            f"reference log-probabilities of prompts {bad} are not finite: the opened weights give NaN or infinity; "
-            "use the last policy folder whose log-probabilities are finite"
-        )
-
-
-def batches_of(rows: list[dict], logps: Tensor) -> Iterator[Batch]:
-    """The rows with 2 answers as one Batch, those with 3 as another, and so on, in the order of first appearance.
-
-    rows: engine.schema.REF_LOGPS. logps: [N] under the policy, the answers of all rows one after the other.
-    Some losses (AOT, KTO, BCO) read all rows of a batch at once, so equal sizes stay together.
-    """
-    sizes = [len(row["completion_index"]) for row in rows]
-    starts = [0, *accumulate(sizes)]
-    for n in dict.fromkeys(sizes):
-        members = [i for i, size in enumerate(sizes) if size == n]
-        chosen = [rows[i] for i in members]
-        lengths = [[max(1, len(answer)) for answer in row["completion_token_ids"]] for row in chosen]
-        yield Batch(
-            logps=torch.stack([logps[starts[i] : starts[i] + n] for i in members]),
-            ref_logps=logps.new_tensor([row["ref_logps"] for row in chosen]),
-            num_tokens=logps.new_tensor(lengths),
-            win_rate=logps.new_tensor([row["win_rate"] for row in chosen]),
-            baseline=logps.new_tensor([[row["baseline"]] for row in chosen]),
         )

@@ -35,9 +35,8 @@ class StepTotals:
         """[passes][ranks][loss, gradient]: 1 where it is NaN or infinite."""
 
     @torch.no_grad()
-    def add(self, batch: Batch, losses: Tensor, reward_scale: float) -> None:
-        """B training rows and their losses [B]."""
-        rewards = reward_scale * batch.log_ratio
+    def add(self, batch: Batch, losses: Tensor, rewards: Tensor) -> None:
+        """B training rows with their losses [B] and implicit rewards [B, n]."""
         chosen = batch.win_rate.argmax(dim=1, keepdim=True)
         # Of equal win rates the last, so that chosen and rejected are two different answers.
         rejected = batch.win_rate.shape[1] - 1 - batch.win_rate.flip(1).argmin(dim=1, keepdim=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow as pa
 from rich.console import Console
 
 from actors.factories import Chat, Engines
@@ -18,8 +17,10 @@ from cluster.evaluation.results import write_files
 from engine.benchmarks import benchmarks
 from engine.config.run import RunConfig
 from engine.data.formats import RequiredAnswers
+from engine.data.holdout import held_out_pairs, overlap
 from engine.data.ingest import ingest_iterations, shards
 from engine.loop.self_play import SelfPlay, open_iterations, result_version
+from engine.loop.validation import PAIRS
 from engine.loop.weight_probe import ProbeBatch, probe_batch
 from engine.metrics.monitor import Monitor, read_metrics
 from engine.report.render import print_table, write_report
@@ -125,28 +126,28 @@ class Job:
             algorithm.num_dataset_completions, config.sampling.max_new_tokens, f"algorithm.name = {algorithm.name}"
         )
         tables, results = ingest_iterations(config.prompts, chat, longest, config.iterations, config.seed, required)
-        stages = [(t, "prompts", table) for t, table in enumerate(tables)]
+        stages, notes = [], list[str]()
+        if config.preferences:
+            held = held_out_pairs(config, config.preferences, chat, tables)
+            tables, results, notes = held.training, results + held.results, held.notes
+            stages.append((0, PAIRS, held.pairs))
+        stages += [(t, "prompts", table) for t, table in enumerate(tables)]
         if config.evaluation and config.evaluation.prompts:
             heldout, heldout_results = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)
             stages.append((0, "heldout_prompts", heldout[0]))
             results += heldout_results
-            self._note_overlap(tables, heldout[0])
+            notes += overlap(tables, heldout[0], "held-out prompts")
         size = config.shard_size
         inputs = [(t, stage, list(shards(table, size)), PROMPTS) for t, stage, table in stages]
         inputs += [(0, b.input_stage, b.inputs(chat), b.input_schema) for b in benchmarks(config)]
         for result in results:
             self.note("prompts: " + ", ".join(f"{name} {count:,}" for name, count in result.counts.items() if count))
+        for note in notes:
+            self.note(note)
         begun = record is not None
         names = [shard for part in inputs for shard in commit_inputs(self.store, *part, begun)]
         if not record:
             self.store.record("prompts", shards=names)
-
-    def _note_overlap(self, training: list[pa.Table], heldout: pa.Table) -> None:
-        """Note held-out prompts that are also training prompts: a prompt's id begins with the hash of its content."""
-        trained = {name.rsplit("-", 1)[0] for table in training for name in table["prompt_id"].to_pylist()}
-        both = sum(name.rsplit("-", 1)[0] in trained for name in heldout["prompt_id"].to_pylist())
-        if both:
-            self.note(f"warning: {both:,} of {heldout.num_rows:,} held-out prompts are also trained on")
 
     def _probe(self, chat: Chat) -> ProbeBatch:
         sampling = self._config.sampling

@@ -62,8 +62,9 @@ def _count_rows(path: Path) -> int | None:
 
 
 def max_steps(learner: LearnerConfig, rows: int) -> int:
-    """Optimizer steps of one iteration with `rows` training rows."""
-    return math.ceil(rows * learner.schedule.stop_after_epochs / learner.batch_size)
+    """Most optimizer steps of one iteration with `rows` training rows; early stopping makes fewer."""
+    schedule = learner.schedule
+    return schedule.max_steps or math.ceil(rows * schedule.stop_after_epochs / learner.batch_size)
 
 
 def optimizer_bytes(learner: LearnerConfig, dtype: str) -> int:
@@ -156,7 +157,7 @@ def num_verdicts(config: RunConfig, prompts: int, answers: int) -> tuple[int, st
 
 
 def disk_bytes(config: RunConfig, parameters: float | None) -> dict[str, float]:
-    """{purpose: bytes} under `output`: weights of all iterations, two learner checkpoints, tables."""
+    """{purpose: bytes} under `output`: weights of all iterations, two or three learner checkpoints, tables."""
     size, learner, dtype = parameters or 0.0, config.learner, config.model.dtype
     trained = trained_parameters(config, parameters) or 0.0
     prompts = (prompts_per_iteration(config) or 0) * config.iterations
@@ -165,9 +166,10 @@ def disk_bytes(config: RunConfig, parameters: float | None) -> dict[str, float]:
         * (answers_per_prompt(config) + config.algorithm.num_dataset_completions)
         * config.sampling.max_new_tokens
     )
+    copies = 3 if learner.keep_best_step else 2  # the old, the new, and that of the best step
     return {
         "weights": _saved_parameters(config, size, trained) * BYTES[dtype],
-        "two learner checkpoints": 2 * trained * (BYTES[dtype] + optimizer_bytes(learner, dtype)),
+        f"{copies} learner checkpoints": copies * trained * (BYTES[dtype] + optimizer_bytes(learner, dtype)),
         "tables": float(answers * TABLE_BYTES_PER_TOKEN),
     }
 

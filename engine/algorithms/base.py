@@ -150,7 +150,32 @@ class Algorithm(BaseModel, ABC):
 
     @abstractmethod
     def reward_scale(self) -> float:
-        """Factor from a log-ratio to the implicit reward that is logged as `rewards/...` (beta in DPO)."""
+        """Factor from a log-ratio to the implicit reward (beta in DPO)."""
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """[B, n] implicit rewards of the answers, logged as `rewards/...`; only their differences have a meaning."""
+        return self.reward_scale() * batch.log_ratio
+
+    @property
+    def num_heldout_completions(self) -> int:
+        """Answers that each row of evaluation.preferences brings: 2, or 1 where single answers with a label train."""
+        return 2
+
+    def heldout_rows(self, prompts: pa.Table) -> Selection:
+        """Rows of a shard of held-out preferences (PROMPTS), chosen before rejected; ties have none to agree with."""
+        counts: Counter[str] = Counter(prompts=prompts.num_rows, ties=0)
+        rows = []
+        for prompt in prompts.to_pylist():
+            rates = prompt["dataset_win_rates"]
+            if rates[0] == rates[1]:
+                counts["ties"] += 1
+            else:
+                rows.append(row_of(prompt, [-1, -2], prompt["dataset_token_ids"], rates))
+        return Selection.of(rows, counts, f"{self.name} held-out rows")
+
+    def heldout_loss(self, batch: Batch) -> Tensor:
+        """[B] the loss of held-out rows: that of training, as far as the answers of a data set have one."""
+        return self.loss(batch)
 
 
 COUNTED = ("prompts", "ties", "no_pair", "missing", "duplicates", "truncated", "empty")

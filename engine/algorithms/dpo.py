@@ -29,6 +29,8 @@ PARAMETERS = ("beta", "label_smoothing", "tau", "gamma", "alpha", "margin", "del
 """The keyword arguments of losses; each is a field of DPO."""
 AGAINST_POLICY = ("sppo", "sppo_scaled")
 """Losses whose targets are win rates against the policy."""
+OF_LIKELIHOODS = {"simpo": "mean", "orpo": "mean", "sft": "mean", "cpo": "sum"}
+"""Losses without a reference: their reward is beta times the answer's log-likelihood, its mean per token or sum."""
 WITHIN_PAIR = ("sppo_single", "sigmoid_soft")
 """Losses whose target is P(chosen beats rejected). soft_labels turns sigmoid into sigmoid_soft."""
 RENAMED = {
@@ -227,6 +229,14 @@ class DPO(ScoredAnswers):
     def _parameters(self, name: str) -> dict[str, float]:
         """The parameters that the loss reads and the config sets."""
         return {key: value for key in _keywords_of(name) if (value := getattr(self, key)) is not None}
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """[B, n] those of the first loss; DPO's are log-ratios times beta."""
+        first = next(iter(self.losses))
+        per_token = self.length_normalized or OF_LIKELIHOODS.get(first) == "mean"
+        free = self.reference_free or first in OF_LIKELIHOODS
+        values = batch.logps if free else batch.log_ratio
+        return self.reward_scale() * (values / batch.num_tokens if per_token else values)
 
     def reward_scale(self) -> float:
         """beta of the first loss, or 1 / eta; 1 for a loss that has neither."""

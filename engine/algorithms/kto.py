@@ -38,6 +38,10 @@ class KTO(Algorithm):
         return 2 if self.data == "pairs" else 1
 
     @property
+    def num_heldout_completions(self) -> int:
+        return self.num_dataset_completions
+
+    @property
     def min_samples(self) -> int:
         return 1
 
@@ -61,6 +65,9 @@ class KTO(Algorithm):
             else:
                 rows.append(self._row(prompt, other["dataset_token_ids"][i % self.num_dataset_completions]))
         return Selection.of(rows, counts, "kto rows")
+
+    def heldout_rows(self, prompts: pa.Table) -> Selection:
+        return self.select(prompts)
 
     def _row(self, prompt: dict, mismatched: list[int]) -> dict:
         own = prompt["dataset_token_ids"]

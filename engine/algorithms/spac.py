@@ -122,5 +122,10 @@ class SPAC(Algorithm):
             return preferences
         return preferences + self.penalty_weight * critic_penalty(h[:, 0], h[:, 2:], self.beta, self.surrogate)
 
+    def heldout_loss(self, batch: Batch) -> Tensor:
+        """[B] negative log-likelihood of the preferences, with weight 1; the penalty needs answers of the policy."""
+        h = batch.log_ratio
+        return preference_loss(h[:, 0], h[:, 1], self.beta)
+
     def reward_scale(self) -> float:
         return self.beta

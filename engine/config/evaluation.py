@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from engine.config.base import Fraction, Section
 from engine.config.benchmarks import BenchmarksConfig
+from engine.config.preferences import PreferencesConfig
 from engine.config.prompts import PromptsConfig
 from engine.config.scorer import ScorerConfig
 
@@ -42,6 +43,8 @@ class EvaluationConfig(Section):
 
     prompts: PromptsConfig | None = None
     """The held-out prompts; null: none, so that no version is compared with another."""
+    preferences: PreferencesConfig | None = None
+    """Held-out preferences, on which the learner is validated; null: none."""
     num_samples: PositiveInt = 1
     """Answers per held-out prompt and policy."""
     temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from engine.config.base import WITHOUT_EFFECT, Fraction, Section
+from engine.config.base import WITHOUT_EFFECT, Count, Fraction, Section
+
+ValidationMetric = Literal["loss", "accuracy"]
+"""Of held-out preferences."""
 
 
 class OptimizerConfig(Section):
@@ -35,10 +38,41 @@ class ScheduleConfig(Section):
     """Shape after the warm-up; linear and cosine fall to 0."""
     warmup_ratio: Fraction = 0.1
     """Share of the *scheduled* steps in which the learning rate rises from 0."""
+    warmup_steps: Count | None = None
+    """The same as a number of steps, in place of warmup_ratio."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps of each iteration, scheduled and trained, in place of the two keys of epochs; rows repeat where
+    there are too few (transformers' max_steps)."""
     scheduler_total_epochs: PositiveFloat = 1.0
     """Epochs over which the schedule stretches: 18 in the SPPO paper, 6 on its model cards, 1 in its scripts."""
     stop_after_epochs: PositiveFloat = 1.0
     """Epochs that are trained; 1 in all three."""
+
+    def warmup(self, scheduled_steps: int) -> float:
+        """Steps in which the learning rate rises; a ratio is not rounded."""
+        return self.warmup_ratio * scheduled_steps if self.warmup_steps is None else self.warmup_steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _let_steps_replace_the_default_ratio(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("warmup_steps") is not None and "warmup_ratio" not in data:
+            return data | {"warmup_ratio": 0.0}
+        return data
+
+    @model_validator(mode="after")
+    def _check_one_key_for_each(self) -> ScheduleConfig:
+        if self.warmup_steps is not None and self.warmup_ratio:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} and warmup_ratio = {self.warmup_ratio} both say how long the "
+                f"learning rate rises; remove one of them"
+            )
+        epochs = {"scheduler_total_epochs": self.scheduler_total_epochs, "stop_after_epochs": self.stop_after_epochs}
+        others = [f"{name} = {value:g}" for name, value in epochs.items() if value != 1.0]
+        if self.max_steps is not None and others:
+            raise ValueError(
+                f"max_steps = {self.max_steps} takes the place of {' and '.join(others)}; remove the one or the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_stops_within_schedule(self) -> ScheduleConfig:
@@ -48,6 +82,17 @@ class ScheduleConfig(Section):
                 f"{self.scheduler_total_epochs}: the learning rate would be 0 after that"
             )
         return self
+
+
+class EarlyStoppingConfig(Section):
+    """Ends an iteration's training when validation no longer improves (transformers' EarlyStoppingCallback)."""
+
+    patience: PositiveInt = 1
+    """Validations in a row without an improvement after which training ends."""
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    """An improvement is by more than this over the best so far, in nats for the loss, as a share for the accuracy."""
+    metric: ValidationMetric = "loss"
+    """loss: lower is better; accuracy: higher is better."""
 
 
 class LearnerConfig(Section):
@@ -79,6 +124,13 @@ class LearnerConfig(Section):
     """Tokens whose logits are in memory at one time; fewer need less memory."""
     checkpoint_every: Annotated[PositiveInt, WITHOUT_EFFECT] = 50
     """Optimizer steps between two checkpoints from which the learner restarts within an iteration."""
+    evaluate_every: PositiveInt | None = None
+    """Optimizer steps between two validations on evaluation.preferences; null: one, after an iteration's last step."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """Ends an iteration's training early; null: never."""
+    keep_best_step: ValidationMetric | None = None
+    """loss or accuracy: an iteration makes the weights of its validated step that was best in it, which keeps one more
+    checkpoint; null: those of its last step."""
 
     @model_validator(mode="after")
     def _check_batch_divides(self) -> LearnerConfig:
@@ -87,6 +139,17 @@ class LearnerConfig(Section):
             raise ValueError(
                 f"batch_size = {self.batch_size} is not a multiple of micro_batch_size x num_ranks = "
                 f"{self.micro_batch_size} x {self.num_ranks} = {per_pass}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_there_are_steps_to_choose_from(self) -> LearnerConfig:
+        chosen = {"early_stopping": self.early_stopping, "keep_best_step": self.keep_best_step}
+        names = [name for name, value in chosen.items() if value is not None]
+        if names and self.evaluate_every is None:
+            raise ValueError(
+                f"{' and '.join(names)} without evaluate_every: an iteration is validated once, after its last step; "
+                f"set evaluate_every, e.g. to 50 steps"
             )
         return self
 

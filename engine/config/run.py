@@ -16,6 +16,7 @@ from engine.config.benchmarks import BenchmarksConfig
 from engine.config.evaluation import EvaluationConfig, GateConfig
 from engine.config.judge import JudgeConfig
 from engine.config.learner import SERVED_RANKS, LearnerConfig
+from engine.config.preferences import PreferencesConfig
 from engine.config.prompts import PromptsConfig
 from engine.config.scorer import ScorerConfig
 
@@ -271,6 +272,17 @@ class RunConfig(Setup):
         return self.evaluation.gate if self.evaluation and self.evaluation.prompts else None
 
     @property
+    def preferences(self) -> PreferencesConfig | None:
+        """The held-out preferences on which the learner is validated."""
+        return self.evaluation.preferences if self.evaluation else None
+
+    @property
+    def answers_are_evaluated(self) -> bool:
+        """Whether versions of the policy answer held-out prompts or benchmarks."""
+        evaluation = self.evaluation
+        return evaluation is not None and (evaluation.prompts is not None or evaluation.benchmarks is not None)
+
+    @property
     def measures_kl(self) -> bool:
         """Whether the KL divergence from the start policy is measured on held-out answers."""
         if self.evaluation is None or self.evaluation.prompts is None:
@@ -279,8 +291,8 @@ class RunConfig(Setup):
 
     @property
     def pools(self) -> dict[RoleName, ReplicasConfig]:
-        generates = self.evaluation is not None or self.algorithm.samples
-        compares = self.algorithm.needs_scorer or (self.evaluation is not None and self.evaluator is None)
+        generates = self.answers_are_evaluated or self.algorithm.samples
+        compares = self.algorithm.needs_scorer or (self.answers_are_evaluated and self.evaluator is None)
         sections: dict[RoleName, ReplicasConfig | None] = {
             "generator": self.generator if generates else None,
             "scorer": self.scorer if compares and not self.policy_judges else None,
@@ -344,11 +356,36 @@ class RunConfig(Setup):
 
     @model_validator(mode="after")
     def _check_evaluator_is_fixed(self) -> RunConfig:
-        if self.evaluation and self.evaluator is None and self.policy_judges:
+        if self.answers_are_evaluated and self.evaluator is None and self.policy_judges:
             raise ValueError(
                 "evaluation.scorer may not be the policy itself (it is missing, and the training scorer has "
                 "server.kind = policy): every version would judge with other weights, and their win rates could not "
                 "be compared; name a scorer that stays the same"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_validation_is_possible(self) -> RunConfig:
+        algorithm, learner, preferences = self.algorithm, self.learner, self.preferences
+        if preferences is None:
+            if learner.evaluate_every is not None:
+                raise ValueError(
+                    f"learner.evaluate_every = {learner.evaluate_every} without evaluation.preferences: there is "
+                    f"nothing to validate on; name a share of the preference set or a second one"
+                )
+            return self
+        if preferences.share is not None and algorithm.num_dataset_completions != algorithm.num_heldout_completions:
+            raise ValueError(
+                f"evaluation.preferences.share = {preferences.share:g}: the data set of algorithm.name = "
+                f"{algorithm.name} holds no preferences that could be held out; name a second set with pairs in "
+                f"evaluation.preferences.source"
+            )
+        metrics = {"keep_best_step": learner.keep_best_step}
+        metrics["early_stopping.metric"] = learner.early_stopping.metric if learner.early_stopping else None
+        names = [f"learner.{name}" for name, metric in metrics.items() if metric == "accuracy"]
+        if names and algorithm.num_heldout_completions != 2:
+            raise ValueError(
+                f"{' and '.join(names)} = accuracy: single answers with a label have no preference accuracy; use loss"
             )
         return self
 

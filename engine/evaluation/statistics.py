@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 
@@ -84,12 +84,32 @@ def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -
     The interval covers the choice of prompts, not the variation between training seeds; see `spread`.
     """
     vector = _finite(values, "values")
+    means = [vector[drawn].mean(axis=1) for drawn in _resamples(len(vector), seed, resamples)]
+    return _interval(vector, means)
+
+
+def bootstrap_of_groups(values: ArrayLike, groups: Sequence[str], *, seed: int = 0) -> Interval:
+    """Like `bootstrap`, where several values belong to one prompt: whole groups are drawn (cluster bootstrap).
+
+    values, groups: [values]; the mean is over values, so a prompt counts by the number of its values.
+    """
+    vector = _finite(values, "values")
+    members = np.unique(np.asarray(groups), return_inverse=True)[1]
+    sums, counts = np.bincount(members, vector), np.bincount(members)
+    drawn = _resamples(len(counts), seed, RESAMPLES)
+    return _interval(vector, [sums[index].sum(axis=1) / counts[index].sum(axis=1) for index in drawn])
+
+
+def _resamples(n: int, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
+    """[resamples][n] indices drawn with replacement, in blocks."""
     draw = np.random.default_rng(seed)
-    block = max(1, BLOCK // len(vector))
-    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
-    means = [vector[draw.integers(len(vector), size=(size, len(vector)))].mean(axis=1) for size in sizes]
+    block = max(1, BLOCK // n)
+    return (draw.integers(n, size=(min(block, resamples - start), n)) for start in range(0, resamples, block))
+
+
+def _interval(values: Matrix, means: list[Matrix]) -> Interval:
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return Interval(float(vector.mean()), float(low), float(high))
+    return Interval(float(values.mean()), float(low), float(high))
 
 
 def clustered_mean(values: ArrayLike, clusters: Sequence[object], *, seed: int = 0) -> Interval:

@@ -107,6 +107,9 @@ class Learner(Protocol):
     def advance(self, until: int) -> list[dict[str, float]]:
         """Run optimizer steps until `until` steps of the iteration are done; return the metrics of each step."""
 
+    def validate(self, rows: pa.Table, step: int) -> pa.Table:
+        """Advance to `step`; return VALIDATION for a shard of held-out REF_LOGPS, which do not train."""
+
     def save_checkpoint(self, folder: str, step: int) -> None:
         """Advance to `step`, then write weights, optimizer and step counter."""
 

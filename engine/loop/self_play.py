@@ -24,6 +24,7 @@ from engine.loop.heldout import HeldoutStartLogps, heldout_stages
 from engine.loop.roles import Roles
 from engine.loop.stages import training_stages
 from engine.loop.update import Update
+from engine.loop.validation import PAIRS, validation_stages
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
 from engine.report.figures import iteration_metrics, judge_warnings
@@ -61,7 +62,9 @@ class SelfPlay:
     def _iterate(self, t: int) -> Policy:
         """One iteration: every prompt shard through all stages, then the update."""
         self._flow.run(t, training_stages(self._config, self._begun_from, t), (t, "prompts"))
-        return self._store.policy(t + 1) or self._update.learn(t, self._begun_from(t))
+        if self._config.preferences:
+            self._flow.run(t, validation_stages(self._config, self._begun_from, t), (0, PAIRS))
+        return self._update.made(t) or self._update.learn(t, self._begun_from(t))
 
     def _begun_from(self, t: int) -> Policy:
         """The policy that iteration t samples from and trains: the newest one, or where the gate rejects versions the

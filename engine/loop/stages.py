@@ -190,9 +190,13 @@ class Selected(Stage[Selection]):
     def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[Selection]]:
         future: Future[Timed[Selection]] = Future()
         start = time.monotonic()
-        selection = self.algorithm.select(table)
+        selection = self.select(table)
         future.set_result(Timed(selection, start, time.monotonic()))
         return future
+
+    def select(self, table: pa.Table) -> Selection:
+        """The rows of a shard."""
+        return self.algorithm.select(table)
 
     def finish(self, table: pa.Table, result: Selection) -> pa.Table:
         return result.rows

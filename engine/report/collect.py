@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from engine.algorithms.base import Algorithm
 from engine.evaluation import statistics
 from engine.evaluation.gate import STAGE
+from engine.evaluation.preferences import Validation
 from engine.evaluation.statistics import JudgeBias, judge_bias, null_model_win_rate
 from engine.schema import (
     AGREEMENT,
@@ -30,6 +31,7 @@ from engine.schema import (
     SCORES,
     SELECTABLE,
     SELECTED,
+    VALIDATION,
 )
 from engine.store.reader import RunReader
 
@@ -170,6 +172,23 @@ class IterationTables:
     @cached_property
     def _start_answers(self) -> _Answers | None:
         return _read_answers(self._store, 0)
+
+    @cached_property
+    def validation(self) -> Validation | None:
+        """On held-out preferences, of the step whose weights the version has."""
+        if self.step not in self._store.shards(self._t, "validation"):
+            return None
+        return Validation(self._store.read(self._t, "validation", self.step, VALIDATION))
+
+    @property
+    def step(self) -> int | None:
+        """The optimizer step of the iteration whose weights the version has."""
+        return self._store.trained_steps(self._version)
+
+    def heldout_accuracy(self) -> WinRate | None:
+        """Share of held-out preferences of which the chosen answer has the higher implicit reward."""
+        accuracy = self.validation.accuracy if self.validation else None
+        return WinRate(accuracy.mean, accuracy.low, accuracy.high) if accuracy else None
 
     def agreement(self) -> float | None:
         """Share of answer pairs on which the scorer prefers the evaluator's choice, ties of the scorer at 1/2."""

@@ -82,6 +82,15 @@ class Figure:
         return {name + end: value and getattr(value, attribute) for end, attribute in ends.items()}
 
 
+def _validation(heading: str | None, metric: str) -> Figure:
+    """A figure of held-out preferences."""
+
+    def read(tables: IterationTables) -> float | None:
+        return tables.validation.metrics().get(metric) if tables.validation else None
+
+    return Figure(heading, "results", "{:.4g}".format, read, metric=metric)
+
+
 def _figure(figure: Figure) -> Any:
     """A field of IterationSummary that is a figure; None until it is known."""
     return field(default=None, metadata={"figure": figure})
@@ -191,6 +200,30 @@ class IterationSummary:
         )
     )
     """Share of answer pairs, in [0, 1], on which the training scorer and the evaluator agree."""
+    heldout_accuracy: WinRate | None = _figure(
+        Figure(
+            "held-out accuracy",
+            "results",
+            win_rate,
+            IterationTables.heldout_accuracy,
+            metric="eval/rewards/accuracies",
+        )
+    )
+    """Share of held-out preferences of which the chosen answer has the higher implicit reward, in [0, 1]."""
+    heldout_loss: float | None = _figure(_validation("held-out loss", "eval/loss"))
+    """The algorithm's loss on held-out preferences."""
+    heldout_margin: float | None = _figure(_validation("held-out margin", "eval/rewards/margins"))
+    """Mean implicit reward of their chosen answers minus that of their rejected ones."""
+    heldout_reward_chosen: float | None = _figure(_validation(None, "eval/rewards/chosen"))
+    heldout_reward_rejected: float | None = _figure(_validation(None, "eval/rewards/rejected"))
+    heldout_logps_chosen: float | None = _figure(_validation(None, "eval/logps/chosen"))
+    """Mean log-probability in nats of the chosen answers of held-out preferences."""
+    heldout_logps_rejected: float | None = _figure(_validation(None, "eval/logps/rejected"))
+    heldout_log_ratio_chosen: float | None = _figure(_validation(None, "eval/log_ratio/chosen"))
+    """Mean log-ratio of these answers to the reference of the iteration, in nats."""
+    heldout_log_ratio_rejected: float | None = _figure(_validation(None, "eval/log_ratio/rejected"))
+    step: int | None = _figure(Figure("step", "work", count, lambda tables: tables.step, metric="eval/step"))
+    """The optimizer step of the iteration whose weights the policy has."""
     judge: dict[str, float] = field(default_factory=dict)
     """The figures of an LLM judge (`JUDGE`) by metric name; empty for other scorers."""
     num_prompts: int | None = _figure(

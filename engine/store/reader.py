@@ -128,6 +128,11 @@ class RunReader:
         record = self._index.get(("weights", version))
         return record["digest"] if record else None
 
+    def trained_steps(self, version: int) -> int | None:
+        """The optimizer step of its iteration whose weights the version has; None if that is not recorded."""
+        record = self._index.get(("weights", version))
+        return record.get("step") if record else None
+
     def recorded(self, name: str) -> Record | None:
         """The newest fact recorded under `name`; None if there is none."""
         return self._index.get(("fact", name))
@@ -165,7 +170,7 @@ def key_of(record: Record) -> tuple[Any, ...]:
     parts = {
         "shard": ("iteration", "stage", "shard"),
         "weights": ("version",),
-        "checkpoint": ("iteration",),
+        "checkpoint": ("iteration", "step"),
         "fact": ("name",),
     }[record["kind"]]
     return (record["kind"], *(record[p] for p in parts))

@@ -102,8 +102,8 @@ class RunStore(RunReader):
         """An empty folder to save version `version` into; not valid before `commit_weights`."""
         return self._fresh(self.folder / "weights" / f"{version:03d}")
 
-    def commit_weights(self, version: int, probe: list[list[float]]) -> Policy:
-        """Make the folder of `new_weights` durable and record it.
+    def commit_weights(self, version: int, probe: list[list[float]], step: int | None = None) -> Policy:
+        """Make the folder of `new_weights` durable and record it, with the optimizer step that made it.
 
         If the version had other weights before, everything that was made with those is invalidated.
         """
@@ -116,7 +116,7 @@ class RunStore(RunReader):
         name = path.relative_to(self.folder).as_posix()
         if any(r["digest"] != digest for r in self._manifest.records if key_of(r) == ("weights", version)):
             self._forget_from(version)
-        self._add(kind="weights", version=version, folder=name, digest=digest, probe=probe)
+        self._add(kind="weights", version=version, folder=name, digest=digest, probe=probe, step=step)
         self._confirmed.add(digest)
         return self._policy(self._index["weights", version])
 
@@ -126,8 +126,8 @@ class RunStore(RunReader):
         """An empty folder for the learner's state after `step` optimizer steps."""
         return self._fresh(self._checkpoint(iteration, step))
 
-    def commit_checkpoint(self, iteration: int, step: int) -> Path:
-        """Record the checkpoint, then remove the iteration's older ones."""
+    def commit_checkpoint(self, iteration: int, step: int, keep: int | None = None) -> Path:
+        """Record the checkpoint, then remove the iteration's other ones, except that of step `keep`."""
         path = self._checkpoint(iteration, step)
         part = path.with_name(path.name + TEMPORARY)
         if not any(p.is_file() for p in part.rglob("*")):
@@ -138,21 +138,24 @@ class RunStore(RunReader):
         self.disk.publish(part, path)
         name = path.relative_to(self.folder).as_posix()
         self._add(kind="checkpoint", iteration=iteration, step=step, folder=name, files=files)
-        for old in path.parent.iterdir():
-            if old != path:
-                self.disk.remove(old)
+        kept = [path, *([self._checkpoint(iteration, keep)] if keep is not None else [])]
+        for other in path.parent.iterdir():
+            if other not in kept:
+                self.disk.remove(other)
         return path
 
-    def checkpoint(self, iteration: int) -> tuple[int, Path] | None:
-        """Step and folder of the iteration's last checkpoint if all its files are unchanged, else None."""
-        record = self._index.get(("checkpoint", iteration))
-        if record is None:
-            return None
-        path = self.folder / record["folder"]
-        intact = all((path / f).is_file() and sha256_of(path / f) == h for f, h in record["files"].items())
-        if not intact and path.exists():
-            self._damaged(path, record)
-        return (record["step"], path) if intact else None
+    def checkpoints(self, iteration: int) -> dict[int, Path]:
+        """{step: folder} of the iteration's checkpoints whose files are unchanged; damaged ones are set aside."""
+        intact: dict[int, Path] = {}
+        for key, record in list(self._index.items()):
+            path = self.folder / record["folder"] if key[:2] == ("checkpoint", iteration) else None
+            if path is None or not path.exists():  # removed when a later one was committed
+                continue
+            if all((path / f).is_file() and sha256_of(path / f) == h for f, h in record["files"].items()):
+                intact[record["step"]] = path
+            else:
+                self._damaged(path, record)
+        return intact
 
     def drop_checkpoints(self, iteration: int) -> None:
         """Remove the iteration's checkpoints. For use once its weights are committed."""

@@ -47,7 +47,7 @@ def test_the_disk_for_weights_follows_from_what_each_version_is(tmp_path: Path, 
     config = planned(base, between_iterations=between)
     parts = estimates.disk_bytes(config, estimates.count_parameters(str(base)))
     assert parts["weights"] == 4 * numbers
-    assert parts["two learner checkpoints"] == 2 * 48 * (4 + 8)
+    assert parts["2 learner checkpoints"] == 2 * 48 * (4 + 8)
 
 
 def test_the_plan_says_what_learns(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_its_host_memory_by_hand():
 def test_its_disk_by_hand():
     """Weights 3 x 16.06e9; checkpoints 2 x 10 bytes x 8.03e9; 300,000 answers x 512 tokens x 6 bytes."""
     parts = estimates.disk_bytes(paper(), PARAMETERS)
-    assert parts == {"weights": 48.18e9, "two learner checkpoints": 160.6e9, "tables": 921.6e6}
+    assert parts == {"weights": 48.18e9, "2 learner checkpoints": 160.6e9, "tables": 921.6e6}
     assert line(planned(), "disk").startswith("disk       up to 195.3 GiB of 2,000.0 GiB free (weights 44.9 GiB")
 
 

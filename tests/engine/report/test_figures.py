@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.preferences import PreferencesConfig
 from engine.metrics.trackers import read_metrics
 from engine.report.figures import FIGURES, ITERATION, JUDGE, WALL, Figure
 from tests.runs import fake_config, play
@@ -53,7 +54,10 @@ def test_no_two_figures_share_a_name_a_heading_or_a_metric() -> None:
 
 
 def test_every_metric_that_a_run_writes_is_documented(tmp_path: Path) -> None:
-    folder = play(fake_config(tmp_path, scorer=SELF))
+    pairs = {"source": str(ROOT / "recipes/configs/smoke_preferences.jsonl")}
+    config = fake_config(tmp_path, scorer=SELF)
+    evaluation = config.evaluation.model_copy(update={"preferences": PreferencesConfig(**pairs)})
+    folder = play(config.model_copy(update={"evaluation": evaluation}))
     written = {name for record in read_metrics(folder / "metrics.jsonl") for name in record}
     stages = {name.split("/")[1] for name in written if re.fullmatch("time/[^/]+/busy", name)}
     assert {name for name in written if not documented(name, stages)} == set()
@@ -61,6 +65,6 @@ def test_every_metric_that_a_run_writes_is_documented(tmp_path: Path) -> None:
 
 
 def test_no_metric_of_the_policy_or_the_judge_is_documented_that_is_not_there() -> None:
-    names = {name for row in rows() for name in row[0] if re.match("(evaluate|judge|score)/", name)}
+    names = {name for row in rows() for name in row[0] if re.match("(eval|evaluate|judge|score)/", name)}
     declared = {name for figure in DECLARED if figure.metric for name in figure.numbers(figure.metric, None)}
     assert names <= declared

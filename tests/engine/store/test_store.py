@@ -217,11 +217,23 @@ def test_a_checkpoint_replaces_its_predecessor_and_is_used_only_if_all_files_are
         for step in (10, 20):
             (store.new_checkpoint(0, step) / "state").write_bytes(b"x" * step)
             store.commit_checkpoint(0, step)
-        assert store.checkpoint(0) == (20, tmp_path / "checkpoints/000/000020")
+        assert store.checkpoints(0) == {20: tmp_path / "checkpoints/000/000020"}
         assert not (tmp_path / "checkpoints/000/000010").exists()
     (tmp_path / "checkpoints/000/000020/state").write_bytes(b"x")
     with RunStore(tmp_path) as store:
-        assert store.checkpoint(0) is None
+        assert store.checkpoints(0) == {}
+
+
+def test_the_checkpoint_of_the_best_step_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as store:
+        for step in (10, 20, 30):
+            (store.new_checkpoint(0, step) / "state").write_bytes(b"x" * step)
+            store.commit_checkpoint(0, step, keep=10)
+        assert sorted(store.checkpoints(0)) == [10, 30]
+    assert inspection.state(tmp_path)["checkpoints"] == {1: 30}
+    with RunStore(tmp_path) as store:
+        store.drop_checkpoints(0)
+        assert store.checkpoints(0) == {}
 
 
 def test_the_digest_depends_on_content_and_not_on_the_order_of_commits(tmp_path: Path) -> None:
