@@ -12,6 +12,7 @@ from cluster.products.cards import Statement
 from cluster.products.papers import papers_of
 from cluster.products.preference_rows import Layout
 from cluster.products.preference_set import PreferenceSet, Split
+from cluster.products.results import contamination
 from engine.store.reader import Policy
 
 MEANINGS = {
@@ -102,6 +103,8 @@ def _content(source: PreferenceSet, splits: Sequence[Split], start: Policy, stat
         "sampled": config.algorithm.samples,
         "splits": [(cards.code(split.name), f"{split.num_rows:,}") for split in splits],
         "evaluator": cards.scorer_name(judge) if source.tests and judge else None,
+        "has_given": any(split.name == "test" for split in splits),
+        "contamination": contamination(source.store, config),
         "repo": Markup(statement.only_repo or "FOLDER"),
         "first_split": Markup(splits[0].name),
         "columns": _columns(layout),

@@ -13,6 +13,7 @@ from cluster.products.model_folder import choose_version, intact_policy, write_m
 from cluster.products.preference_set import PreferenceSet
 from engine.config.run import RunConfig
 from engine.errors import StoreError
+from engine.evaluation.gate import best_version
 from engine.store.disk import TEMPORARY, Disk
 from engine.store.reader import RunReader
 from engine.store.weights import is_adapter
@@ -46,7 +47,9 @@ def export(
             source = PreferenceSet(store, config, iterations, estimator)
             folder = part / "preferences" if what == "all" else part
             lines.append(f"{_shown(folder, part, output)}: {_write_preferences(store, source, folder, statement)}")
-        if what != "preferences":
+        if what == "all" and version == "best" and max(store.versions, default=0) and best_version(store)[0] == 0:
+            lines.append(f"no model: {best_version(store)[1]}; name another version with --version")
+        elif what != "preferences":
             lines.append(_write_model(store, config, version, what, part, output, statement))
         disk.publish(part, output)
     finally:

@@ -16,7 +16,7 @@ from cluster.products import cards
 from cluster.products.cards import HUB
 from cluster.products.model_index import Product, judge_of, metadata
 from cluster.products.papers import papers_of
-from cluster.products.results import VersionResults, hub_data
+from cluster.products.results import VersionResults, contamination, hub_data
 from engine.config.run import RunConfig
 from engine.report.figures import MISSING, win_rate
 from engine.store.reader import RunReader
@@ -58,8 +58,10 @@ def _content(product: Product) -> dict[str, Any]:
         "win_rates": [_win_rate_row(product, entry) for entry in entries if entry.against_start],
         "judge": judge_of(config) if any(entry.against_start for entry in entries) else None,
         "num_heldout": max((e.against_start.num_prompts or 0 for e in entries if e.against_start), default=0),
+        "contamination": contamination(product.store, config),
+        "preferences": [_preferences_row(product, entry) for entry in entries if entry.loss is not None],
         "gate": [entry.decision.in_words() for entry in entries if entry.decision],
-        "benchmarks": [(hub_name(name), tables, notes) for name, tables, notes in _benchmark_tables(product)],
+        "benchmarks": _benchmark_sections(product),
         "hyperparameters": hyperparameters(config),
         "settings": cards.settings(config),
         "scorer": cards.scorer_name(config.scorer) if config.scorer and config.algorithm.needs_scorer else None,
@@ -69,11 +71,6 @@ def _content(product: Product) -> dict[str, Any]:
         "start_digest": cards.code(product.start.digest),
         "citation": cards.citations(config),
     }
-
-
-def hub_name(benchmark: str) -> str:
-    """The title of a benchmark."""
-    return hub_data({"benchmark": benchmark, "metric": ""}).title
 
 
 def _sibling(product: Product, entry: VersionResults) -> Markup:
@@ -104,23 +101,28 @@ def _win_rate_row(product: Product, entry: VersionResults) -> list[Any]:
     return [_sibling(product, entry), *(MISSING if r is None else win_rate(r) for r in rates), length, promoted]
 
 
-def _benchmark_tables(product: Product) -> list[tuple[str, list[tuple[list[Any], list[list[Any]]]], list[str]]]:
-    """[(benchmark, tables, notes)]; a table is (headings, rows), a row per version, at most MAX_METRICS columns."""
-    entries = {entry.version: _sibling(product, entry) for entry in product.entries}
-    names = {0: Markup("start model"), **entries}
+def _preferences_row(product: Product, entry: VersionResults) -> list[Any]:
+    accuracy = MISSING if entry.accuracy is None else win_rate(entry.accuracy)
+    return [_sibling(product, entry), accuracy, f"{entry.loss:.4g}"]
+
+
+def _benchmark_sections(product: Product) -> list[tuple[str, list[tuple[list[Any], list[list[Any]]]], list[str]]]:
+    """[(title, tables, notes)]; a table is (headings, rows), a row per version, at most MAX_METRICS columns."""
+    names = {0: Markup("start model"), **{entry.version: _sibling(product, entry) for entry in product.entries}}
     found = []
     for benchmark, versions in product.measured.items():
-        metrics = list(dict.fromkeys(row["metric"] for rows in versions.values() for row in rows))
-        notes = dict.fromkeys(
-            f"{row['metric']}: {row['note']}" for rows in versions.values() for row in rows if row["note"]
-        )
-        values = {version: {row["metric"]: row for row in rows} for version, rows in versions.items()}
+        every = [row for version in sorted(versions) for row in versions[version].rows]
+        values = {(version, row["metric"]): row for version in versions for row in versions[version].rows}
+        metrics = list(dict.fromkeys(row["metric"] for row in every))
         tables = []
         for first in range(0, len(metrics), MAX_METRICS):
             shown = metrics[first : first + MAX_METRICS]
-            rows = [[names[v], *(_number(values[v].get(metric)) for metric in shown)] for v in sorted(values)]
+            rows = [[names[v], *(_number(values.get((v, metric))) for metric in shown)] for v in sorted(versions)]
             tables.append((["model", *shown], rows))
-        found.append((benchmark, tables, list(notes)))
+        facts = versions.get(product.policy.version, versions[max(versions)]).provenance
+        notes = [f"{row['metric']}: {row['note']}" for row in every if row["note"]]
+        notes += [f"{name}: {value}" for name, value in facts.items()]
+        found.append((hub_data(benchmark, "")[0].title, tables, list(dict.fromkeys(notes))))
     return found
 
 
@@ -151,9 +153,15 @@ def hyperparameters(config: RunConfig) -> list[tuple[Markup, str]]:
         "weight_decay": f"{optimizer.weight_decay:g}",
         "max_grad_norm": "none" if optimizer.max_grad_norm is None else f"{optimizer.max_grad_norm:g}",
         "lr_scheduler_type": schedule.kind,
-        "lr_scheduler_warmup_ratio": f"{schedule.warmup_ratio:g}",
-        "num_train_epochs": f"{schedule.scheduler_total_epochs:g}{stop}",
     }
+    if schedule.warmup_steps is None:
+        values["lr_scheduler_warmup_ratio"] = f"{schedule.warmup_ratio:g}"
+    else:
+        values["lr_scheduler_warmup_steps"] = schedule.warmup_steps
+    if schedule.max_steps is None:
+        values["num_train_epochs"] = f"{schedule.scheduler_total_epochs:g}{stop}"
+    else:
+        values["max_steps"] = schedule.max_steps
     if lora:
         targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
         values |= {"lora_r": lora.rank, "lora_alpha": f"{lora.alpha:g}", "lora_target_modules": targets}

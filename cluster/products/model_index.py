@@ -48,7 +48,13 @@ class Product:
 
     @cached_property
     def measured(self) -> Results:
-        return benchmark_results(self.store, self.statement.evaluations)
+        return benchmark_results(self.store, self.config, self.statement.evaluations)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The benchmark results of this version that have a value."""
+        measurements = (versions.get(self.policy.version) for versions in self.measured.values())
+        return [row for m in measurements if m for row in m.rows if not math.isnan(row["value"])]
 
     @property
     def name(self) -> str:
@@ -95,10 +101,13 @@ def _model_index(product: Product) -> list[Any]:
         data = HubData("held-out-prompts", "Held-out prompts of the run")
         name = f"win rate against the start model, judged by {judge_of(product.config)}"
         entries.append(result(data, "win_rate", product.own.against_start.value, name))
-    for versions in product.measured.values():
-        for row in versions.get(product.policy.version, []):
-            if not math.isnan(row["value"]):
-                entries.append(result(hub_data(row), row["metric"].rpartition("/")[2], row["value"], row["metric"]))
+    if product.own.accuracy:
+        data = HubData("held-out-preferences", "Held-out preferences of the run")
+        name = "share of pairs whose chosen answer has the higher implicit reward"
+        entries.append(result(data, "accuracy", product.own.accuracy.value, name))
+    for row in product.rows:
+        data, metric = hub_data(row["benchmark"], row["metric"])
+        entries.append(result(data, metric, row["value"], row["metric"]))
     return entries
 
 
@@ -107,12 +116,11 @@ def leaderboard_entries(product: Product) -> list[dict[str, Any]]:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     entries: dict[str, EvalResultEntry] = {}
-    for versions in product.measured.values():
-        for row in versions.get(product.policy.version, []):
-            data = hub_data(row)
-            if data.task and data.id not in entries and not math.isnan(row["value"]):
-                notes = f"{row['metric']}, {row['num']} items"
-                entries[data.id] = EvalResultEntry(data.id, data.task, float(f"{row['value']:.6g}"), notes=notes)
+    for row in product.rows:
+        data, metric = hub_data(row["benchmark"], row["metric"])
+        if data.task and data.id not in entries:
+            notes = f"{metric}, {row['num']} items"
+            entries[data.id] = EvalResultEntry(data.id, data.task, float(f"{row['value']:.6g}"), notes=notes)
     return eval_result_entries_to_yaml(list(entries.values()))
 
 

@@ -114,6 +114,15 @@ def heldout_rows(table: pa.Table, start: pa.Table, source: Source) -> Iterator[d
         yield columns | _pair(choice, prompt, probability)
 
 
+def dataset_rows(table: pa.Table, source: Source, labelled: bool) -> Iterator[dict[str, Any]]:
+    """Held-out preferences of a data set (engine.schema.PROMPTS), as they were given."""
+    for prompt in table.to_pylist():
+        rates = prompt["dataset_win_rates"]
+        row = {"completion_index": [-1 - g for g in range(len(rates))], "win_rate": rates}
+        columns = {"prompt_id": prompt["prompt_id"], "prompt": prompt["messages"], "seed": source.seed}
+        yield columns | (_labelled(row, prompt) if labelled else _pair(row, prompt, None))
+
+
 def _answers(prompt: dict[str, Any], source: Source) -> dict[str, Any]:
     """The sampled answers; {} where there are none."""
     if "completions" not in prompt:

@@ -3,6 +3,7 @@
     README.md
     data/train_iteration_1-00000-of-00001.parquet    the rows that trained iteration 1
     data/test_iteration_1-00000-of-00001.parquet     held-out prompts: the policy that it made against the start policy
+    data/test-00000-of-00001.parquet                 held-out preferences
 
 The splits are named as in Snorkel-Mistral-PairRM-DPO-Dataset.
 """
@@ -16,11 +17,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.products.preference_rows import Layout, Source, heldout_rows, training_rows
+from cluster.products.preference_rows import Layout, Source, dataset_rows, heldout_rows, training_rows
 from engine.algorithms.preference import ESTIMATORS
 from engine.config.run import RunConfig
 from engine.errors import StoreError
-from engine.schema import COMPLETIONS, HELDOUT_WIN_RATES, SELECTABLE, SELECTED
+from engine.loop.validation import PAIRS
+from engine.schema import COMPLETIONS, HELDOUT_WIN_RATES, PROMPTS, SELECTABLE, SELECTED
 from engine.store.reader import RunReader
 
 FILE_BYTES = 500_000_000
@@ -52,7 +54,7 @@ class PreferenceSet:
     ):
         """iterations: counted from 1; None: all that are complete. estimator: of preference.ESTIMATORS; None: the
         algorithm's."""
-        self._store, self.config = store, config
+        self.store, self.config = store, config
         self.estimator = estimator or config.algorithm.win_estimator
         self.complete = [t + 1 for t in range(config.iterations) if self._is_complete(t)]
         self.iterations = self.complete if iterations is None else list(iterations)
@@ -62,6 +64,7 @@ class PreferenceSet:
         if not self.iterations:
             raise StoreError(f"{store.folder} has no complete iteration yet, so there are no preferences to export")
         self.tests = [number for number in self.iterations if self._has_verdicts(number)]
+        self.has_given = self._has_given()
         self.layout = self._layout()
 
     def write(self, folder: Path) -> list[Split]:
@@ -70,24 +73,31 @@ class PreferenceSet:
         Raises StoreError for a table that its hash does not confirm, and where no split has rows.
         """
         splits = [
-            self._write(folder, f"train_iteration_{n}", self._train(n), self._store.counts(n - 1, "selected"))
+            self._write(folder, f"train_iteration_{n}", self._train(n), self.store.counts(n - 1, "selected"))
             for n in self.iterations
         ]
         splits += [self._write(folder, f"test_iteration_{n}", self._test(n), {}) for n in self.tests]
+        splits += [self._write(folder, "test", self._given(), {})] if self.has_given else []
         if not any(split.num_rows for split in splits):
-            raise StoreError(f"{self._store.folder}: the algorithm's rules left no row; there is nothing to export")
+            raise StoreError(f"{self.store.folder}: the algorithm's rules left no row; there is nothing to export")
         return [split for split in splits if split.num_rows]
 
     def _is_complete(self, t: int) -> bool:
-        return 0 < len(self._store.shards(t, "prompts")) == len(self._store.shards(t, "selected"))
+        return 0 < len(self.store.shards(t, "prompts")) == len(self.store.shards(t, "selected"))
 
     def _has_verdicts(self, number: int) -> bool:
         """Whether each held-out prompt has one answer of the version, compared with one of the start policy."""
         evaluation = self.config.evaluation
         if evaluation is None or evaluation.num_samples != 1 or self._labelled:
             return False
-        num_shards = len(self._store.shards(0, "heldout_prompts"))
-        return 0 < num_shards == len(self._store.shards(number, "heldout_win_rates"))
+        num_shards = len(self.store.shards(0, "heldout_prompts"))
+        return 0 < num_shards == len(self.store.shards(number, "heldout_win_rates"))
+
+    def _has_given(self) -> bool:
+        """Whether preferences were held out whose rows have the form of those that trained."""
+        shards = self.store.shards(0, PAIRS)
+        first = self.store.read(0, PAIRS, shards[0], PROMPTS) if shards else None
+        return first is not None and len(first["dataset_win_rates"][0]) == (1 if self._labelled else 2)
 
     @property
     def _labelled(self) -> bool:
@@ -107,9 +117,9 @@ class PreferenceSet:
         t, sampling = number - 1, self.config.sampling
         source = self._source(number, sampling.temperature, sampling.top_p)
         stage = self.config.algorithm.selects_from(t)
-        for shard in self._store.shards(t, "selected"):
-            table = self._store.read(t, stage, shard, SELECTABLE[stage])
-            selected = self._store.read(t, "selected", shard, SELECTED)
+        for shard in self.store.shards(t, "selected"):
+            table = self.store.read(t, stage, shard, SELECTABLE[stage])
+            selected = self.store.read(t, "selected", shard, SELECTED)
             yield self.layout.table(list(training_rows(table, selected, source, self.layout.labelled)))
 
     def _test(self, number: int) -> Iterator[pa.Table]:
@@ -117,13 +127,19 @@ class PreferenceSet:
         assert self.config.evaluation is not None
         temperature = self.config.evaluation.temperature
         source = self._source(number, temperature, self.config.sampling.top_p if temperature else 1.0)
-        for shard in self._store.shards(number, "heldout_win_rates"):
-            table = self._store.read(number, "heldout_win_rates", shard, HELDOUT_WIN_RATES)
-            start = self._store.read(0, "heldout_completions", shard, COMPLETIONS)
+        for shard in self.store.shards(number, "heldout_win_rates"):
+            table = self.store.read(number, "heldout_win_rates", shard, HELDOUT_WIN_RATES)
+            start = self.store.read(0, "heldout_completions", shard, COMPLETIONS)
             yield self.layout.table(list(heldout_rows(table, start, source)))
 
+    def _given(self) -> Iterator[pa.Table]:
+        """The held-out preferences, shard by shard."""
+        source = self._source(0, 0.0, 0.0)
+        for table in self.store.tables(0, PAIRS, PROMPTS):
+            yield self.layout.table(list(dataset_rows(table, source, self.layout.labelled)))
+
     def _source(self, number: int, temperature: float, top_p: float) -> Source:
-        start = self._store.recorded_digest(0) or ""
+        start = self.store.recorded_digest(0) or ""
         return Source(number, start, self.config.seed, temperature, top_p, ESTIMATORS[self.estimator])
 
     def _write(self, folder: Path, name: str, tables: Iterable[pa.Table], counts: dict[str, int]) -> Split:

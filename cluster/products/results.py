@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.config.run import RunConfig
-from engine.errors import StoreError
+from engine.benchmarks import benchmarks
+from engine.benchmarks.base import Benchmark, BenchmarkTables
+from engine.config.evaluate import EvaluateConfig
+from engine.config.load import load_as
+from engine.config.run import RunConfig, Setup
+from engine.data.holdout import num_shared
+from engine.errors import KumiteError, StoreError
 from engine.evaluation.gate import Decision, decisions
+from engine.loop.validation import PAIRS
 from engine.report.collect import IterationTables, WinRate
-from engine.schema import BENCHMARK_RESULTS
+from engine.schema import BENCHMARK_RESULTS, PROMPTS
 from engine.store.reader import RunReader
 
-SUFFIX, MANIFEST = "_results", "manifest.jsonl"
-Results = dict[str, dict[int, list[dict[str, Any]]]]
-"""{benchmark: {version: rows of engine.schema.BENCHMARK_RESULTS}}"""
+SUFFIX, MANIFEST, CONFIG = "_results", "manifest.jsonl", "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,26 @@ class VersionResults:
     against_previous: WinRate | None
     mean_length: float | None
     """Tokens per held-out answer."""
+    accuracy: WinRate | None
+    """Share of held-out preferences of which the chosen answer has the higher implicit reward."""
+    loss: float | None
+    """On them."""
     decision: Decision | None
     """The gate's."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one benchmark measured of one version."""
+
+    rows: list[dict[str, Any]]
+    """Of engine.schema.BENCHMARK_RESULTS."""
+    provenance: dict[str, str]
+    """What is needed to compare the numbers with others: questions, judge, sampling, seeds."""
+
+
+Results = dict[str, dict[int, Measurement]]
+"""{benchmark: {version: measurement}}"""
 
 
 @dataclass(frozen=True)
@@ -69,24 +91,37 @@ def version_results(store: RunReader, config: RunConfig) -> list[VersionResults]
         tables = IterationTables(store, config.algorithm, version - 1)
         digest = store.recorded_digest(version) or ""
         rates = (tables.win_rate("start"), tables.win_rate("previous"), tables.mean_length())
-        entries.append(VersionResults(version, digest, *rates, decided.get(version)))
+        validation = (tables.heldout_accuracy(), tables.validation.loss if tables.validation else None)
+        entries.append(VersionResults(version, digest, *rates, *validation, decided.get(version)))
     return entries
 
 
-def benchmark_results(run: RunReader, evaluations: Sequence[Path] = ()) -> Results:
+def contamination(store: RunReader, config: RunConfig) -> list[str]:
+    """How many of the held-out prompts the run also trained on, in sentences."""
+    training = [table for t in range(config.iterations) for table in store.tables(t, "prompts", PROMPTS)]
+    sentences = []
+    for stage, what in {"heldout_prompts": "held-out prompts", PAIRS: "held-out preferences"}.items():
+        heldout = list(store.tables(0, stage, PROMPTS))
+        every, shared = sum(table.num_rows for table in heldout), sum(num_shared(training, t) for t in heldout)
+        if every:
+            sentences.append(f"{shared:,} of {every:,} {what} have a prompt that was also trained on.")
+    return sentences
+
+
+def benchmark_results(run: RunReader, config: RunConfig, evaluations: Sequence[Path] = ()) -> Results:
     """What was measured after the iterations of the run, and by `kumite eval` in the folders `evaluations`.
 
     An evaluation counts for the version whose weights it pinned. Raises StoreError for one of other weights.
     """
     found: Results = {}
-    _add(found, run, {version: version for version in run.versions})
+    _add(found, run, config, {version: version for version in run.versions})
     for folder in evaluations:
         stores = [RunReader(path) for path in (folder, *sorted(folder.glob("*/"))) if (path / MANIFEST).is_file()]
         pairs = [(store, _same_weights(run, store)) for store in stores]
         if not any(versions for _, versions in pairs):
             raise StoreError(f"--evaluation {folder}: not an evaluation of a version of {run.folder}")
         for store, versions in pairs:
-            _add(found, store, versions)
+            _add(found, store, load_as(EvaluateConfig, store.folder / CONFIG), versions)
     return found
 
 
@@ -97,17 +132,31 @@ def _same_weights(run: RunReader, evaluation: RunReader) -> dict[int, int]:
     return {n: own[record["identity"]] for n, record in pinned.items() if record and record["identity"] in own}
 
 
-def _add(found: Results, store: RunReader, versions: dict[int, int]) -> None:
+def _add(found: Results, store: RunReader, config: Setup, versions: dict[int, int]) -> None:
+    known = {benchmark.name: benchmark for benchmark in benchmarks(config)}
     for stage in store.stages("version"):
         if not stage.endswith(SUFFIX):
             continue
+        name = stage.removesuffix(SUFFIX)
         for number, version in versions.items():
             if rows := [row for table in store.tables(number, stage, BENCHMARK_RESULTS) for row in table.to_pylist()]:
-                found.setdefault(stage.removesuffix(SUFFIX), {})[version] = rows
+                provenance = _provenance(store, known[name], number) if name in known else {}
+                found.setdefault(name, {})[version] = Measurement(rows, provenance)
 
 
-def hub_data(row: dict[str, Any]) -> HubData:
-    """The data set behind a row of benchmark results; without an id on the hub it is called as the benchmark is."""
-    task = row["metric"].partition("/")[0] if "/" in row["metric"] else row["benchmark"]
-    name = task.removeprefix("leaderboard_")
-    return HUB_DATA.get(name) or HUB_DATA.get(row["benchmark"]) or HubData(row["benchmark"], task)
+def _provenance(store: RunReader, benchmark: Benchmark, number: int) -> dict[str, str]:
+    try:
+        return benchmark.provenance(BenchmarkTables(store, benchmark, number))
+    except KumiteError as error:  # a file of the benchmark that is gone
+        return {"provenance": f"not known, {type(error).__name__}"}
+
+
+def hub_data(benchmark: str, metric: str) -> tuple[HubData, str]:
+    """The data set behind a result and the metric on it.
+
+    The evaluation harness writes task/metric. Without an id on the hub the data set is called as the benchmark is.
+    """
+    task, _, rest = metric.partition("/")
+    if rest and (data := HUB_DATA.get(task.removeprefix("leaderboard_"))):
+        return data, rest
+    return HUB_DATA.get(benchmark) or HubData(benchmark, benchmark), metric

@@ -18,10 +18,15 @@ from ruamel.yaml import YAML
 from actors.fakes import letter_logps
 from cluster.commands.cli import main
 from cluster.commands.whole_models import read_config
+from cluster.products import results
 from cluster.products.cards import Statement, base_model, is_hub_data
 from cluster.products.papers import OF_ALGORITHM
+from cluster.products.results import hub_data
 from engine.algorithms import ALGORITHMS
+from engine.benchmarks.base import BenchmarkTables
+from engine.config.evaluate import EvaluateConfig
 from engine.config.load import dump
+from engine.errors import DataError
 from engine.evaluation.gate import best_version
 from engine.report.collect import IterationTables
 from engine.schema import BENCHMARK_RESULTS
@@ -30,9 +35,11 @@ from engine.store.run import RunStore
 from engine.store.weights import weights_digest
 from tests.actors.learner.test_learner import load, token_logps, write_llama
 from tests.actors.learner.test_lora import move, versions
+from tests.engine.benchmarks.letters import Letters
 from tests.runs import fake_config, play
 
 NAN = math.nan
+PAIRS = str(Path(__file__).parents[3] / "recipes/configs/smoke_preferences.jsonl")
 RESULTS = [
     # (benchmark, metric, value, stderr, note) of version 2
     ("alpaca_eval", "win_rate", 39.85, 1.44, ""),
@@ -127,6 +134,20 @@ def test_the_win_rates_are_those_of_the_report_with_the_decisions_of_the_gate(me
         assert shown in section
     assert r"Judged by rule \(actors.fakes:utility\) on" in section
     assert "version 2 is" in section
+    assert "* 8 of 8 held-out prompts have a prompt that was also trained on." in text
+
+
+def test_the_accuracy_on_held_out_preferences_is_there_if_it_was_measured(tmp_path: Path) -> None:
+    changes = {"algorithm": {"name": "dpo", "data": "dataset"}, "prompts": {"source": PAIRS, "use": "all"}}
+    run = play(fake_config(tmp_path, iterations=1, evaluation={"preferences": {"share": 0.3}}, **changes))
+    _, text = exported(run, tmp_path / "model", "--version", "last")
+    tables = IterationTables(RunReader(run), read_config(run).algorithm, 0)
+    accuracy, loss = tables.heldout_accuracy(), tables.validation.loss
+    section = text.partition("## Held-out preferences")[2].partition("\n## ")[0]
+    assert rf"| {100 * accuracy.value:.1f} % \[{100 * accuracy.low:.1f}, " in section and f"| {loss:.4g} |" in section
+    assert "0 of 4 held-out preferences have a prompt that was also trained on" in text
+    (entry,) = ModelCard(text).data.eval_results
+    assert (entry.metric_type, entry.metric_value) == ("accuracy", pytest.approx(accuracy.value))
 
 
 def test_the_hyperparameters_are_those_of_the_config(measured: Path, tmp_path: Path) -> None:
@@ -164,6 +185,9 @@ def test_an_evaluation_of_the_same_weights_adds_its_results(measured: Path, tmp_
     for name, weights in (("mine", digest), ("other", "0" * 64)):
         with RunStore(tmp_path / f"evaluations/{name}") as store:
             store.pin("policy 0", weights)
+        values = {"name": name, "model": {"path": "me/model"}, "evaluation": {"benchmarks": {}}}
+        config = EvaluateConfig.model_validate(values)
+        (tmp_path / f"evaluations/{name}/config.yaml").write_text(dump(config))
         commit_results(tmp_path / f"evaluations/{name}", 0, [("ifeval", "prompt_level_strict_acc", 0.6, 0.02, "")])
     options = ("--version", "2", "--evaluation", str(tmp_path / "evaluations"))
     _, text = exported(measured, tmp_path / "model", *options)
@@ -172,6 +196,42 @@ def test_an_evaluation_of_the_same_weights_adds_its_results(measured: Path, tmp_
     other = ["--what", "model", "--version", "2", "--evaluation", str(tmp_path / "evaluations/other")]
     assert main(["export", str(measured), str(tmp_path / "no"), *other]) == 2
     assert "not an evaluation of a version of" in capsys.readouterr().err
+
+
+class Judged(Letters):
+    """A benchmark that says what its numbers rest on."""
+
+    name = "ifeval"
+
+    def provenance(self, tables: BenchmarkTables) -> dict[str, str]:
+        if tables.version == 1:
+            raise DataError("its questions are gone")
+        return {"judge": "<i>me</i>", "sampling": "greedy"}
+
+
+def test_what_the_numbers_rest_on_stands_beside_them(measured: Path, tmp_path: Path, monkeypatch) -> None:
+    run = Path(shutil.copytree(measured, tmp_path / "run"))
+    for version in (1, 2):
+        commit_results(run, version, [("ifeval", "prompt_level_strict_acc", 0.5, NAN, "")])
+    monkeypatch.setattr(results, "benchmarks", lambda config: [Judged()])
+    _, text = exported(run, tmp_path / "two", "--version", "2")
+    assert "\n\n* judge: \\<i\\>me\\</i\\>\n* sampling: greedy\n" in text.partition("## IFEval")[2]
+    _, text = exported(run, tmp_path / "one", "--version", "1")
+    assert "* provenance: not known, DataError\n" in text.partition("## IFEval")[2]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "metric", "expected"),
+    [
+        ("lm_eval", "arc_challenge/acc_norm", ("allenai/ai2_arc", "acc_norm")),
+        ("lm_eval", "leaderboard_ifeval/inst_level_strict_acc", ("google/IFEval", "inst_level_strict_acc")),
+        ("mt_bench", "score/turn_1", ("HuggingFaceH4/mt_bench_prompts", "score/turn_1")),
+        ("lm_eval", "my_task/acc", ("lm_eval", "my_task/acc")),
+    ],
+)
+def test_a_result_is_filed_under_the_data_set_that_it_was_measured_on(benchmark, metric, expected) -> None:
+    data, name = hub_data(benchmark, metric)
+    assert (data.id, name) == expected
 
 
 def test_best_is_the_version_that_kumite_best_names(measured: Path, tmp_path: Path, capsys) -> None:
@@ -183,6 +243,13 @@ def test_best_is_the_version_that_kumite_best_names(measured: Path, tmp_path: Pa
     else:
         assert code == 2 and "version 0 is the start model" in output.err
     assert (tmp_path / "model").exists() == bool(version)
+
+
+def test_without_a_promoted_version_the_preferences_are_written_alone(tmp_path: Path, capsys) -> None:
+    run = play(fake_config(tmp_path, iterations=1, learner={"batch_size": 2, "optimizer": {"lr": 0.0}}))
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert "no model: the start model: none of the 1 versions was promoted; name another" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["preferences"]
 
 
 @pytest.mark.parametrize(

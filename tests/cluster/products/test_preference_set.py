@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -166,6 +167,19 @@ def test_a_test_split_holds_the_verdicts_on_held_out_prompts(run: Run, tmp_path:
         assert row["chosen"][0]["content"].count("a") > row["rejected"][0]["content"].count("a")
         assert row["response_policy_ids"] == [store.recorded_digest(2), store.recorded_digest(0)]
         assert (row["chosen_probs"], row["rm_scores"], row["generate_2"]) == (1.0, None, None)
+
+
+def test_preferences_that_were_held_out_of_a_data_set_are_a_split_of_their_own(run: Run, tmp_path: Path) -> None:
+    changes = {"algorithm": {"name": "dpo", "data": "dataset"}, "prompts": PAIRS, "iterations": 1}
+    data = exported(run(evaluation={"preferences": {"share": 0.3}}, **changes), tmp_path / "set")
+    assert list(data) == ["train_iteration_1", "test"]
+    given = {row["prompt"]: row for row in map(json.loads, Path(PAIRS["source"]).read_text().splitlines())}
+    prompts = [{row["prompt"][0]["content"] for row in data[name]} for name in ("train_iteration_1", "test")]
+    assert not prompts[0] & prompts[1] and prompts[0] | prompts[1] == set(given)
+    for row in data["test"]:
+        pair = given[row["prompt"][0]["content"]]
+        assert [row[side][0]["content"] for side in ("chosen", "rejected")] == [pair["chosen"], pair["rejected"]]
+        assert (row["chosen_probs"], row["chosen_probs_win"], row["iteration"]) == (1.0, 1.0, None)
 
 
 def test_an_answer_with_a_label_is_a_row_of_its_own(run: Run, tmp_path: Path) -> None:
