@@ -219,6 +219,23 @@ MT_BENCH_JUDGMENTS = _schema(
     ("judge", pa.string()),
 )
 
+REWARD_BENCH_ITEMS = _extend(
+    COMPLETIONS,
+    "reward_bench_items",  # the completions are the data set's, in an order drawn by the item's id
+    ("item_id", pa.string()),
+    ("subset", pa.string()),
+    ("is_chosen", pa.list_(pa.bool_())),  # of each completion: whether it is right
+)
+
+REWARD_BENCH_SCORES = _schema(
+    "reward_bench_scores",
+    ("item_id", pa.string()),
+    ("subset", pa.string()),
+    ("is_chosen", pa.list_(pa.bool_())),
+    ("lengths", IDS),  # of each completion, in characters
+    *((name, SCORES.field(name).type) for name in ("pair_logits", "scores", "num_truncated", "verdicts", "scorer")),
+)
+
 SELECTABLE = {
     "prompts": PROMPTS,
     "completions": COMPLETIONS,

@@ -2,6 +2,7 @@
 
 from engine.benchmarks.base import Benchmark
 from engine.benchmarks.mt_bench import MTBench
+from engine.benchmarks.reward_bench import RewardBench
 from engine.config.run import Setup
 
 
@@ -11,4 +12,6 @@ def benchmarks(config: Setup) -> list[Benchmark]:
     found: list[Benchmark] = []
     if sections.mt_bench:
         found.append(MTBench(sections.mt_bench, config.annotating_role, config.seed))
+    if sections.reward_bench:
+        found.append(RewardBench(sections.reward_bench, config.annotating_role, config.shard_size))
     return found

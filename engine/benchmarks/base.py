@@ -63,6 +63,8 @@ class Benchmark(ABC):
     name: ClassVar[str]
     """Its key in `evaluation.benchmarks`; begins the names of its stages, e.g. "alpaca_eval_completions"."""
     input_schema: ClassVar[pa.Schema] = PROMPTS
+    depends_on_policy: ClassVar[bool] = True
+    """Whether versions of the policy differ on it; else it is measured for the first one only."""
 
     @property
     def input_stage(self) -> str:

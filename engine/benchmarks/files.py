@@ -15,15 +15,20 @@ T = TypeVar("T")
 
 
 def read_objects(
-    source: str, parse: Callable[[dict[str, Any]], T], key: str, identity: Callable[[T], Hashable]
+    source: str,
+    parse: Callable[[dict[str, Any]], T],
+    key: str,
+    identity: Callable[[T], Hashable],
+    split: str = "train",
 ) -> list[T]:
-    """Every row of a file of objects by `parse`, which raises RowError. `identity`: must differ; the row's `key`.
+    """Every row of a file or data set of objects by `parse`, which raises RowError.
 
-    Raises one DataError with all rows that cannot be used, and for a file without rows.
+    identity: the row's `key`, different for every row. split: of a data set of the hub. Raises one DataError with all
+    rows that cannot be used, and for a source without rows.
     """
     kept: dict[Hashable, T] = {}
     refused: list[RefusedRow] = []
-    for row in read_rows(source, _every_column):
+    for row in read_rows(source, _every_column, split):
         if isinstance(row, RefusedRow):
             refused.append(row)
             continue

@@ -41,7 +41,7 @@ def measure(
 
 def _measure(benchmark: Benchmark, policy: Policy, chat: Renderer, store: RunStore, flow: Flow) -> None:
     version, stage = policy.version, f"{benchmark.name}_results"
-    if store.has(version, stage, 0):
+    if store.has(version, stage, 0) or (not benchmark.depends_on_policy and store.owners(stage)):
         return
     flow.run(version, benchmark.stages(policy, chat), (0, benchmark.input_stage))
     results = benchmark.results(BenchmarkTables(store, benchmark, version))

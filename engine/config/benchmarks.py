@@ -43,11 +43,24 @@ class MTBenchConfig(Section):
         return self
 
 
+class RewardBenchConfig(Section):
+    """RewardBench (arXiv 2403.13787) and RewardBench 2 (2506.01937), which measure the annotator, not the policy."""
+
+    source: str
+    """File or hub id with the columns prompt, chosen, rejected (a text, or a list of texts), subset and id."""
+    split: str = "test"
+    """Split of a data set of the hub: "filtered" in allenai/reward-bench, "test" in allenai/reward-bench-2."""
+    items_per_subset: PositiveInt | None = None
+    """Use the first items of each subset only, for a trial; null: all."""
+
+
 class BenchmarksConfig(Section):
     """Published benchmarks on which every policy is measured."""
 
     mt_bench: MTBenchConfig | None = None
     """MT-Bench; null: not measured."""
+    reward_bench: RewardBenchConfig | None = None
+    """RewardBench of the annotator, once for all versions of the policy; null: not measured."""
 
     @property
     def room(self) -> int:

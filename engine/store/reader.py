@@ -85,6 +85,10 @@ class RunReader:
         """Names of the recorded stages whose shards belong to `of`, in the order in which they were first written."""
         return list(dict.fromkeys(key[2] for key, record in self._index.items() if record.get("of") == of))
 
+    def owners(self, stage: str) -> list[int]:
+        """Iterations or versions of which the stage has recorded shards, in order."""
+        return sorted({key[1] for key in self._index if key[0] == "shard" and key[2] == stage})
+
     def tables(self, iteration: int, stage: str, schema: pa.Schema) -> Iterator[pa.Table]:
         """The stage's committed shards in order, read one at a time."""
         return (self.read(iteration, stage, shard, schema) for shard in self.shards(iteration, stage))
