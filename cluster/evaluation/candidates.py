@@ -20,6 +20,10 @@ SHARED = ("seed", "shard_size", "model", "sampling", "generator", "cluster", "tr
 """Sections that the evaluation of a run takes from the run, unless the file or the command line says otherwise."""
 
 
+NO_MODEL: dict[str, Any] = {"model": {"path": "none"}}
+"""Configuration of a source in which no policy is asked."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One policy to evaluate."""
@@ -59,6 +63,11 @@ def read_sources(arguments: Sequence[str], cache: Path) -> list[Source]:
     if problems:
         raise ConfigError(problems)
     return _distinct(sources)
+
+
+def scorer_alone() -> Source:
+    """No policy at all, for benchmarks of the annotator."""
+    return Source("annotator", (Candidate("annotator", Policy(0, Path(), "none", [])),), NO_MODEL)
 
 
 def _read(argument: str, cache: Path) -> Source:
@@ -101,7 +110,7 @@ def _from_answers(path: Path) -> Source:
         )
     policy = Policy(0, path, sha256_of(path), [])
     name = path.stem if path.stem != "model_outputs" else path.resolve().parent.name
-    return Source(name, (Candidate(name, policy, path),), {"model": {"path": "none"}})
+    return Source(name, (Candidate(name, policy, path),), NO_MODEL)
 
 
 def _from_model(argument: str, cache: Path) -> Source:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from actors.factories import Engines
 from cluster.commands.run_folder import begin, commit_inputs
-from cluster.evaluation.candidates import Candidate, Source
+from cluster.evaluation.candidates import NO_MODEL, Candidate, Source
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import Benchmark, BenchmarkTables
 from engine.benchmarks.measure import measure
@@ -105,7 +105,7 @@ class Evaluation:
 
     @cached_property
     def _chat(self) -> Renderer:
-        if all(candidate.answers for candidate in self.source.candidates):
+        if self.source.config == NO_MODEL:
             return PlainText()
         chat = self._engines.chat(self._config.model)
         self.store.pin("tokenizer and chat template", chat.digest)

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
 from engine.benchmarks.reward_bench_items import read_items
-from engine.benchmarks.reward_bench_scores import TIES, Item, credit, sections, ties_score, utilities
+from engine.benchmarks.reward_bench_scores import SECTIONS, TIES, Item, credit, sections, ties_score, utilities
 from engine.config.benchmarks import RewardBenchConfig
 from engine.config.run import RoleName
 from engine.data.ingest import Renderer, shards
@@ -56,11 +57,11 @@ class RewardBenchScores(Stage[pa.Table]):
         return roles.annotator.submit(Scorer.score, table.select(COMPLETIONS.names))
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
-        lengths = [[len(text) for text in texts] for texts in table["completions"].to_pylist()]
-        columns = {"lengths": pa.array(lengths, REWARD_BENCH_SCORES.field("lengths").type)}
-        for name in REWARD_BENCH_SCORES.names:
-            columns.setdefault(name, (table if name in table.column_names else result)[name])
-        return pa.table({name: columns[name] for name in REWARD_BENCH_SCORES.names}, schema=REWARD_BENCH_SCORES)
+        rows = [
+            {"lengths": [len(text) for text in item["completions"]], **item, **scores}
+            for item, scores in zip(table.to_pylist(), result.to_pylist(), strict=True)
+        ]
+        return pa.Table.from_pylist([{n: r[n] for n in REWARD_BENCH_SCORES.names} for r in rows], REWARD_BENCH_SCORES)
 
     def amounts(self, table: pa.Table) -> dict[str, float]:
         return {"items": table.num_rows}
@@ -100,6 +101,10 @@ class RewardBench(Benchmark):
         }
         return {"judge_card.json": json.dumps(_without_nan(card), indent=2) + "\n", "verdicts.csv": _csv(pairs)}
 
+    def answers(self, path: Path, inputs: Sequence[pa.Table], policy: Policy) -> dict[str, list[pa.Table]]:
+        """Nothing: no policy is asked."""
+        return {}
+
     def provenance(self, tables: BenchmarkTables) -> dict[str, str]:
         content = hashlib.sha256()
         count = 0
@@ -123,7 +128,7 @@ def published_results(rows: Sequence[ScoredRow]) -> list[Result]:
     accuracies = {result.metric.removeprefix("subset/"): result.value for result in found}
     by_section = sections(accuracies)
     parts = by_section or accuracies
-    note = f"mean of {len(parts)} {'sections' if by_section else 'subsets'}: {', '.join(parts)}"
+    note = f"mean of {len(parts)} of {len(SECTIONS)} sections" if by_section else f"mean of {len(parts)} subsets"
     return [
         Result("score", float(np.mean(list(parts.values()))) if parts else math.nan, num=len(rows), note=note),
         *(Result(f"section/{name}", value) for name, value in by_section.items()),
@@ -154,7 +159,7 @@ def card_results(rows: Sequence[ScoredRow]) -> list[Result]:
     bins = judge_card.calibration(pairs)
 
     def rate(metric: str, value: float | None, num: int, note: str = "") -> Result:
-        return Result(metric, math.nan if value is None else value, num=num, note=note)
+        return Result(metric, math.nan if value is None else float(value), num=int(num), note=note)
 
     return [
         _result("accuracy", judge_card.accuracy(pairs), decided, "pairs; ties count 1/2, no verdict does not count"),

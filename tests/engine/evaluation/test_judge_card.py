@@ -21,7 +21,9 @@ from engine.evaluation.judge_card import (
 NONE = math.nan
 
 
-def pair(chosen_first: float | None, rejected_first: float | None, lengths: tuple[int, int] = (5, 5), item: str = "") -> Pair:
+def pair(
+    chosen_first: float | None, rejected_first: float | None, lengths: tuple[int, int] = (5, 5), item: str = ""
+) -> Pair:
     pair.number = getattr(pair, "number", 0) + 1  # type: ignore[attr-defined]
     return Pair(item or str(pair.number), "all", chosen_first, rejected_first, *lengths)  # type: ignore[attr-defined]
 
