@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import pyarrow as pa
 
 from actors.learner import learner
-from engine.algorithms import SPPO
+from engine.algorithms import ALGORITHMS
 from engine.config.run import LearnerConfig, ModelConfig
 from engine.errors import KumiteError
 
@@ -46,11 +46,13 @@ def serve(rank: int, world_size: int, answers) -> None:
                     current.sleep()
                 config = LearnerConfig(**request["config"])
                 model = ModelConfig(**request["model"])
-                current = learner.Learner(config, model, SPPO(**request["algorithm"]), rank, world_size, seed=11)
+                algorithm = ALGORITHMS[request["algorithm"].get("name", "sppo")](**request["algorithm"])
+                current = learner.Learner(config, model, algorithm, rank, world_size, seed=11)
                 reply = {"value": None}
             else:
                 method = getattr(current, request["call"])
-                reply = {"value": method(*[argument(value) for value in request["arguments"]])}
+                value = method(*[argument(value) for value in request["arguments"]])
+                reply = {"value": value.to_pylist() if isinstance(value, pa.Table) else value}
         except KumiteError as error:
             reply = {"error": type(error).__name__, "message": str(error)}
         answers.write(json.dumps(reply) + "\n")

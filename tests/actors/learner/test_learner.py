@@ -53,11 +53,11 @@ class Group:
         assert all(lines), f"a worker died, see {self.log.name}:\n{Path(self.log.name).read_text()[-3000:]}"
         return [json.loads(line) for line in lines]
 
-    def new(self, dtype: str = "float32", eta: float = 10.0, **config) -> None:
+    def new(self, dtype: str = "float32", eta: float = 10.0, algorithm: dict | None = None, **config) -> None:
         """A new learner in the same processes, which join their group the first time."""
         config = {"num_ranks": len(self.ranks), "optimizer": STEADY, "schedule": FLAT, "logits_chunk": 5, **config}
         model = {"path": "unused", "dtype": dtype}
-        self.send(self.ranks, {"call": "new", "config": config, "model": model, "algorithm": {"eta": eta}})
+        self.send(self.ranks, {"call": "new", "config": config, "model": model, "algorithm": algorithm or {"eta": eta}})
         if not self.joined:
             [address] = self.send(self.ranks[:1], {"call": "rendezvous", "arguments": []})
             self.call("join", *address["value"], 120.0)
