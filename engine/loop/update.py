@@ -39,7 +39,7 @@ class Update:
         best = self._validator.best_step(t, step) or step
         if step < num_steps:
             self._monitor.note(f"iteration {t + 1}: training stopped early, after step {step} of {num_steps}")
-            self._monitor.expect(LEARNER_STAGE, step, step, unit="steps")
+            self._monitor.end_early(LEARNER_STAGE)
         if best < step:
             self._monitor.note(f"iteration {t + 1}: the weights of step {best} are kept, the best validated one")
             learner.broadcast(Learner.load_checkpoint, str(self._store.checkpoints(t)[best]))

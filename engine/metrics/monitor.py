@@ -75,6 +75,12 @@ class Monitor:
         if done:
             self._view.update(stage)
 
+    def end_early(self, stage: str) -> None:
+        """`stage`, which was expected to do more, ends with the units that it has done."""
+        self._timer.shorten(stage)
+        self._view.update(stage)
+        self._write_times(stage)
+
     def shard_done(self, stage: str, start: float, end: float, **amounts: float) -> None:
         """One shard is done: a replica worked on it from `start` to `end` and made `amounts`.
 
@@ -144,5 +150,8 @@ class Monitor:
         after = self._timer.advance(stage, started, self._clock(), to=to, metrics=metrics)
         self._view.update(stage)
         if after.finished and not before.finished:
-            times = self._timer.times(self._clock()).stages[stage]
-            self._write("stage", metrics=times.metrics(stage), stage=stage)
+            self._write_times(stage)
+
+    def _write_times(self, stage: str) -> None:
+        times = self._timer.times(self._clock()).stages[stage]
+        self._write("stage", metrics=times.metrics(stage), stage=stage)

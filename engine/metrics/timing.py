@@ -125,6 +125,12 @@ class StageTimer:
             self._work.setdefault(stage, _Work())
             self._progress[stage] = Progress(stage, total, done, unit, done)
 
+    def shorten(self, stage: str) -> None:
+        """`stage` ends with the units that it has done."""
+        with self._lock:
+            progress = self._progress[stage]
+            progress.total = progress.done
+
     def record(self, stage: str, start: float, end: float, **amounts: float) -> None:
         """A replica of `stage` worked from `start` to `end` and made `amounts`.
 

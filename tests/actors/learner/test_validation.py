@@ -62,6 +62,22 @@ def test_validation_changes_no_bit_of_what_is_learned(two, llama, tmp_path, stag
     assert_bit_equal(tmp_path / "unwatched" / "weights", tmp_path / "watched" / "weights")
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "between_iterations": "merge"}], ids=["whole", "adapter"])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_learner_that_goes_back_to_its_best_step_saves_the_weights_of_that_step(two, llama, tmp_path, stage, lora):  # noqa: F811
+    options = {"zero_stage": stage, "lora": lora}
+    train(two, llama, tmp_path / "best", num_steps=2, **options)
+    (tmp_path / "all").mkdir()
+    two.new(batch_size=4, micro_batch_size=2, **options)
+    two.call("open", str(llama))
+    two.call("begin", with_ref_logps(two, rows((5, 0, 6)), tmp_path / "all"), 0)
+    two.call("save_checkpoint", str(tmp_path / "checkpoint"), 2)
+    two.call("advance", 3)
+    assert two.call("load_checkpoint", str(tmp_path / "checkpoint")) == 2
+    two.call("save_weights", str(tmp_path / "all" / "weights"), 2, [], [])
+    assert_bit_equal(tmp_path / "best" / "weights", tmp_path / "all" / "weights")
+
+
 def test_one_rank_and_two_ranks_measure_the_same(one, two, llama, tmp_path):  # noqa: F811
     figures = []
     for group, name in ((one, "one"), (two, "two")):

@@ -236,6 +236,18 @@ def test_the_learner_shows_its_steps_and_its_loss(tmp_path: Path):
     assert desk.lines()[-1] == last
 
 
+def test_a_learner_that_stops_early_is_done_with_the_steps_that_it_took(tmp_path: Path):
+    desk = Desk(tmp_path, live=False)
+    with desk.monitor as monitor:
+        monitor.begin_iteration(1, 3)
+        monitor.expect("learn", 9, unit="steps")
+        desk.clock.work(2.0)
+        monitor.step(4, 9, {"loss": 1.0}, 2.0)
+        monitor.end_early("learn")
+    assert any("learn  4/4 steps  done in" in line for line in desk.lines())
+    assert [r["stage"] for r in read_metrics(desk.path) if r["kind"] == "stage"] == ["learn"]
+
+
 def test_work_before_the_first_iteration_is_shown_too(tmp_path: Path):
     desk = Desk(tmp_path)
     desk.monitor.shard_done("evaluate", *desk.clock.work(1.0))
