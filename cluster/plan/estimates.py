@@ -50,6 +50,8 @@ def prompts_per_iteration(config: RunConfig) -> int | None:
     total, prompts = count_prompts(config.prompts), config.prompts
     if total is None:
         return None
+    share = config.preferences.share if config.preferences else None
+    total -= round((share or 0.0) * total)
     all_in_each = prompts.use == "all" and not isinstance(prompts.source, list)
     return total if all_in_each else math.ceil(total / config.iterations)
 

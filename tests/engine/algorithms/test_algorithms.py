@@ -11,11 +11,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from actors.learner.learner import batches_of
+from actors.learner.forward import batches_of
 from engine.algorithms import ALGORITHMS
 from engine.algorithms.base import Algorithm, Batch
 from engine.config.load import dump, load
-from engine.schema import OTHER_PROMPT, SELECTABLE, SELECTED
+from engine.schema import OTHER_PROMPT, PROMPTS, SELECTABLE, SELECTED
 from tests.runs import fake_config
 from tests.tables import logits_of, shard
 
@@ -89,6 +89,44 @@ def test_its_parameters_are_frozen_and_none_is_unknown(algorithm: Algorithm) -> 
 
 def test_the_scale_of_its_rewards_is_a_positive_number(algorithm: Algorithm) -> None:
     assert 0 < algorithm.reward_scale() < float("inf")
+
+
+# ---- held-out preferences ----
+
+
+def heldout_batch(algorithm: Algorithm) -> tuple[Batch, dict[str, int]]:
+    """Six held-out prompts, the last but one a tie, as the learner would see them."""
+    count = algorithm.num_heldout_completions
+    columns = {
+        "dataset_completions": [["good", "bad"][:count]] * 6,
+        "dataset_token_ids": [[[70 + i, 9], [80 + i, 9]][:count] for i in range(6)],
+        "dataset_win_rates": [[1.0, 0.0][:count]] * 4 + [[0.5] * count] + [[1.0, 0.0][:count]],
+    }
+    selection = algorithm.heldout_rows(shard(PROMPTS, [0] * 6, **columns))
+    rows = selection.rows.to_pylist()
+    n = len(rows[0]["completion_index"])
+    rows = [row | {"ref_logps": [-30.0] * n} for row in rows]
+    (batch,) = batches_of(rows, torch.full((len(rows) * n,), -30.0, dtype=torch.float64))
+    return batch, selection.counts
+
+
+def test_held_out_preferences_become_rows_chosen_first_and_ties_are_counted(algorithm: Algorithm) -> None:
+    batch, counts = heldout_batch(algorithm)
+    assert (batch.logps.shape[0], counts["ties"], counts["prompts"]) == (5, 1, 6)
+    assert batch.win_rate[:, 0].tolist() == [1.0] * 5
+
+
+def test_a_policy_that_learns_the_preferences_has_a_smaller_validation_loss(algorithm: Algorithm) -> None:
+    """Chosen answers one nat likelier and rejected ones one nat less likely than under the reference."""
+    batch, _ = heldout_batch(algorithm)
+    moved = batch.logps.clone()
+    moved[:, 0] += 1.0
+    moved[:, 1] -= 1.0
+    better = replace(batch, logps=moved)
+    assert (algorithm.heldout_loss(better) < algorithm.heldout_loss(batch)).all()
+    rewards = algorithm.rewards(better)
+    assert (rewards[:, 0] > rewards[:, 1]).all()
+    assert (algorithm.rewards(batch)[:, 0] == algorithm.rewards(batch)[:, 1]).all()
 
 
 # ---- which rows it makes ----

@@ -151,6 +151,27 @@ def test_rewards_are_logged_at_the_scale_of_the_first_loss(parameters, scale):
     assert DPO(**parameters).reward_scale() == pytest.approx(scale)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, [0.1 * 4.0, 0.1 * -2.0]),  # log-ratios
+        ({"losses": {"ipo": 1}}, [0.1 * 4.0, 0.1 * -2.0]),  # as in TRL, although the loss is per token
+        ({"losses": {"simpo": 1}}, [2.0 * -6.0 / 3, 2.0 * -8.0 / 4]),
+        ({"losses": {"orpo": 1}}, [0.1 * -6.0 / 3, 0.1 * -8.0 / 4]),
+        ({"losses": {"cpo": 1}}, [0.1 * -6.0, 0.1 * -8.0]),
+        ({"losses": {"sigmoid": 1, "sft": 0.2}}, [0.1 * 4.0, 0.1 * -2.0]),
+        ({"reference_free": True}, [0.1 * -6.0, 0.1 * -8.0]),
+        ({"length_normalized": True}, [0.1 * 4.0 / 3, 0.1 * -2.0 / 4]),
+    ],
+)
+def test_the_reward_of_an_answer_is_what_the_loss_compares(parameters, expected):
+    def row(*values: float) -> torch.Tensor:
+        return torch.tensor([values], dtype=torch.float64)
+
+    batch = Batch(row(-6, -8), row(-10, -6), row(3, 4), row(1, 0), row(0.5))
+    assert DPO(**parameters).rewards(batch)[0].tolist() == pytest.approx(expected)
+
+
 # ---- pairs of the policy's own answers ----
 
 
