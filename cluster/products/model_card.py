@@ -46,6 +46,7 @@ def _content(product: Product) -> dict[str, Any]:
         "num_iterations": config.iterations,
         "papers": papers_of(config),
         "adapter": is_adapter(product.folder),
+        "merged": product.policy.base is not None and not is_adapter(product.folder),
         "samples": config.algorithm.samples,
         "base": cards.model_name(product.base, config),
         "base_id": Markup(product.base or "BASE"),

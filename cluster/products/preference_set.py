@@ -25,6 +25,8 @@ from engine.loop.validation import PAIRS
 from engine.schema import COMPLETIONS, HELDOUT_WIN_RATES, PROMPTS, SELECTABLE, SELECTED
 from engine.store.reader import RunReader
 
+ROW_GROUP = 1000
+"""Rows that a reader of a stream loads at once, as in `datasets`."""
 FILE_BYTES = 500_000_000
 """Size in memory at which a file is closed and the next one begins, as in `datasets`."""
 
@@ -149,7 +151,7 @@ class PreferenceSet:
         num_rows = num_bytes = 0
         for table in _joined(tables):
             files.append(folder / "data" / f"{name}-{len(files):05d}.part")
-            pq.write_table(table, files[-1], compression="zstd")
+            pq.write_table(table, files[-1], compression="zstd", row_group_size=ROW_GROUP)
             num_rows, num_bytes = num_rows + table.num_rows, num_bytes + table.nbytes
         for index, path in enumerate(files):
             path.rename(path.with_name(f"{name}-{index:05d}-of-{len(files):05d}.parquet"))

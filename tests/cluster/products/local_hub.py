@@ -54,6 +54,7 @@ class LocalHub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: LocalHub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a reply is two writes, and the second would wait 40 ms
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -322,6 +322,7 @@ def test_peft_loads_the_adapter_and_it_is_the_merged_model(adapted: Path, tmp_pa
     assert adapter_data.base_model == merged_data.base_model == "me/llama" and "lora" in adapter_data.tags
     assert "_name_or_path" not in json.loads((merged / "config.json").read_text())
     assert "hu2021lora" in text
+    assert ["are those of an adapter, merged" in card for card in (text, merged_card)] == [False, True]
 
 
 def test_an_adapter_of_a_local_folder_needs_the_hub_id_of_its_base(adapted: Path, tmp_path: Path, capsys) -> None:

@@ -33,6 +33,7 @@ from tests.tables import rated, scored
 ROOT = Path(__file__).parents[3]
 PAIRS = {"source": str(ROOT / "recipes/configs/smoke_preferences.jsonl"), "use": "all"}
 DEMONSTRATIONS = {"source": str(ROOT / "recipes/configs/smoke_demonstrations.jsonl"), "use": "all"}
+SHORT: dict[str, Any] = {"iterations": 1, "evaluation": None}
 Run = Callable[..., Path]
 
 
@@ -104,9 +105,9 @@ def test_the_columns_of_sppo_are_what_its_scripts_compute(run: Run, tmp_path: Pa
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
 def test_the_targets_are_those_on_which_the_run_trained(run: Run, tmp_path: Path, estimator: str) -> None:
-    folder = run(algorithm={"name": "sppo", "estimator": estimator})
-    data = exported(folder, tmp_path / "set")["train_iteration_2"]
-    rows = [row for table in RunReader(folder).tables(1, "selected", SELECTED) for row in table.to_pylist()]
+    folder = run(algorithm={"name": "sppo", "estimator": estimator}, **SHORT)
+    data = exported(folder, tmp_path / "set")["train_iteration_1"]
+    rows = [row for table in RunReader(folder).tables(0, "selected", SELECTED) for row in table.to_pylist()]
     targets = [[row["chosen_probs_win"], row["chosen_probs_lose"]] for row in data]
     assert targets == [pytest.approx(row["win_rate"]) for row in rows]
 
@@ -124,7 +125,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("changes", ALGORITHMS.values(), ids=list(ALGORITHMS))
 def test_chosen_and_rejected_are_the_texts_of_the_tokens_that_trained(run: Run, tmp_path: Path, changes: dict) -> None:
-    folder = run(iterations=1, evaluation=None, **changes)
+    folder = run(**changes, **SHORT)
     assert main(["export", str(folder), str(tmp_path / "set"), "--what", "preferences"]) == 0
     (file,) = (tmp_path / "set/data").iterdir()
     tables = RunReader(folder).tables(0, "selected", SELECTED)
@@ -142,7 +143,7 @@ def test_chosen_and_rejected_are_the_texts_of_the_tokens_that_trained(run: Run, 
 
 
 def test_the_rows_name_their_policy_scorer_seeds_and_sampling(run: Run, tmp_path: Path) -> None:
-    folder = run(algorithm={"name": "self_rewarding", "rejected_from": "start"}, scorer=POINTS)
+    folder = run(algorithm={"name": "self_rewarding", "rejected_from": "start"}, scorer=POINTS, evaluation=None)
     store, data = RunReader(folder), exported(folder, tmp_path / "set")
     first, second = (data[f"train_iteration_{n}"][0] for n in (1, 2))
     assert [first["policy_id"], second["policy_id"]] == [store.recorded_digest(0), store.recorded_digest(1)]
@@ -186,7 +187,7 @@ def test_an_answer_with_a_label_is_a_row_of_its_own(run: Run, tmp_path: Path) ->
     source = tmp_path / "labels.jsonl"
     source.write_text("".join(f'{{"prompt": "{i}?", "completion": "a{i}", "label": {i % 2}}}\n' for i in range(8)))
     algorithm = {"name": "kto", "data": "labels"}
-    data = exported(run(algorithm=algorithm, prompts={"source": str(source)}, iterations=1), tmp_path / "set")
+    data = exported(run(algorithm=algorithm, prompts={"source": str(source)}, **SHORT), tmp_path / "set")
     assert list(data) == ["train_iteration_1"]
     rows = {row["prompt"][0]["content"]: row for row in data["train_iteration_1"]}
     assert {prompt: row["label"] for prompt, row in rows.items()} == {f"{i}?": bool(i % 2) for i in range(8)}
@@ -226,7 +227,7 @@ def test_scores_of_a_rating_judge_are_kept_beside_the_pairs() -> None:
 
 
 def test_our_own_ingest_reads_back_the_same_pairs_and_targets(run: Run, tmp_path: Path) -> None:
-    data = exported(run(algorithm={"name": "sppo", "empty": "exclude"}), tmp_path / "set")["train_iteration_1"]
+    data = exported(run(algorithm={"name": "sppo", "empty": "exclude"}, **SHORT), tmp_path / "set")["train_iteration_1"]
     prompts = PromptsConfig(source=str(tmp_path / "set"), split="train_iteration_1", shuffle=False)
     result = ingest(prompts, str(tmp_path / "set"), FakeChat(), 512, RequiredAnswers(2, 512, "test"))
     rows = result.table.to_pylist()
@@ -293,12 +294,12 @@ def test_a_large_split_is_written_in_several_files(run: Run, tmp_path: Path, mon
 def test_the_card_names_files_without_their_folders_and_shows_every_text_as_itself(run: Run, tmp_path: Path) -> None:
     hostile = tmp_path / "*bold* <img src=x>.jsonl"
     shutil.copy(ROOT / "recipes/configs/smoke_prompts.jsonl", hostile)
-    exported(run(prompts={"source": str(hostile), "use": "all"}), tmp_path / "set")
+    exported(run(prompts={"source": str(hostile), "use": "all"}, **SHORT), tmp_path / "set")
     card = (tmp_path / "set/README.md").read_text()
     assert "`*bold* <img src=x>.jsonl`, a local file" in card
     assert str(tmp_path) not in card and str(ROOT) not in card
 
 
 def test_the_judge_of_the_card_is_the_scorer_of_the_run(run: Run, tmp_path: Path) -> None:
-    exported(run(scorer=SELF), tmp_path / "set")
+    exported(run(scorer=SELF, **SHORT), tmp_path / "set")
     assert r"Verdicts: by judge \(pairwise, the policy itself\)." in (tmp_path / "set/README.md").read_text()

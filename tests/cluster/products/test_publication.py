@@ -245,6 +245,7 @@ def test_the_stand_in_refuses_what_the_hub_refuses(metadata: str, error: str) ->
     assert invalid_metadata(f"---\n{metadata}\n---\n", "model") == [error]
 
 
+@pytest.mark.real
 def test_the_command_itself_publishes_with_the_token_of_its_environment(hub: LocalHub, tmp_path: Path) -> None:
     folder = write_data(tmp_path / "data")
     kept = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
