@@ -118,7 +118,8 @@ def _benchmark_sections(product: Product) -> list[tuple[str, list[tuple[list[Any
         tables = []
         for first in range(0, len(metrics), MAX_METRICS):
             shown = metrics[first : first + MAX_METRICS]
-            rows = [[names[v], *(_number(values.get((v, metric))) for metric in shown)] for v in sorted(versions)]
+            called = {v: names[v] if versions[v].of_policy else "the scorer" for v in versions}
+            rows = [[called[v], *(_number(values.get((v, metric))) for metric in shown)] for v in sorted(versions)]
             tables.append((["model", *shown], rows))
         facts = versions.get(product.policy.version, versions[max(versions)]).provenance
         notes = [f"{row['metric']}: {row['note']}" for row in every if row["note"]]

@@ -54,7 +54,8 @@ class Product:
     def rows(self) -> list[dict[str, Any]]:
         """The benchmark results of this version that have a value."""
         measurements = (versions.get(self.policy.version) for versions in self.measured.values())
-        return [row for m in measurements if m for row in m.rows if not math.isnan(row["value"])]
+        own = (measurement for measurement in measurements if measurement and measurement.of_policy)
+        return [row for measurement in own for row in measurement.rows if not math.isnan(row["value"])]
 
     @property
     def name(self) -> str:

@@ -49,6 +49,8 @@ class Measurement:
     """Of engine.schema.BENCHMARK_RESULTS."""
     provenance: dict[str, str]
     """What is needed to compare the numbers with others: questions, judge, sampling, seeds."""
+    of_policy: bool = True
+    """Else it measured the scorer, which is the same for every version."""
 
 
 Results = dict[str, dict[int, Measurement]]
@@ -77,6 +79,7 @@ HUB_DATA = {
     "ifeval": HubData("google/IFEval", "IFEval"),
     "mmlu_pro": HubData("TIGER-Lab/MMLU-Pro", "MMLU-Pro", "mmlu_pro"),
     "musr": HubData("TAUR-Lab/MuSR", "MuSR"),
+    "reward_bench": HubData("allenai/reward-bench", "RewardBench"),
 }
 """By the name of a benchmark, or of a task of the evaluation harness."""
 
@@ -140,8 +143,11 @@ def _add(found: Results, store: RunReader, config: Setup, versions: dict[int, in
         name = stage.removesuffix(SUFFIX)
         for number, version in versions.items():
             if rows := [row for table in store.tables(number, stage, BENCHMARK_RESULTS) for row in table.to_pylist()]:
-                provenance = _provenance(store, known[name], number) if name in known else {}
-                found.setdefault(name, {})[version] = Measurement(rows, provenance)
+                measurement = Measurement(rows, {})
+                if name in known:
+                    provenance = _provenance(store, known[name], number)
+                    measurement = Measurement(rows, provenance, known[name].depends_on_policy)
+                found.setdefault(name, {})[version] = measurement
 
 
 def _provenance(store: RunReader, benchmark: Benchmark, number: int) -> dict[str, str]:

@@ -220,6 +220,16 @@ def test_what_the_numbers_rest_on_stands_beside_them(measured: Path, tmp_path: P
     assert "* provenance: not known, DataError\n" in text.partition("## IFEval")[2]
 
 
+def test_numbers_of_the_scorer_are_not_called_the_models(measured: Path, tmp_path: Path, monkeypatch) -> None:
+    run = Path(shutil.copytree(measured, tmp_path / "run"))
+    commit_results(run, 2, [("ifeval", "accuracy", 0.9, NAN, "")])
+    monkeypatch.setattr(Judged, "depends_on_policy", False)
+    monkeypatch.setattr(results, "benchmarks", lambda config: [Judged()])
+    _, text = exported(run, tmp_path / "model", "--version", "2")
+    assert "| the scorer | 0.9000 |" in text
+    assert 0.9 not in {result.metric_value for result in ModelCard(text).data.eval_results}
+
+
 @pytest.mark.parametrize(
     ("benchmark", "metric", "expected"),
     [
