@@ -69,6 +69,7 @@ class HubData:
 
 HUB_DATA = {
     "alpaca_eval": HubData("tatsu-lab/alpaca_eval", "AlpacaEval"),
+    "lm_eval": HubData("lm_eval", "lm-evaluation-harness"),
     "mt_bench": HubData("HuggingFaceH4/mt_bench_prompts", "MT-Bench"),
     "arc_challenge": HubData("allenai/ai2_arc", "ARC Challenge"),
     "truthfulqa_mc2": HubData("truthfulqa/truthful_qa", "TruthfulQA"),

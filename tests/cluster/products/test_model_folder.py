@@ -15,7 +15,9 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, parse_eval_result_entries
 from ruamel.yaml import YAML
 
+from actors.chat import Chat
 from actors.fakes import letter_logps
+from actors.tiny_policy import make_tiny_policy
 from cluster.commands.cli import main
 from cluster.commands.whole_models import read_config
 from cluster.products import results
@@ -340,6 +342,26 @@ def test_an_adapter_of_a_local_folder_needs_the_hub_id_of_its_base(adapted: Path
     assert main(arguments) == 2
     assert "which nobody else can load; name it as it is called on the hub with --base" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_chat_template_of_the_config_goes_with_the_model_if_it_is_still_the_same(tmp_path: Path, capsys) -> None:
+    template = tmp_path / "plain.jinja"
+    template.write_text("{{ messages[-1]['content'] }} ->")
+    base, run = make_tiny_policy(tmp_path / "base", seed=1), tmp_path / "run"
+    model = {"path": str(base), "dtype": "float32", "chat_template": str(template)}
+    config = fake_config(tmp_path, model=model)
+    with RunStore(run) as store:
+        store.pin("tokenizer and chat template", Chat(config.model).digest)
+        store.register_start(base, lambda folder, digest: [[-1.0]])
+        shutil.copytree(base, store.new_weights(1), dirs_exist_ok=True)
+        store.commit_weights(1, [[-1.0]])
+    (run / "config.yaml").write_text(dump(config))
+    folder, _ = exported(run, tmp_path / "model", "--version", "last")
+    assert (folder / "chat_template.jinja").read_text() == template.read_text()
+    assert (run / "weights/001/chat_template.jinja").read_text() != template.read_text()
+    template.write_text("{{ messages[-1]['content'] }} =>")
+    assert main(["export", str(run), str(tmp_path / "other"), "--what", "model", "--version", "last"]) == 2
+    assert "plain.jinja has changed since the run; restore it" in capsys.readouterr().err
 
 
 # What belongs to the hub
