@@ -7,6 +7,7 @@ the run finishes or fails.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -50,8 +51,11 @@ class Job:
             self.store.close()
             raise
 
-    def play(self) -> None:
-        """Compute what is missing of the run; nothing if it is finished."""
+    def play(self, prepare: Callable[[RunStore], None] = lambda store: None) -> None:
+        """Compute what is missing of the run; nothing if it is finished.
+
+        prepare: called with the store when prompts and start policy are committed.
+        """
         if self.store.recorded("finished") and not any(True for _ in open_iterations(self._config, self.store)):
             self.note(f"{self.folder} is finished already; there is nothing left to compute")
             return
@@ -70,6 +74,7 @@ class Job:
 
         with launched(self._config, self._engines, probe, self.note, self.store.pin) as roles:
             policy = self.store.register_start(model, roles.open_learner)
+            prepare(self.store)
             SelfPlay(self._config, roles, self.store, self._monitor, probe, chat).run(policy)
         self.store.record("finished")
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -23,6 +24,10 @@ from engine.config.run import RunConfig
 from engine.errors import KumiteError
 from engine.text import printable
 
+if TYPE_CHECKING:
+    from engine.store.run import RunStore
+
+Prepare = Callable[["RunStore"], None]
 WIDTH = 160
 """Columns of the output if it is no terminal: wide enough for the tables in a job's log."""
 
@@ -40,7 +45,8 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
         return 0
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # Python rules given by dotted path are searched in the current folder
-    try:
+
+    def start() -> int:
         config = load(arguments.config, overrides, base)
         plan = make_plan(config, config.cluster.stated if arguments.dry_run else None)
         console.print("\n".join(plan.lines), markup=False, highlight=False, soft_wrap=True)
@@ -49,6 +55,14 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
             console.print("dry run: nothing was started", markup=False)
             return 0
         return run(config, console, engines)
+
+    return reported(console, start)
+
+
+def reported(console: Console, command: Callable[[], int]) -> int:
+    """The exit code of `command`; an error that it raises is printed and becomes its exit code."""
+    try:
+        return command()
     except KumiteError as error:
         console.print(
             f"error: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True, style="bold red"
@@ -59,8 +73,10 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
         return stop.args[0] if stop.args else 130
 
 
-def run(config: RunConfig, console: Console, engines: Engines | None = None) -> int:
-    """Run or resume `config`."""
+def run(
+    config: RunConfig, console: Console, engines: Engines | None = None, prepare: Prepare = lambda store: None
+) -> int:
+    """Run or resume `config`. prepare: called with the store when prompts and start policy are committed."""
     import pyarrow
 
     from cluster.commands.job import Job
@@ -70,7 +86,7 @@ def run(config: RunConfig, console: Console, engines: Engines | None = None) -> 
     signal.signal(signal.SIGTERM, _terminated)
     with Job(config, console, engines=engines) as job:
         try:
-            job.play()
+            job.play(prepare)
         except (KumiteError, KeyboardInterrupt) as stop:
             reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else stop
             job.report(f"stopped: {reason}")

@@ -116,3 +116,14 @@ def shortages(needs: Mapping[RoleName, Need], colocated: bool, available: Mappin
             shape = f"{reserved[0].num_replicas} bundles of {size:g} shared by all roles: " if colocated else ""
             lines.append(f"{total:g} {resource}s needed ({shape}{parts}), {available.get(resource, 0.0):g} available")
     return lines
+
+
+def num_fitting(needs: Mapping[RoleName, Need], colocated: bool, available: Mapping[str, float]) -> int:
+    """How many runs with these needs the resources have room for at the same time; at least 1."""
+    reserved = [share(needs)] if colocated else list(needs.values())
+    rooms = [
+        int((available.get(resource, 0.0) + 1e-9) / total)
+        for resource in ("CPU", "GPU")
+        if (total := math.fsum(need.total()[resource] for need in reserved))
+    ]
+    return max(1, min(rooms, default=1))

@@ -48,6 +48,22 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def shared_session(config: ClusterConfig) -> Iterator[tuple[dict[str, str], dict[str, float]]]:
+    """Connect for several runs in processes of their own, which then need not start a private cluster each.
+
+    Yields the environment with which they find the cluster, and its resources under Ray's names. Both are empty for
+    the local backend, which has no cluster.
+    """
+    if config.backend == "local":
+        yield {}, {}
+        return
+    with ray_session(config):
+        address = ray.get_runtime_context().gcs_address
+        mode = os.environ.get("RAY_AUTH_MODE") or "token"
+        yield {"RAY_ADDRESS": address, "RAY_AUTH_MODE": mode}, dict(ray.cluster_resources())
+
+
 def _start_private(deadline_s: float) -> None:
     """Start a cluster on this machine. Ray gives its node 30 s, which may be too short on a busy machine: try again."""
     start = time.monotonic()

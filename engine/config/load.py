@@ -145,13 +145,14 @@ def config_digest(config: BaseModel) -> str:
 
     A key that is null counts as absent, so that a new optional key changes no digest.
     """
-    return hashlib.sha256(json.dumps(_effective(config), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(effective(config), sort_keys=True).encode()).hexdigest()
 
 
-def _effective(section: BaseModel) -> dict[str, Any]:
+def effective(section: BaseModel) -> dict[str, Any]:
+    """The values that determine a run's results, nested; keys that are null or without effect are left out."""
     values = {name: getattr(section, name) for name, f in type(section).model_fields.items() if not has_no_effect(f)}
     return {
-        name: _effective(value) if isinstance(value, BaseModel) else value
+        name: effective(value) if isinstance(value, BaseModel) else value
         for name, value in values.items()
         if value is not None
     }

@@ -93,6 +93,10 @@ class RunReader:
         """The stage's committed shards in order, read one at a time."""
         return (self.read(iteration, stage, shard, schema) for shard in self.shards(iteration, stage))
 
+    def shard_record(self, iteration: int, stage: str, shard: int) -> Record | None:
+        """The record of a committed shard, with its `sha256`; its bytes are not read. None if there is none."""
+        return self._index.get(("shard", iteration, stage, shard))
+
     def counts(self, iteration: int, stage: str) -> dict[str, int]:
         """Sum over the committed shards of a stage of what was counted; empty where there is no shard."""
         total: Counter[str] = Counter()

@@ -1,0 +1,41 @@
+"""The tables of a sweep: runs, means over seeds, the grid of two keys; failed runs are listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster.sweep.grid import Sweep, SweepRun
+from cluster.sweep.runner import Outcome
+from cluster.sweep.table import write_table
+from tests.runs import fake_config, play
+
+pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
+
+
+def test_the_tables_of_a_sweep(tmp_path: Path) -> None:
+    points = [(eta, k, seed) for eta in (1.0, 5.0) for k in (2, 3) for seed in (0, 1)]
+    runs, outcomes = [], []
+    for eta, k, seed in points:
+        sampling = {"num_samples": k, "max_new_tokens": 5}
+        name = f"eta-{eta:g}_k-{k}_seed-{seed}"
+        algorithm = {"name": "sppo", "eta": eta}
+        config = fake_config(tmp_path, name=name, algorithm=algorithm, sampling=sampling, seed=seed, iterations=1)
+        values = {"algorithm.eta": eta, "sampling.num_samples": k, "seed": seed}
+        runs.append(SweepRun(config, values))
+        failed = name == "eta-5_k-3_seed-1"
+        if not failed:
+            play(config)
+        outcomes.append(Outcome(runs[-1], 1 if failed else 0, tmp_path / "log"))
+    sweep = Sweep("sweep", tmp_path, tuple(runs), ("algorithm.eta", "sampling.num_samples", "seed"))
+    write_table(sweep, outcomes, Console(quiet=True))
+    lines = (tmp_path / "sweep.csv").read_text().splitlines()
+    assert lines[0].startswith("run,algorithm.eta,sampling.num_samples,seed,win_rate,")
+    assert len(lines) == 9
+    assert lines[-1].endswith(",,,,0,0,failed (1)")
+    text = (tmp_path / "sweep.md").read_text()
+    assert text.count(" seeds |") == 3  # of the fourth point one seed is left, which has no interval
+    grid = text[text.index("wins against start: algorithm.eta") :].splitlines()
+    assert [line.split("|")[1].strip() for line in grid[2:]] == ["algorithm.eta", "---", "1", "5"]
