@@ -7,6 +7,7 @@ the run finishes or fails.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from engine.loop.self_play import SelfPlay, open_iterations, result_version
 from engine.loop.validation import PAIRS
 from engine.loop.weight_probe import ProbeBatch, probe_batch
 from engine.metrics.monitor import Monitor, read_metrics
+from engine.metrics.progress import duration
 from engine.report.render import print_table, write_report
 from engine.report.summary import Summary, complete, summarize
 from engine.schema import PROMPTS
@@ -51,11 +53,13 @@ class Job:
             self.store.close()
             raise
 
-    def play(self, prepare: Callable[[RunStore], None] = lambda store: None) -> None:
+    def play(self, prepare: Callable[[RunStore], None] = lambda store: None, predicted: float | None = None) -> None:
         """Compute what is missing of the run; nothing if it is finished.
 
-        prepare: called with the store when prompts and start policy are committed.
+        prepare: called with the store when prompts and start policy are committed. predicted: seconds that the whole
+        run should take; noted beside what it took, unless it was resumed.
         """
+        started, resumed = time.monotonic(), self.store.recorded("prompts") is not None
         if self.store.recorded("finished") and not any(True for _ in open_iterations(self._config, self.store)):
             self.note(f"{self.folder} is finished already; there is nothing left to compute")
             return
@@ -77,6 +81,11 @@ class Job:
             prepare(self.store)
             SelfPlay(self._config, roles, self.store, self._monitor, probe, chat).run(policy)
         self.store.record("finished")
+        if predicted is not None and not resumed:
+            took = time.monotonic() - started
+            self.note(
+                f"time: predicted {duration(predicted)}, took {duration(took)} ({predicted / took - 1:+.0%} predicted)"
+            )
 
     def report(self, status: str) -> tuple[Path, Summary]:
         """Write the report of the run so far and the benchmarks' files; return its page and its content."""

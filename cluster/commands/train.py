@@ -25,6 +25,7 @@ from engine.errors import KumiteError
 from engine.text import printable
 
 if TYPE_CHECKING:
+    from cluster.plan.cost import Prediction
     from engine.store.run import RunStore
 
 Prepare = Callable[["RunStore"], None]
@@ -51,10 +52,11 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
         plan = make_plan(config, config.cluster.stated if arguments.dry_run else None)
         console.print("\n".join(plan.lines), markup=False, highlight=False, soft_wrap=True)
         plan.check()
+        prediction = _predict(config, arguments, console, engines)
         if arguments.dry_run:
             console.print("dry run: nothing was started", markup=False)
             return 0
-        return run(config, console, engines)
+        return run(config, console, engines, predicted=prediction.seconds if prediction else None)
 
     return reported(console, start)
 
@@ -73,10 +75,37 @@ def reported(console: Console, command: Callable[[], int]) -> int:
         return stop.args[0] if stop.args else 130
 
 
+def _predict(
+    config: RunConfig, arguments: argparse.Namespace, console: Console, engines: Engines | None
+) -> Prediction | None:
+    """Print how long the run will take, if rates are named or asked to be measured."""
+    if not arguments.rates and not arguments.calibrate:
+        return None
+    from cluster.commands.calibrate import calibrated
+    from cluster.plan.cost import predict, read_rates
+
+    if arguments.rates:
+        prediction = predict(config, read_rates(arguments.rates))
+    else:
+        with calibrated(config, console, engines) as rates:
+            prediction = predict(config, rates)
+    for number, line in enumerate(prediction.lines()):
+        console.print(f"{'time' if not number else '':<11}{line}", markup=False, highlight=False, soft_wrap=True)
+    return prediction
+
+
 def run(
-    config: RunConfig, console: Console, engines: Engines | None = None, prepare: Prepare = lambda store: None
+    config: RunConfig,
+    console: Console,
+    engines: Engines | None = None,
+    prepare: Prepare = lambda store: None,
+    predicted: float | None = None,
 ) -> int:
-    """Run or resume `config`. prepare: called with the store when prompts and start policy are committed."""
+    """Run or resume `config`.
+
+    prepare: called with the store when prompts and start policy are committed. predicted: seconds, to be compared with
+    what the run takes.
+    """
     import pyarrow
 
     from cluster.commands.job import Job
@@ -86,7 +115,7 @@ def run(
     signal.signal(signal.SIGTERM, _terminated)
     with Job(config, console, engines=engines) as job:
         try:
-            job.play(prepare)
+            job.play(prepare, predicted)
         except (KumiteError, KeyboardInterrupt) as stop:
             reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else stop
             job.report(f"stopped: {reason}")
@@ -105,10 +134,13 @@ def _parser(base: dict[str, Any], description: str) -> argparse.ArgumentParser:
         description=description,
         epilog=f"the most used keys (key=value, later wins), defaults, meanings:\n{keys}--help-all lists every key.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [--config FILE] [--dry-run] [--help-all] [key.path=value ...]",
+        usage="%(prog)s [--config FILE] [--dry-run] [--rates RUN | --calibrate] [--help-all] [key.path=value ...]",
         allow_abbrev=False,
     )
     parser.add_argument("--help-all", action="store_true", help="list every key with its range, default and meaning")
     parser.add_argument("--config", type=Path, help="YAML file; may inherit from others with `defaults:`")
     parser.add_argument("--dry-run", action="store_true", help="check everything, show the plan, start nothing")
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument("--rates", type=Path, metavar="RUN", help="predict time and cost by what this run measured")
+    rates.add_argument("--calibrate", action="store_true", help="predict them by playing a small part first")
     return parser

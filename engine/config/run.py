@@ -119,6 +119,8 @@ class ClusterConfig(Section):
     """Seconds for the learner between two reports of its metrics."""
     max_retries: Count = 3
     """How often a shard, or the group of the learner, is tried again after a replica died."""
+    cost_per_hour: Annotated[float, Field(ge=0.0)] | None = None
+    """Price of the whole cluster for an hour, in any currency, for predictions; null: none is predicted."""
     stated: StatedCluster | None = None
     """What --dry-run plans for, and a real run ignores; null: the connected cluster or this machine."""
 

@@ -102,7 +102,7 @@ def test_a_config_file_that_is_not_there_ends_with_2(capsys):
 
 
 def test_text_quoted_in_an_error_cannot_control_the_terminal(command, capsys, monkeypatch):
-    def fails(*_):
+    def fails(*_, **__):
         raise RoleError("it says: \x1b]0;mine\x07")
 
     monkeypatch.setattr(train, "run", fails)

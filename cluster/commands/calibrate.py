@@ -1,0 +1,67 @@
+"""Measures the rates of a config by playing a small part of it with the real engines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from actors.factories import Engines
+from cluster.plan.cost import Rates, read_rates
+from engine.config.run import RunConfig
+
+ITERATIONS = 2
+"""The first starts the engines, the second does not."""
+SHARDS = 2
+"""Prompt shards per iteration."""
+
+
+@contextmanager
+def calibrated(config: RunConfig, console: Console, engines: Engines | None = None) -> Iterator[Rates]:
+    """The rates of `config`, from a run of two iterations over two shards of its prompts in a folder that is removed.
+
+    Held-out prompts are as many as in the run, up to two shards. Benchmarks are left out.
+    """
+    from cluster.commands.job import Job
+
+    with tempfile.TemporaryDirectory(prefix="calibration-", dir=_existing(Path(config.output))) as folder:
+        console.print("calibration: two iterations over a few prompts", markup=False)
+        with Job(small(config, Path(folder)), Console(quiet=True), engines=engines) as job:
+            job.play()
+        yield read_rates(job.folder)
+
+
+def small(config: RunConfig, output: Path) -> RunConfig:
+    """The part of `config` that is played."""
+    limit = SHARDS * config.shard_size
+    prompts = config.prompts.model_copy(
+        update={"limit": ITERATIONS * limit if config.prompts.use == "parts" else limit, "source": _first(config)}
+    )
+    evaluation = config.evaluation
+    if evaluation and evaluation.prompts:
+        heldout = evaluation.prompts.model_copy(update={"limit": min(limit, evaluation.prompts.limit or limit)})
+        evaluation = evaluation.model_copy(update={"prompts": heldout, "benchmarks": None})
+    return config.model_copy(
+        update={
+            "name": "calibration",
+            "output": str(output),
+            "iterations": ITERATIONS,
+            "prompts": prompts,
+            "evaluation": evaluation,
+        }
+    )
+
+
+def _first(config: RunConfig) -> str:
+    source = config.prompts.source
+    return source[0] if isinstance(source, list) else source
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself or the nearest one above it: on the storage that every node sees."""
+    while not path.is_dir():
+        path = path.resolve().parent
+    return path
