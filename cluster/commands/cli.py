@@ -12,10 +12,11 @@ from cluster.commands.export import Export
 from cluster.commands.inspect import Digest, Status, Verify
 from cluster.commands.merge import Average, Merge
 from cluster.commands.publish import Publish
+from cluster.commands.report import Report
 from engine.errors import KumiteError
 from engine.text import printable
 
-COMMANDS: tuple[type[Command], ...] = (Status, Best, Evaluate, Verify, Digest, Merge, Average, Export, Publish)
+COMMANDS: tuple[type[Command], ...] = (Status, Best, Report, Evaluate, Verify, Digest, Merge, Average, Export, Publish)
 
 
 def main(argv: list[str] | None = None) -> int:

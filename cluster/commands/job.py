@@ -6,7 +6,7 @@ the run finishes or fails.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +24,15 @@ from engine.data.ingest import ingest_iterations, shards
 from engine.loop.self_play import SelfPlay, open_iterations, result_version
 from engine.loop.validation import PAIRS
 from engine.loop.weight_probe import ProbeBatch, probe_batch
-from engine.metrics.monitor import Monitor, read_metrics
+from engine.metrics.monitor import Monitor
 from engine.metrics.progress import duration
+from engine.metrics.services import TrackedRun, open_services
+from engine.metrics.trackers import Tracker
+from engine.report.config_diff import all_settings
+from engine.report.live import LiveReport
 from engine.report.render import print_table, write_report
-from engine.report.summary import Summary, complete, summarize
+from engine.report.run_data import STOPPED, RunData
+from engine.report.summary import Summary
 from engine.schema import PROMPTS
 from engine.store.disk import Disk
 from engine.store.run import RunStore
@@ -48,7 +53,7 @@ class Job:
         self.store = RunStore(self.folder, disk, self.note)
         try:
             begin(self.store, config)
-            self._monitor = Monitor(self.folder, console=console, tensorboard=config.tracking.tensorboard)
+            self._monitor = Monitor(self.folder, console=console, trackers=self._trackers())
         except BaseException:
             self.store.close()
             raise
@@ -87,17 +92,19 @@ class Job:
                 f"time: predicted {duration(predicted)}, took {duration(took)} ({predicted / took - 1:+.0%} predicted)"
             )
 
-    def report(self, status: str) -> tuple[Path, Summary]:
+    def report(self, status: str = "finished") -> tuple[Path, Summary]:
         """Write the report of the run so far and the benchmarks' files; return its page and its content."""
+        if status.startswith(STOPPED):
+            self._monitor.note(status)
         self._monitor.close()
-        summary = self.summary(status)
         names = {version: f"{self._config.name}-{version}" for version in self.store.versions}
         write_files(self.folder / "report" / "benchmarks", benchmarks(self._config), self.store, names)
-        return write_report(self.folder, summary), summary
+        data = RunData(self.store, self._config, status)
+        return write_report(data), data.summary
 
     def show(self) -> None:
         """Print the table of a finished run, and the paths of report and weights."""
-        page, summary = self.report("finished")
+        page, summary = self.report()
         print_table(self._console, summary)
         last = self.store.policy(result_version(self._config, self.store))
         where = f"report   {page}\nweights  {last.folder if last else '-'}"
@@ -117,9 +124,7 @@ class Job:
 
     def summary(self, status: str) -> Summary:
         """Return the content of the report, computed from committed tables and metrics alone."""
-        provenance = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        summary = summarize(self.store, self._config, status, provenance)
-        return complete(summary, read_metrics(self.folder / "metrics.jsonl"))
+        return RunData(self.store, self._config, status).summary
 
     def note(self, text: str) -> None:
         """Print a line, and write it to metrics.jsonl once that is open."""
@@ -128,6 +133,15 @@ class Job:
             monitor.note(text)
         else:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _trackers(self) -> list[Tracker]:
+        """What gets the metrics beside metrics.jsonl. Raises ConfigError for a package that is not installed."""
+        config, provenance = self._config, (self.folder / "run.json").read_bytes()
+        settings = {setting.key: setting.value for setting in all_settings(config)}
+        run_id = f"{config.name}-{hashlib.sha256(provenance).hexdigest()[:8]}"
+        run = TrackedRun(self.folder, config.name, run_id, config.tracking.project, settings)
+        live = [LiveReport(self.store, config, self.note)] if config.tracking.live_report else []
+        return [*open_services(config.tracking.report_to, run, self.note), *live]
 
     def _ingest_prompts(self, chat: Chat) -> None:
         """Read, render and commit all prompts once. The sources are read again only to repair a damaged shard."""

@@ -22,6 +22,7 @@ from engine.config.keys import describe, describe_most_used
 from engine.config.load import load
 from engine.config.run import RunConfig
 from engine.errors import KumiteError
+from engine.metrics.services import check_installed
 from engine.text import printable
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
 
     def start() -> int:
         config = load(arguments.config, overrides, base)
+        check_installed(config.tracking.report_to)
         plan = make_plan(config, config.cluster.stated if arguments.dry_run else None)
         console.print("\n".join(plan.lines), markup=False, highlight=False, soft_wrap=True)
         plan.check()

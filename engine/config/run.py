@@ -128,8 +128,12 @@ class ClusterConfig(Section):
 class TrackingConfig(Section):
     """How metrics are reported; metrics.jsonl is always written."""
 
-    tensorboard: bool = False
-    """Write TensorBoard files too."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Trackers that get the same metrics, each an extra of this package (docs/report.md)."""
+    project: str = "kumite"
+    """Project or experiment of the run in these trackers."""
+    live_report: bool = False
+    """Write the report again after each iteration; the page then reloads itself."""
     log_every: PositiveInt = 1
     """Optimizer steps between two lines of learner metrics."""
 

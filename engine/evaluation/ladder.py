@@ -70,7 +70,7 @@ def ladder(rates: Mapping[tuple[int, int], Mapping[str, float]], seed: int = 0) 
     draws = np.random.default_rng(seed).integers(len(common), size=(RESAMPLES, len(common)))
     means = np.array([wins[draw].mean(axis=0) for draw in draws])
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    ratings = np.array([elo_ratings(mean, len(common)) for mean in means])
+    ratings = elo_ratings(means, len(common))
     elo_low, elo_high = np.percentile(ratings, [2.5, 97.5], axis=0)
     mean = wins.mean(axis=0)
     elo = elo_ratings(mean, len(common))
@@ -79,25 +79,24 @@ def ladder(rates: Mapping[tuple[int, int], Mapping[str, float]], seed: int = 0) 
 
 
 def elo_ratings(wins: Matrix, num: int) -> Vector:
-    """[n] maximum-likelihood Bradley-Terry scores of a win matrix [n, n] in Elo points, the first one 0.
+    """[..., n] maximum-likelihood Bradley-Terry scores of win matrices [..., n, n] in Elo points, the first one 0.
 
     num: comparisons behind each entry. Minorization-maximization, Hunter 2004 (doi 10.1214/aos/1079120141), eq. 3.
     """
-    n = len(wins)
     smooth = (wins * num + SHRINKAGE) / (num + 2.0 * SHRINKAGE)
-    off = ~np.eye(n, dtype=bool)
-    total = np.where(off, smooth, 0.0).sum(axis=1)
-    strength = np.ones(n)
+    off = ~np.eye(wins.shape[-1], dtype=bool)
+    total = np.where(off, smooth, 0.0).sum(axis=-1)
+    strength = np.ones_like(total)
     for _ in range(10_000):
-        pairs = np.where(off, 1.0 / (strength[:, None] + strength[None, :]), 0.0)
-        updated = total / pairs.sum(axis=1)
-        updated /= np.exp(np.log(updated).mean())
+        pairs = np.where(off, 1.0 / (strength[..., :, None] + strength[..., None, :]), 0.0)
+        updated = total / pairs.sum(axis=-1)
+        updated /= np.exp(np.log(updated).mean(axis=-1, keepdims=True))
         done = np.abs(np.log(updated / strength)).max() < 1e-10
         strength = updated
         if done:
             break
     scores = np.log(strength)
-    return ELO * (scores - scores[0])
+    return ELO * (scores - scores[..., :1])
 
 
 def cyclic_share(wins: Matrix, num: int) -> float:

@@ -77,7 +77,7 @@ class Stream:
         output = stage.finish(table, result.value)
         counts = stage.counts(table, result.value)
         self._store.commit(self._iteration, stage.name, shard, output, stage.schema, of=stage.of, counts=counts)
-        self._monitor.shard_done(stage.name, result.start, result.end, **stage.amounts(output))
+        self._monitor.shard_done(stage.name, result.start, result.end, stage.role, **stage.amounts(output))
 
 
 def overlapping(stages: Sequence[Stage[Any]], colocated: bool) -> list[list[Stage[Any]]]:

@@ -82,11 +82,12 @@ class Update:
         result = learner.submit(Learner.advance, until).result()
         seconds = (result.end - result.start) / max(1, len(result.value))
         figures = self._validator.validate(t, until, num_steps)
-        for metrics in result.value:
+        for n, metrics in enumerate(result.value, 1):
             of_step = {name: value for name, value in metrics.items() if name != "step"}
             if metrics["step"] == until:
                 of_step |= figures
-            self._monitor.step(int(metrics["step"]), num_steps, of_step, seconds)
+            end = result.start + n * seconds
+            self._monitor.step(int(metrics["step"]), num_steps, of_step, seconds, end)
         best = self._validator.best_step(t, until)
         is_best = best == until and bool(figures)
         if (until == due or is_best) and until < num_steps:

@@ -1,4 +1,4 @@
-"""The loop reports its work here; it becomes metrics, progress on the screen and times per stage.
+"""The loop reports its work here; it becomes metrics, progress on the screen, times per stage and a time line.
 
 A monitor runs in the driver process and is used by the thread that runs the loop; notes may come from any thread. All
 times are of one monotonic clock in that process: an interval starts when a replica gets the work and ends when its
@@ -8,7 +8,7 @@ result arrives.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,21 +16,23 @@ from types import TracebackType
 from rich.console import Console
 
 from engine.metrics.progress import LiveView, PlainView, View, duration
+from engine.metrics.timeline import TimelineFile
 from engine.metrics.timing import Progress, StageTimer
-from engine.metrics.trackers import Kind, open_trackers, read_metrics
+from engine.metrics.trackers import FILE_NAME, Kind, MetricsFile, Tracker, read_metrics
 
 __all__ = ["Monitor", "read_metrics"]
 
 LEARNER_STAGE = "learn"
+LEARNER_ROLE = "learner"
 
 
 class Monitor:
     """Observes one run. Use it as a context manager, or call `close`.
 
-    folder: the run folder. An existing metrics.jsonl in it is continued.
+    folder: the run folder. Existing metrics.jsonl and timeline.jsonl in it are continued.
     console: where progress is shown; None: standard error.
     live: True: a table that redraws itself; False: plain lines; None: the table if the console is a terminal.
-    tensorboard: also write event files to folder/tensorboard. Raises ConfigError without tensorboardX.
+    trackers: get everything that goes into metrics.jsonl too. The monitor closes them.
     clock: returns seconds, monotonic. The times that the loop reports must come from it.
     """
 
@@ -40,12 +42,14 @@ class Monitor:
         *,
         console: Console | None = None,
         live: bool | None = None,
-        tensorboard: bool = False,
+        trackers: Sequence[Tracker] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._trackers = open_trackers(folder, tensorboard)
+        self._trackers: list[Tracker] = [MetricsFile(folder / FILE_NAME), *trackers]
+        self._timeline = TimelineFile(folder, clock)
         self._iteration: int | None = None
+        self._begun = clock()
         self._timer = StageTimer("start", clock())
         console = console or Console(stderr=True)
         view = LiveView if (console.is_terminal if live is None else live) else PlainView
@@ -53,8 +57,8 @@ class Monitor:
 
     def begin_iteration(self, t: int, total: int) -> None:
         """Iteration `t` of `total`, counted from 1, begins now. Its wall time ends with `end_iteration`."""
-        self._iteration = t
-        self._timer.begin(f"iteration {t} of {total}", self._clock())
+        self._iteration, self._begun = t, self._clock()
+        self._timer.begin(f"iteration {t} of {total}", self._begun)
 
     def end_iteration(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Write and return the iteration's `metrics` with the times and amounts of its stages added.
@@ -62,9 +66,12 @@ class Monitor:
         Added are time/wall, time/nothing and, per stage, time/<stage>/busy and /waiting (together time/wall),
         time/<stage>/replica_seconds, <stage>/<amount> and <stage>/<amount>_per_second (per busy second).
         """
-        times = self._timer.times(self._clock())
+        now = self._clock()
+        times = self._timer.times(now)
         metrics = times.metrics() | dict(metrics)
         self._write("iteration", metrics=metrics)
+        if self._iteration is not None:
+            self._timeline.iteration(self._iteration, self._begun, now)
         busy = (f"{name} busy {duration(stage.busy)}" for name, stage in times.stages.items())
         self._view.note(f"[{self._timer.title}] took {duration(times.wall)}: " + ", ".join(busy))
         return metrics
@@ -81,17 +88,18 @@ class Monitor:
         self._view.update(stage)
         self._write_times(stage)
 
-    def shard_done(self, stage: str, start: float, end: float, **amounts: float) -> None:
-        """One shard is done: a replica worked on it from `start` to `end` and made `amounts`.
+    def shard_done(self, stage: str, start: float, end: float, role: str | None = None, **amounts: float) -> None:
+        """One shard is done: a replica of `role` (None: the driver) worked on it from `start` to `end` and made
+        `amounts`.
 
         The screen shows the rate of tokens, pairs or rows.
         """
-        self._timer.record(stage, start, end, **amounts)
+        self._record(stage, role, start, end, **amounts)
         self._advance(stage, start)
 
     def busy(self, stage: str, start: float, end: float) -> None:
         """`stage` worked from `start` to `end` on something other than a shard: weights, a start, a checkpoint."""
-        self._timer.record(stage, start, end)
+        self._record(stage, None, start, end)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -100,22 +108,31 @@ class Monitor:
         yield
         self.busy(stage, start, self._clock())
 
-    def step(self, step: int, total: int, metrics: Mapping[str, float], seconds: float, **amounts: float) -> None:
-        """The learner finished optimizer step `step` of `total`, counted from 1 within the iteration, just now.
+    def step(
+        self,
+        step: int,
+        total: int,
+        metrics: Mapping[str, float],
+        seconds: float,
+        end: float | None = None,
+        **amounts: float,
+    ) -> None:
+        """The learner finished optimizer step `step` of `total`, counted from 1 within the iteration, at `end` (None:
+        just now).
 
-        seconds: its working time since the previous call, counted as busy time of the stage "learn".
+        seconds: its working time since the step before, counted as busy time of the stage "learn".
         metrics: under TRL's names (loss, rewards/chosen, rewards/margins, logps/chosen, ...), written unchanged.
         Raises ValueError before the first `begin_iteration`.
         """
         if self._iteration is None:
             raise ValueError(f"step {step} was reported before begin_iteration(); call that first")
-        now = self._clock()
-        self._timer.record(LEARNER_STAGE, now - seconds, now, **amounts)
+        end = self._clock() if end is None else end
+        self._record(LEARNER_STAGE, LEARNER_ROLE, end - seconds, end, **amounts)
         made = {f"{LEARNER_STAGE}/{name}": value for name, value in amounts.items()}
         self._write("step", step, {**metrics, **made, "time/step": seconds})
         if self._timer.progress(LEARNER_STAGE) is None:
             self.expect(LEARNER_STAGE, total, unit="steps")
-        self._advance(LEARNER_STAGE, now - seconds, to=step, metrics=metrics)
+        self._advance(LEARNER_STAGE, end - seconds, to=step, metrics=metrics)
 
     def note(self, text: str) -> None:
         """Write and show a message: a retry, a replaced replica, a warning."""
@@ -125,8 +142,9 @@ class Monitor:
     def close(self) -> None:
         """Restore the terminal and close the files; a second call does nothing."""
         self._view.close()
-        for tracker in self._trackers:
+        for tracker in reversed(self._trackers):  # metrics.jsonl last: it takes notes about the others
             tracker.close()
+        self._timeline.close()
 
     def __enter__(self) -> Monitor:
         return self
@@ -135,6 +153,10 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _record(self, stage: str, role: str | None, start: float, end: float, **amounts: float) -> None:
+        self._timer.record(stage, start, end, **amounts)
+        self._timeline.work(stage, role, self._iteration, start, end)
 
     def _write(
         self, kind: Kind, step: int | None = None, metrics: Mapping[str, float] | None = None, **labels: str

@@ -27,16 +27,10 @@ from engine.schema import (
     HELDOUT_START_LOGPS,
     HELDOUT_WIN_RATES,
     NULL_MODEL,
-    OTHER_PROMPT,
     SCORES,
-    SELECTABLE,
-    SELECTED,
     VALIDATION,
 )
 from engine.store.reader import RunReader
-
-NUM_SAMPLES = 8
-"""Prompts shown in the report."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +42,6 @@ class WinRate:
     high: float
     num_prompts: int | None = None
     """Held-out prompts with a verdict."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt with the answers of the highest and the lowest estimated win rate, in [0, 1]."""
-
-    prompt: str
-    best: str
-    worst: str
-    best_win_rate: float | None = None
-    worst_win_rate: float | None = None
 
 
 class IterationTables:
@@ -95,10 +78,6 @@ class IterationTables:
     def counts(self) -> dict[str, int]:
         """The algorithm's counts, e.g. {"prompts": 640, "rows": 600, "ties": 40}."""
         return self._store.counts(self._t, "selected")
-
-    def samples(self) -> tuple[Sample, ...]:
-        """The answers that were trained on for the first prompts."""
-        return tuple(_samples(self._store, self._algorithm, self._t))
 
     def win_rate(self, against: str) -> WinRate | None:
         """Of the version over the policy `against`, on held-out prompts with a verdict.
@@ -273,26 +252,3 @@ def _judged_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 def _judge_bias(row: dict[str, Any]) -> JudgeBias:
     questions = [(verdict["answer"], verdict["other"], verdict["value"]) for verdict in row["verdicts"]]
     return judge_bias(row["pair_logits"], questions, [len(ids) for ids in row["completion_token_ids"]])
-
-
-def _samples(store: RunReader, algorithm: Algorithm, t: int) -> list[Sample]:
-    """What iteration t trained on for its first prompts: the answers with the highest and the lowest target."""
-    samples: list[Sample] = []
-    stage = algorithm.selects_from(t)
-    for shard in store.shards(t, "selected"):
-        rows = store.read(t, "selected", shard, SELECTED).slice(0, NUM_SAMPLES - len(samples)).to_pylist()
-        prompts = {row["prompt_id"]: row for row in store.read(t, stage, shard, SELECTABLE[stage]).to_pylist()}
-        for row in rows:
-            prompt, rates = prompts[row["prompt_id"]], row["win_rate"]
-            compared = [i for i, index in enumerate(row["completion_index"]) if index != OTHER_PROMPT]
-            best, worst = max(compared, key=rates.__getitem__), min(reversed(compared), key=rates.__getitem__)
-            texts = [_text(prompt, row["completion_index"][i]) for i in (best, worst)]
-            samples.append(Sample(prompt["messages"][-1]["content"], texts[0], texts[1], rates[best], rates[worst]))
-        if len(samples) == NUM_SAMPLES:
-            break
-    return samples
-
-
-def _text(prompt: dict[str, Any], index: int) -> str:
-    """The text behind an `completion_index`."""
-    return prompt["completions"][index] if index >= 0 else prompt["dataset_completions"][-1 - index]

@@ -9,7 +9,7 @@ from engine.config.judge import JudgeConfig
 from engine.config.run import RunConfig
 from engine.config.scorer import ScorerConfig
 from engine.metrics.trackers import Record
-from engine.report.collect import IterationTables, Sample
+from engine.report.collect import IterationTables
 from engine.report.figures import FIGURES, IterationSummary, read_iteration
 from engine.store.reader import RunReader
 
@@ -34,8 +34,6 @@ class Summary:
     provenance: dict[str, Any] = field(default_factory=dict)
     """What is needed to repeat the run: versions of code and packages, machine, start."""
     iterations: tuple[IterationSummary, ...] = ()
-    samples: tuple[Sample, ...] = ()
-    """Of the last iteration."""
 
 
 def summarize(store: RunReader, config: RunConfig, status: str, provenance: dict[str, Any]) -> Summary:
@@ -56,7 +54,6 @@ def summarize(store: RunReader, config: RunConfig, status: str, provenance: dict
         config=highlights(config),
         provenance=provenance,
         iterations=tuple(map(read_iteration, tables)),
-        samples=tables[-1].samples() if tables else (),
     )
 
 
@@ -78,9 +75,10 @@ def highlights(config: RunConfig) -> dict[str, Any]:
 
 
 def _in_words(scorer: ScorerConfig) -> str:
-    """The kind of a scorer; for an LLM judge its mode and model too."""
+    """The kind of a scorer and what it runs; for an LLM judge its mode and model."""
     if not isinstance(scorer, JudgeConfig):
-        return scorer.kind
+        runs = [str(value) for key in ("path", "function") if (value := getattr(scorer, key, None))]
+        return f"{scorer.kind} ({', '.join(runs)})" if runs else scorer.kind
     server = scorer.server.model_dump()
     model = server.get("path") or server.get("model") or "the policy itself"
     return f"{scorer.kind} ({scorer.mode}, {model})"

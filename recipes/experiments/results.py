@@ -18,9 +18,9 @@ from rich.table import Table
 from engine.config.load import load
 from engine.evaluation.statistics import spread
 from engine.report.figures import win_rate
-from engine.report.plots import svg
 from engine.report.summary import Summary
 from engine.store.disk import write_atomically
+from recipes.experiments.figures import svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

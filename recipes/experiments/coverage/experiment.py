@@ -24,7 +24,6 @@ from rich.table import Table
 from engine.algorithms.dpo import DPO
 from engine.algorithms.spac import SPAC, Surrogate
 from engine.evaluation.statistics import spread
-from engine.report.plots import COLOURS, GREY, label_axes, new_figure
 from recipes.experiments.coverage.methods import ROUNDS, STEPS, Form, Learnt, Method, Rows, heldout_likelihood, train
 from recipes.experiments.coverage.world import (
     HALVES,
@@ -36,6 +35,7 @@ from recipes.experiments.coverage.world import (
     over_estimation,
     true_value,
 )
+from recipes.experiments.figures import COLOURS, GREY, label_axes, new_figure
 from recipes.experiments.results import FOLDER, Result, measure_once, save_svg, table_with
 from recipes.prepare.command_line import write_json
 

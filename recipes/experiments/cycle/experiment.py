@@ -26,10 +26,10 @@ import numpy as np
 from rich.console import Console
 
 from engine.evaluation.ladder import Ladder, ladder
-from engine.report.plots import COLOURS, GREY, label_axes, new_figure
 from recipes.experiments.cycle import game
 from recipes.experiments.cycle.game import NASH, START, Matrix, Vector
 from recipes.experiments.cycle.policy import Settings, dpo_rows, play, sppo_rows
+from recipes.experiments.figures import COLOURS, GREY, label_axes, new_figure
 from recipes.experiments.results import FOLDER, Result, measure_once, save_svg, table_with, yes_or_no
 from recipes.prepare.command_line import write_json
 

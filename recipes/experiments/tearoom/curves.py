@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.report.plots import COLOURS, GREY, label_axes, new_figure
+from recipes.experiments.figures import COLOURS, GREY, label_axes, new_figure
 from recipes.experiments.results import save_svg
 
 if TYPE_CHECKING:

@@ -43,7 +43,8 @@ def message(*overrides: str, path: Path | None = None, **sections: object) -> st
         ("early_stopping_patience=3", "here it is learner.early_stopping.patience"),
         ("learner.max_steps=3", "here it is learner.schedule.max_steps"),
         ("test_size=0.1", "here it is evaluation.preferences.share"),
-        ("report_to=tensorboard", "here it is tracking.tensorboard"),
+        ("report_to=tensorboard", "here it is tracking.report_to"),
+        ("tracking.tensorboard=true", "here it is tracking.report_to=[tensorboard]"),
         ("push_to_hub=true", "nothing is pushed to the hub; upload a version with `hf upload"),
     ],
 )

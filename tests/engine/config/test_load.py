@@ -455,7 +455,7 @@ EVALUATION = "evaluation={prompts: {source: e}, scorer: {kind: rule, function: '
         "output=/elsewhere",
         "cluster.placement=colocated",
         "cluster.max_retries=9",
-        "tracking.tensorboard=true",
+        "tracking.report_to=[tensorboard]",
         "generator.num_replicas=8",
         "generator.probe_tolerance=0.1",
         "scorer.num_replicas=8",

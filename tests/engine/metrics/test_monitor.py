@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engine.errors import ConfigError, StoreError
-from engine.metrics import trackers
+from engine.errors import StoreError
 from engine.metrics.monitor import Monitor, read_metrics
 from engine.metrics.progress import PlainView
+from engine.metrics.timeline import read_timeline
 
 
 class Clock:
@@ -316,51 +316,32 @@ class Recorder:
         self.kinds.append("closed")
 
 
-def test_every_tracker_gets_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_tracker_gets_every_record_and_a_failing_one_can_still_say_so(tmp_path: Path):
     one, other = Recorder(), Recorder()
-    monkeypatch.setattr("engine.metrics.monitor.open_trackers", lambda folder, tensorboard: [one, other])
-    desk = Desk(tmp_path)
+    desk = Desk(tmp_path, trackers=[one, other])
     desk.train(1, 8, 9, loss=0.5)
     desk.monitor.note("a retry")
     desk.monitor.end_iteration({})
     desk.monitor.close()
     assert one.kinds == other.kinds == ["step", "step", "stage", "note", "iteration", "closed"]
+    assert len(read_metrics(desk.path)) == 5
 
 
-def test_tensorboard_counts_steps_through_all_iterations_and_restarts(tmp_path: Path):
-    pytest.importorskip("tensorboardX")
-    first = Desk(tmp_path, tensorboard=True)
-    first.train(1, 1, 9, loss=0.5)
-    first.monitor.close()
-    second = Desk(tmp_path, tensorboard=True)
-    second.train(2, 1, 2, loss=float("nan"))
-    second.monitor.end_iteration({"evaluate/win_rate": 0.75})
-    second.monitor.close()
-    events = _events(tmp_path / "tensorboard")
-    assert [step for step, name, _ in events if name == "rewards/margins"] == list(range(1, 12))
-    assert [step for step, name, _ in events if name == "loss"] == list(range(1, 10))
-    assert (11, "evaluate/win_rate", 0.75) in events
-    assert [step for step, name, _ in events if name == "time/step"] == list(range(1, 12))
-
-
-def test_tensorboard_without_its_package_is_an_error_that_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install tensorboardX"):
-        Monitor(tmp_path, tensorboard=True)
-
-
-def _events(folder: Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of every scalar in the event files, read as records of length, check, data, check."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    scalars = []
-    for path in sorted(folder.iterdir()):
-        data = path.read_bytes()
-        while data:
-            size = int.from_bytes(data[:8], "little")
-            event = Event.FromString(data[12 : 12 + size])
-            scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-            data = data[16 + size :]
-    return sorted(scalars)
+def test_all_work_is_on_the_time_line_with_its_role(tmp_path: Path):
+    desk = Desk(tmp_path)
+    desk.monitor.busy("prepare", *desk.clock.work(2.0))
+    desk.monitor.begin_iteration(1, 1)
+    desk.monitor.shard_done("scores", *desk.clock.work(3.0), role="scorer", pairs=9.0)
+    desk.monitor.step(1, 2, {"loss": 1.0}, 1.0, end=desk.clock.now + 1.0)
+    desk.clock.work(2.0)
+    desk.monitor.step(2, 2, {"loss": 1.0}, 1.0)
+    desk.monitor.end_iteration({})
+    line = read_timeline(tmp_path)
+    start = line.processes[0]
+    learned = ("learn", "learner", 1)
+    named = [(work.stage, work.role, work.iteration) for work in line.work]
+    assert named == [("prepare", "driver", None), ("scores", "scorer", 1), learned, learned]
+    ends = [(w.start - start, w.end - start) for w in line.work]
+    assert ends == [pytest.approx(end, abs=2e-3) for end in ((0, 2), (2, 5), (5, 6), (6, 7))]
+    [(iteration, begin, end)] = line.iterations
+    assert (iteration, begin - start, end - start) == (1, pytest.approx(2, abs=2e-3), pytest.approx(7, abs=2e-3))

@@ -11,7 +11,8 @@ import pytest
 from engine.algorithms.spac import SPAC
 from engine.report.collect import WinRate
 from engine.report.figures import IterationSummary, iteration_metrics
-from engine.report.render import write_report
+from engine.report.page import tables
+from engine.report.render import iterations_csv
 from engine.report.summary import Summary
 from engine.schema import COMPLETIONS, HELDOUT_WIN_RATES, append
 from engine.store.run import RunStore
@@ -81,13 +82,12 @@ def test_without_a_verdict_on_one_of_the_iterates_there_is_no_mixture(store: Run
     assert "evaluate/win_rate_vs_start" in iteration_metrics(store, SPAC(name="spac"), 1)
 
 
-def test_the_report_shows_the_mixture_in_a_column_of_its_own(tmp_path: Path) -> None:
+def test_the_report_shows_the_mixture_in_columns_of_its_own() -> None:
     rate = WinRate(0.611, 0.5, 0.7, 3)
-    summary = Summary(name="mixed", iterations=(IterationSummary(1, win_rate_mixture=rate),))
-    write_report(tmp_path, summary)
-    heading, row = (tmp_path / "report/iterations.csv").read_text().splitlines()
+    iterations = (IterationSummary(1, win_rate_mixture=rate),)
+    heading, row = iterations_csv(Summary(name="mixed", iterations=iterations)).splitlines()
     cells = dict(zip(heading.split(","), row.split(","), strict=True))
     assert [cells[f"win_rate_mixture{end}"] for end in ("", "_low", "_high")] == ["0.611", "0.5", "0.7"]
-    page = (tmp_path / "report/index.html").read_text()
-    assert "mixture of iterates 1..t against start" in page
-    assert "61.1 % [50.0, 70.0]" in page
+    [(_, headings, rows)] = tables(iterations)
+    assert headings == ["iteration", "mixture of iterates 1..t against start"]
+    assert rows == [["1", "61.1 % [50.0, 70.0]"]]

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from engine.errors import DataError
-from engine.report.plots import new_figure
 from recipes.experiments import results, run
+from recipes.experiments.figures import new_figure
 from recipes.experiments.results import Result, Run, measure_once, over_seeds, save_svg
 from recipes.experiments.tearoom import experiment
 from recipes.experiments.tearoom.curves import draw_curves
