@@ -55,7 +55,7 @@ def _document(evaluations: Sequence[Evaluation], rows: list[Row]) -> dict[str, A
     return {
         "policies": {c.name: c.policy.digest for evaluation in evaluations for c in evaluation.source.candidates},
         "provenance": {
-            candidate.name: {b.name: b.provenance(evaluation.tables(b, candidate)) for b in evaluation.benchmarks}
+            candidate.name: {b.name: evaluation.tables(b, candidate).provenance() for b in evaluation.benchmarks}
             for evaluation in evaluations
             for candidate in evaluation.source.candidates
         },

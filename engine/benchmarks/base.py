@@ -7,6 +7,7 @@ a restart repeats nothing and computes the same.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,15 @@ class BenchmarkTables:
         """The shards of the benchmark's input."""
         return self._store.tables(0, self._benchmark.input_stage, self._benchmark.input_schema)
 
+    def provenance(self) -> dict[str, str]:
+        """What its numbers rest on: the input by its digest and size, and what the benchmark says itself."""
+        stage = self._benchmark.input_stage
+        records = [self._store.shard_record(0, stage, shard) for shard in self._store.shards(0, stage)]
+        digests = "".join(record["sha256"] for record in records if record)
+        items = sum(record["rows"] for record in records if record)
+        own = self._benchmark.provenance(self)
+        return {"input": hashlib.sha256(digests.encode()).hexdigest(), "items": f"{items}"} | own
+
     def of(self, stage: str, schema: pa.Schema) -> Iterator[pa.Table]:
         """The shards that a stage wrote for this version."""
         return self._store.tables(self.version, stage, schema)
@@ -94,7 +104,7 @@ class Benchmark(ABC):
         raise DataError(f"{path}: {self.name} does not read answers from files; name a model or a run")
 
     def provenance(self, tables: BenchmarkTables) -> dict[str, str]:
-        """What is needed to compare its numbers with others': digest of the input, sampling, seeds, id of the judge."""
+        """What is needed to compare its numbers with others' beside the input: sampling, seeds, id of the judge."""
         return {}
 
 
