@@ -35,6 +35,7 @@ def write_results(folder: Path, evaluations: Sequence[Evaluation], console: Cons
     for evaluation in evaluations:
         names = {candidate.policy.version: candidate.name for candidate in evaluation.source.candidates}
         write_files(folder / "files", evaluation.benchmarks, evaluation.store, names)
+    _write_plots(folder / "files", evaluations, rows, disk)
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         console.print(_table(benchmark, [row for row in rows if row["benchmark"] == benchmark]))
     console.print(f"results  {folder / 'results.md'}\nfiles    {folder / 'files'}", markup=False, highlight=False)
@@ -74,6 +75,17 @@ def write_files(folder: Path, benchmarks: Sequence[Benchmark], run: RunReader, n
             if run.shards(version, f"{benchmark.name}_results"):
                 for file, text in benchmark.files(BenchmarkTables(run, benchmark, version), name).items():
                     disk.write(folder / benchmark.name / name / file, text.encode("utf-8", "replace"))
+
+
+def _write_plots(folder: Path, evaluations: Sequence[Evaluation], rows: list[Row], disk: Disk) -> None:
+    """Images that show all policies."""
+    for benchmark in evaluations[0].benchmarks if evaluations else []:
+        values: dict[str, dict[str, float]] = {}
+        for row in rows:
+            if row["benchmark"] == benchmark.name:
+                values.setdefault(row["policy"], {})[row["metric"]] = row["value"]
+        for name, image in benchmark.plots(values).items():
+            disk.write(folder / benchmark.name / name, image)
 
 
 def _csv(rows: list[Row]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,6 +97,10 @@ class Benchmark(ABC):
     @abstractmethod
     def files(self, tables: BenchmarkTables, generator: str) -> dict[str, str]:
         """Its files in the field's own formats, text by relative path. generator: name of the policy in them."""
+
+    def plots(self, results: Mapping[str, Mapping[str, float]]) -> dict[str, bytes]:
+        """Images of several policies, {policy: {metric: value}}, by relative path; none without matplotlib."""
+        return {}
 
     def answers(self, path: Path, inputs: Sequence[pa.Table], policy: Policy) -> dict[str, list[pa.Table]]:
         """{stage: one table per shard of the input} of the answers in a file, in place of the stages that would ask a

@@ -15,7 +15,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from engine.benchmarks.files import read_objects
-from engine.data.values import RowError, text_of, type_name
+from engine.data.values import RowError, number_of, text_of, type_name
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -79,6 +79,19 @@ def read_judge_prompts(source: str | None) -> dict[str, BenchPrompt]:
     """{name: prompt} of a file in the form of judge_prompts.jsonl; None: FastChat's own."""
     prompts = read_objects(source or str(SHIPPED_PROMPTS), _prompt, "name", lambda prompt: prompt.name)
     return {prompt.name: prompt for prompt in prompts}
+
+
+def read_ratings(source: str, categories: Mapping[int, str]) -> dict[str, list[dict[str, Any]]]:
+    """{model: ratings} of a file in the form of model_judgment/<judge>_single.jsonl, for mt_bench_results.
+
+    categories: {question id: category}; ratings of other questions are left out. NaN for a rating of NO_RATING.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    # Of several judgments of one turn FastChat counts each, so nothing has to be different.
+    for model, row in read_objects(source, _rating, "row", id):
+        if row["question_id"] in categories:
+            found.setdefault(model, []).append(row | {"category": categories[row["question_id"]]})
+    return found
 
 
 def prompt_name(category: str, turn: int, *, pairwise: bool) -> str:
@@ -165,6 +178,14 @@ def _question(row: dict[str, Any]) -> BenchQuestion:
     if len(turns) > 2:
         raise RowError(f"turns holds {len(turns)} turns; MT-Bench has one or two")
     return BenchQuestion(_id(row), text_of(row.get("category"), "category"), turns)
+
+
+def _rating(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    score, turn = number_of(row.get("score"), "score"), row.get("turn")
+    if score is None or turn not in (1, 2):
+        raise RowError("score must be a number and turn 1 or 2, as in FastChat's <judge>_single.jsonl")
+    rating = math.nan if score == NO_RATING else score
+    return text_of(row.get("model"), "model"), {"question_id": _id(row), "turn": turn, "rating": rating}
 
 
 def _answer(row: dict[str, Any]) -> tuple[int, tuple[str, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from engine.benchmarks import fastchat
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
 from engine.benchmarks.fastchat import BenchQuestion
 from engine.benchmarks.files import file_name, jsonl
-from engine.benchmarks.mt_bench_results import answer_results, pair_results, single_results
+from engine.benchmarks.mt_bench_results import SCALE, answer_results, categories, pair_results, single_results
 from engine.benchmarks.mt_bench_stages import ANSWERS, FIRST_TURN, JUDGMENTS, FirstTurn, Judgments, SecondTurn
 from engine.config.benchmarks import MTBenchConfig
 from engine.config.run import RoleName
@@ -91,6 +91,28 @@ class MTBench(Benchmark):
             f"model_answer/{file_name(generator)}.jsonl": jsonl(fastchat.answer_lines(answers, generator)),
             f"model_judgment/{judge}_{kind}.jsonl": jsonl(lines),
         }
+
+    def plots(self, results: Mapping[str, Mapping[str, float]]) -> dict[str, bytes]:
+        """A radar of the policies, and of the models in `published`, by category."""
+        from engine.report import plots  # not above: reports read benchmarks
+        from engine.report.radar import radar
+
+        if not plots.available():
+            return {}
+        prefix = "win_rate_adjusted/" if self._pairwise else "score/"
+        figure = radar(
+            {name: categories(values, prefix) for name, values in (*results.items(), *self._published())},
+            *((0.0, 1.0) if self._pairwise else SCALE),
+        )
+        return {"radar.svg": plots.svg(figure)} if figure else {}
+
+    def _published(self) -> Iterator[tuple[str, dict[str, float]]]:
+        """(model, its numbers by metric) of the judgments that exist already."""
+        if self._config.published is None:
+            return
+        category = {question.id: question.category for question in fastchat.read_questions(self._config.questions)}
+        for model, ratings in fastchat.read_ratings(self._config.published, category).items():
+            yield model, {result.metric: result.value for result in single_results(ratings)}
 
     def answers(self, path: Path, inputs: Sequence[pa.Table], policy: Policy) -> dict[str, list[pa.Table]]:
         """Both turns, from a file in the form of FastChat's model_answer/<model>.jsonl."""

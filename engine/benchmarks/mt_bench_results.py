@@ -98,6 +98,12 @@ def answer_results(answers: Sequence[Mapping[str, Any]]) -> list[Result]:
     ]
 
 
+def categories(values: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """{category: value} of the metrics, e.g. "score/writing", that begin with `prefix` and are no turn."""
+    names = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    return {name: value for name, value in names.items() if not name.startswith("turn_")}
+
+
 def _means(metric: str, verdicts: Sequence[Verdict], notes: list[str]) -> Iterator[Result]:
     """The mean over all turns, of each turn, and of each category over its turns."""
     yield _mean(metric, verdicts, notes)

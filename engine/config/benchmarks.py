@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import PositiveInt, model_validator
 
-from engine.config.base import Section
+from engine.config.base import WITHOUT_EFFECT, Section
 
 
 class MTBenchConfig(Section):
@@ -34,12 +34,17 @@ class MTBenchConfig(Section):
     """Where the judge prompt's system part goes. user: before the question, for models without a system role, as
     FastChat does for Claude."""
 
+    published: Annotated[str | None, WITHOUT_EFFECT] = None
+    """single: ratings of other models, in the form of FastChat's model_judgment/gpt-4_single.jsonl, for the radar."""
+
     @model_validator(mode="after")
-    def _check_baseline(self) -> MTBenchConfig:
+    def _check_files_of_mode(self) -> MTBenchConfig:
         if (self.mode == "pairwise") != (self.baseline is not None):
             raise ValueError(
                 f"mode = {self.mode} with baseline = {self.baseline}: pairwise needs a baseline, single none"
             )
+        if self.mode == "pairwise" and self.published is not None:
+            raise ValueError("published: without effect in mode = pairwise; it holds ratings, as mode = single gives")
         return self
 
 

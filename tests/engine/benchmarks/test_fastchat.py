@@ -264,3 +264,15 @@ def test_prompts_and_verdicts_are_those_of_fastchats_code(
     assert compared == 320, "80 questions, two turns, two orders"
     assert {k: v for k, v in common.temperature_config.items() if k != "arena-hard-200"} == fastchat.TEMPERATURES
     assert set(fastchat.REFERENCE_CATEGORIES) == set(common.NEED_REF_CATS) - {"arena-hard-200"}
+
+
+def test_published_ratings_give_the_same_numbers_as_our_own(tmp_path: Path) -> None:
+    lines = [*fastchat.single_lines(RATED, "mine"), *fastchat.single_lines(RATED[:2], "theirs")]
+    strange = {**lines[0], "question_id": 99}
+    source = write_jsonl(tmp_path / "gpt-4_single.jsonl", [*lines, strange])
+    ratings = fastchat.read_ratings(source, {row["question_id"]: row["category"] for row in RATED})
+    assert list(ratings) == ["mine", "theirs"]
+    assert single_results(ratings["mine"]) == single_results(RATED)
+    assert len(ratings["theirs"]) == 2
+    with pytest.raises(DataError, match=r"one.jsonl:1: score must be a number and turn 1 or 2"):
+        fastchat.read_ratings(write_jsonl(tmp_path / "one.jsonl", [{"question_id": 1, "model": "m", "turn": 3}]), {})

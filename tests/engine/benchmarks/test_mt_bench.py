@@ -229,6 +229,11 @@ def test_an_annotator_that_cannot_be_asked_is_refused(tmp_path: Path, annotator:
         judged_config(tmp_path, annotator)
 
 
+def test_ratings_of_other_models_do_not_go_with_comparisons() -> None:
+    with pytest.raises(ValidationError, match="published: without effect in mode = pairwise"):
+        MTBenchConfig(questions="q.jsonl", mode="pairwise", baseline="b.jsonl", published="p.jsonl")
+
+
 @pytest.mark.parametrize("changes", [{"mode": "single", "baseline": "x.jsonl"}, {"mode": "pairwise"}])
 def test_pairwise_has_a_baseline_and_single_has_none(changes: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="pairwise needs a baseline, single none"):
@@ -260,10 +265,17 @@ def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
         benchmark.answers(other, benchmark.inputs(FakeChat()), Policy(0, other, "d" * 64, []))
 
 
-def test_kumite_eval_judges_answers_from_a_file(tmp_path: Path) -> None:
+def test_kumite_eval_judges_answers_from_a_file_and_draws_them_beside_published_ratings(tmp_path: Path) -> None:
     answers = write_jsonl(tmp_path / "twice_a.jsonl", BASELINE)
+    published = write_jsonl(
+        tmp_path / "gpt-4_single.jsonl",
+        [
+            {"question_id": n, "model": "known-1", "judge": ["gpt-4", "single-v1"], "score": 9, "turn": 1}
+            for n in (81, 111, 7)
+        ],
+    )
     (source,) = read_sources([answers], tmp_path)
-    values = {"annotator": JUDGE, "benchmarks": {"mt_bench": section(tmp_path)}}
+    values = {"annotator": JUDGE, "benchmarks": {"mt_bench": section(tmp_path, published=published)}}
     config = EvaluateConfig.model_validate(
         {**source.config, "output": str(tmp_path), "cluster": {"backend": "local"}, "evaluation": values}
     )
@@ -272,6 +284,8 @@ def test_kumite_eval_judges_answers_from_a_file(tmp_path: Path) -> None:
         write_results(tmp_path / "out", [evaluation], Console(quiet=True))
     found = {row["metric"]: row["value"] for row in json.loads((tmp_path / "out/results.json").read_text())["results"]}
     assert found["score"] == 3.0, "every answer is aa"
+    radar = (tmp_path / "out/files/mt_bench/radar.svg").read_text(encoding="utf-8")
+    assert radar.count("<svg") == 1 and "<script" not in radar
     files = tmp_path / "out/files/mt_bench/twice_a"
     assert (
         json.loads((files / "model_answer/twice_a.jsonl").read_text().splitlines()[0])["choices"][0]["turns"]
