@@ -40,7 +40,6 @@ def radar(results: Mapping[str, Mapping[str, float]], low: float, high: float) -
             axes.fill(angles, values, color=colour, alpha=0.08, linewidth=0)
     axes.set_ylim(low, high)
     axes.set_xticks(angles, [_plain(category) for category in categories], fontsize=8)
-    axes.locator_params(axis="y", nbins=5)
     axes.set_rlabel_position(180.0 / len(categories))  # between the first two categories
     axes.tick_params(axis="y", labelsize=7, labelcolor=GREY)
     axes.grid(color=GREY, linewidth=0.4)
