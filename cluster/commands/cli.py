@@ -21,12 +21,24 @@ COMMANDS: tuple[type[Command], ...] = (Status, Best, Report, Evaluate, Verify, D
 
 def main(argv: list[str] | None = None) -> int:
     """Return the command's exit code: 0, 1 for damage that `verify` finds, 2 for what cannot be done."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         return arguments.command.run(arguments)
     except KumiteError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. A command with a list `arguments` also gets those that follow an option: argparse itself reads
+    the list only up to the first option."""
+    parser = _parser()
+    arguments, more = parser.parse_known_args(argv)
+    if more and (any(word.startswith("-") for word in more) or not hasattr(arguments, "arguments")):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        arguments.arguments += more
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,8 +22,9 @@ STYLES = ("-", "--", ":", "-.")
 def radar(results: Mapping[str, Mapping[str, float]], low: float, high: float) -> Figure | None:
     """{model: {category: mean}} on axes from `low` to `high`; None with fewer than MIN_CATEGORIES categories.
 
-    A category that a model lacks, or that is NaN, is a gap in its line.
+    A category that a model lacks, or that is NaN, is a gap in its line. A model without any number is left out.
     """
+    results = {model: means for model, means in results.items() if not all(map(math.isnan, means.values()))}
     categories = list(dict.fromkeys(category for means in results.values() for category in means))
     if len(categories) < MIN_CATEGORIES:
         return None

@@ -117,3 +117,22 @@ def test_the_best_version_is_named_with_the_gates_reasons(finished, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("version ")
     assert sum(line.startswith("  version ") for line in lines) == 2
+
+
+def test_keys_may_follow_an_option_of_kumite_eval_and_nothing_else_may(capsys, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 1\n")
+    assert main(["eval", "nowhere.json", "--config", str(file), f"output={tmp_path}", "nobody.jsonl"]) == 2
+    words = capsys.readouterr().err
+    assert "nowhere.json: no such file" in words and "nobody.jsonl: no such file" in words
+    with pytest.raises(SystemExit):
+        main(["eval", "nowhere.json", "--confg", "x"])
+    with pytest.raises(SystemExit):
+        main(["status", "one", "two"])
+    assert "unrecognized arguments: two" in capsys.readouterr().err
+
+
+def test_kumite_eval_without_a_policy_is_for_benchmarks_of_the_annotator(capsys, tmp_path):
+    rule = ["evaluation.annotator.kind=rule", "evaluation.annotator.function=actors.fakes:utility"]
+    assert main(["eval", f"output={tmp_path}", *rule]) == 2
+    assert "evaluation.benchmarks is missing" in capsys.readouterr().err

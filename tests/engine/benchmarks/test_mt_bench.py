@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from actors.fakes import FakeChat
+from actors.tiny_policy import make_tiny_policy
 from cluster.evaluation.candidates import read_sources
 from cluster.evaluation.evaluation import Evaluation
 from cluster.evaluation.results import write_results
@@ -36,6 +39,8 @@ from tests.engine.benchmarks.mt_bench_world import (
     write_jsonl,
 )
 from tests.runs import PROMPTS, DyingDisk, Killed, fake_config, play
+
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
@@ -314,3 +319,43 @@ def test_provenance_names_what_the_numbers_depend_on(run: Path, config: RunConfi
     assert facts["judge"] == "fake:letters"
     assert facts["questions"].startswith("4 of question.jsonl, sha256 ")
     assert set(facts) == {"questions", "judge", "judging", "judge prompts", "sampling", "seeds"}
+
+
+@pytest.mark.real
+def test_a_real_policy_is_judged_by_a_real_judge_whose_nonsense_is_counted(tmp_path: Path) -> None:
+    policy = make_tiny_policy(tmp_path / "policy", 1)
+    judge = make_tiny_policy(tmp_path / "judge", 2, spread=0.02, max_positions=8192)
+    server = {"kind": "vllm", "path": str(judge), "dtype": "float32", "kv_cache_gib": 0.25}
+    values = {
+        "name": "judged",
+        "output": str(tmp_path),
+        "sampling": {"max_prompt_tokens": 32, "max_new_tokens": 8},
+        "generator": {"kv_cache_gib": 0.25},
+        "evaluation": {
+            "annotator": {**JUDGE, "server": server, "max_prompt_tokens": 6000},
+            "benchmarks": {
+                "mt_bench": section(tmp_path, max_new_tokens=16, max_prompt_tokens=400, judge_max_new_tokens=40)
+            },
+        },
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(values), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.commands.cli",
+        "eval",
+        str(policy),
+        "--config",
+        str(tmp_path / "mine.yaml"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    folder = tmp_path / "judged/policy"
+    answers = rows(folder, 0, ANSWERS, MT_BENCH_ANSWERS)
+    assert [len(row["answers"]) for row in answers] == [2, 2, 2, 1], "second turns are longer than sampling allows"
+    judgments = rows(folder, 0, JUDGMENTS, MT_BENCH_JUDGMENTS)
+    unreadable = sum(math.isnan(row["rating"]) for row in judgments)
+    assert len(judgments) == 7 and all(row["judgment"] for row in judgments)
+    assert 0 < unreadable == results(folder, 0)["unreadable"]["value"]
+    assert f"{unreadable} of 7 without a readable judgment are left out" in " ".join(done.stdout.split())
+    assert judgments[0]["judge"].startswith("vllm:")

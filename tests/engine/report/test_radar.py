@@ -31,6 +31,7 @@ def test_every_model_has_a_closed_line_over_all_categories():
 def test_fewer_than_three_categories_make_no_radar():
     assert radar({"one": {"writing": 1.0, "math": 2.0}}, 1.0, 10.0) is None
     assert radar({}, 1.0, 10.0) is None
+    assert radar({"no judgment": dict.fromkeys(SCORES["first"], math.nan)}, 1.0, 10.0) is None
 
 
 def test_more_models_than_colours_differ_in_colour_or_style():
