@@ -85,7 +85,7 @@ def _write_plots(folder: Path, evaluations: Sequence[Evaluation], rows: list[Row
             if row["benchmark"] == benchmark.name:
                 values.setdefault(row["policy"], {})[row["metric"]] = row["value"]
         for name, image in benchmark.plots(values).items():
-            disk.write(folder / benchmark.name / name, image)
+            disk.write(folder / benchmark.name / name, image.encode())
 
 
 def _csv(rows: list[Row]) -> str:

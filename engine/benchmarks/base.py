@@ -98,8 +98,8 @@ class Benchmark(ABC):
     def files(self, tables: BenchmarkTables, generator: str) -> dict[str, str]:
         """Its files in the field's own formats, text by relative path. generator: name of the policy in them."""
 
-    def plots(self, results: Mapping[str, Mapping[str, float]]) -> dict[str, bytes]:
-        """Images of several policies, {policy: {metric: value}}, by relative path; none without matplotlib."""
+    def plots(self, results: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+        """Images of several policies, {policy: {metric: value}}: SVG by relative path."""
         return {}
 
     def answers(self, path: Path, inputs: Sequence[pa.Table], policy: Policy) -> dict[str, list[pa.Table]]:

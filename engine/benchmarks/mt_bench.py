@@ -92,19 +92,13 @@ class MTBench(Benchmark):
             f"model_judgment/{judge}_{kind}.jsonl": jsonl(lines),
         }
 
-    def plots(self, results: Mapping[str, Mapping[str, float]]) -> dict[str, bytes]:
+    def plots(self, results: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         """A radar of the policies, and of the models in `published`, by category."""
-        from engine.report import plots  # not above: reports read benchmarks
-        from engine.report.radar import radar
+        from engine.report.radar import radar_file  # not above: reports read benchmarks
 
-        if not plots.available():
-            return {}
-        prefix = "win_rate_adjusted/" if self._pairwise else "score/"
-        figure = radar(
-            {name: categories(values, prefix) for name, values in (*results.items(), *self._published())},
-            *((0.0, 1.0) if self._pairwise else SCALE),
-        )
-        return {"radar.svg": plots.svg(figure)} if figure else {}
+        models = {name: categories(values) for name, values in (*results.items(), *self._published())}
+        image = radar_file("MT-Bench by category", models, *((0.0, 1.0) if self._pairwise else SCALE))
+        return {"radar.svg": image} if image else {}
 
     def _published(self) -> Iterator[tuple[str, dict[str, float]]]:
         """(model, its numbers by metric) of the judgments that exist already."""

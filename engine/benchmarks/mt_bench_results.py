@@ -16,6 +16,8 @@ from engine.evaluation.statistics import clustered_mean, clustered_stderr
 
 SCALE = (1.0, 10.0)
 """The ratings that the judge prompts ask for. FastChat takes others as they are; here they are counted too."""
+CATEGORY = "category/"
+"""Begins the metrics by category, from which reports draw radars."""
 Outcome = Literal["win", "loss", "tie", "error"]
 
 
@@ -98,19 +100,18 @@ def answer_results(answers: Sequence[Mapping[str, Any]]) -> list[Result]:
     ]
 
 
-def categories(values: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """{category: value} of the metrics, e.g. "score/writing", that begin with `prefix` and are no turn."""
-    names = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-    return {name: value for name, value in names.items() if not name.startswith("turn_")}
+def categories(values: Mapping[str, float]) -> dict[str, float]:
+    """{category: value} of the metrics by category."""
+    return {name.removeprefix(CATEGORY): v for name, v in values.items() if name.startswith(CATEGORY)}
 
 
 def _means(metric: str, verdicts: Sequence[Verdict], notes: list[str]) -> Iterator[Result]:
     """The mean over all turns, of each turn, and of each category over its turns."""
     yield _mean(metric, verdicts, notes)
     for turn in sorted({verdict.turn for verdict in verdicts}):
-        yield _mean(f"{metric}/turn_{turn}", [verdict for verdict in verdicts if verdict.turn == turn])
+        yield _mean(f"turn_{turn}", [verdict for verdict in verdicts if verdict.turn == turn])
     for category in dict.fromkeys(verdict.category for verdict in verdicts):
-        yield _mean(f"{metric}/{category}", [verdict for verdict in verdicts if verdict.category == category])
+        yield _mean(f"{CATEGORY}{category}", [verdict for verdict in verdicts if verdict.category == category])
 
 
 def _mean(metric: str, verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> Result:

@@ -151,10 +151,10 @@ WON = [
 def test_the_means_leave_out_what_cannot_be_read() -> None:
     found = {result.metric: result for result in single_results(RATED)}
     assert found["score"].value == pytest.approx((8 + 6 + 4 + 12 + 1) / 5)
-    assert found["score/turn_1"].value == pytest.approx(8.0)
-    assert found["score/turn_2"].value == pytest.approx(3.5)
-    assert found["score/writing"].value == pytest.approx(6.0)
-    assert found["score/math"].value == pytest.approx(6.5)
+    assert found["turn_1"].value == pytest.approx(8.0)
+    assert found["turn_2"].value == pytest.approx(3.5)
+    assert found["category/writing"].value == pytest.approx(6.0)
+    assert found["category/math"].value == pytest.approx(6.5)
     assert found["score"].note == "1 of 6 without a readable judgment are left out; 1 ratings lie outside 1 to 10"
     assert (found["unreadable"].value, found["unreadable"].num) == (1.0, 6)
     # Sums 14, 4, 13 and sizes 2, 1, 2 of the three questions: residuals 1.6, -2.2, 0.6 about 6.2.
@@ -172,7 +172,7 @@ def test_win_rates_are_those_of_fastchat() -> None:
     assert found["win_rate"] == pytest.approx(2 / 5)
     assert found["loss_rate"] == pytest.approx(1 / 5)
     assert found["win_rate_adjusted"] == pytest.approx(3 / 5)
-    assert found["win_rate_adjusted/math"] == pytest.approx(0.75)
+    assert found["category/math"] == pytest.approx(0.75)
     assert found["consistency"] == pytest.approx(4 / 5)
     assert found["unreadable"] == 1.0
 
@@ -194,7 +194,7 @@ def test_fastchats_show_result_prints_the_same_means(tmp_path: Path, capsys: pyt
     means = [float(words[i + 1]) for i, word in enumerate(words) if word == "mine" and words[i + 1] not in "12"]
     turns = [float(words[i + 2]) for i, word in enumerate(words) if word == "mine" and words[i + 1] in "12"]
     found = {result.metric: result.value for result in single_results(RATED)}
-    assert [*turns, *means] == pytest.approx([found["score/turn_1"], found["score/turn_2"], found["score"]])
+    assert [*turns, *means] == pytest.approx([found["turn_1"], found["turn_2"], found["score"]])
     words = shown(capsys, module, pair, "pairwise").split()
     row = [float(word) for word in words[len(words) - 1 - words[::-1].index("mine") + 1 :]]
     won = {result.metric: result.value for result in pair_results(WON)}

@@ -120,11 +120,11 @@ def test_ratings_are_means_over_what_can_be_read_and_the_rest_is_counted(run: Pa
     assert found["unreadable"]["value"] == 7 - len(readable)
     assert found["unreadable"]["num"] == 7
     first = [r for (_, turn), r in expected.items() if turn == 1 and not math.isnan(r)]
-    assert found["score/turn_1"]["value"] == pytest.approx(sum(first) / len(first))
+    assert found["turn_1"]["value"] == pytest.approx(sum(first) / len(first))
     math_ratings = [r for (question, _), r in expected.items() if question == 111 and not math.isnan(r)]
-    assert math.isnan(found["score/math"]["value"]) == (not math_ratings)
+    assert math.isnan(found["category/math"]["value"]) == (not math_ratings)
     assert found["score"]["low"] <= found["score"]["value"] <= found["score"]["high"]
-    assert set(found) >= {"score/turn_2", "score/writing", "score/generic", "answer_length", "truncated_answers"}
+    assert set(found) >= {"turn_2", "category/writing", "category/generic", "answer_length", "truncated_answers"}
 
 
 def test_the_judge_sees_references_where_the_benchmark_has_them(run: Path) -> None:
@@ -290,7 +290,7 @@ def test_kumite_eval_judges_answers_from_a_file_and_draws_them_beside_published_
     found = {row["metric"]: row["value"] for row in json.loads((tmp_path / "out/results.json").read_text())["results"]}
     assert found["score"] == 3.0, "every answer is aa"
     radar = (tmp_path / "out/files/mt_bench/radar.svg").read_text(encoding="utf-8")
-    assert radar.count("<svg") == 1 and "<script" not in radar
+    assert ">twice_a<" in radar and ">known-1<" in radar
     files = tmp_path / "out/files/mt_bench/twice_a"
     assert (
         json.loads((files / "model_answer/twice_a.jsonl").read_text().splitlines()[0])["choices"][0]["turns"]
