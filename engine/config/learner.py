@@ -90,7 +90,7 @@ class EarlyStoppingConfig(Section):
     patience: PositiveInt = 1
     """Validations in a row without an improvement after which training ends."""
     min_delta: Annotated[float, Field(ge=0.0)] = 0.0
-    """An improvement is by more than this over the best so far, in nats for the loss, as a share for the accuracy."""
+    """An improvement is by more than this over the best so far, in units of the metric."""
     metric: ValidationMetric = "loss"
     """loss: lower is better; accuracy: higher is better."""
 

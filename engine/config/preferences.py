@@ -49,5 +49,7 @@ class PreferencesConfig(Section):
         names = [name for name in type(self).model_fields if name not in ("share", "source")]
         unused = [name for name in names if getattr(self, name) != getattr(defaults, name)]
         if self.share is not None and unused:
-            raise ValueError(f"{', '.join(unused)}: with share the rows are read as the section prompts says; remove")
+            raise ValueError(
+                f"{', '.join(unused)}: with share the rows are read as the section prompts says; remove them"
+            )
         return self

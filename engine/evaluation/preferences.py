@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.config.learner import ValidationMetric
-from engine.evaluation.statistics import Interval, bootstrap_of_groups
+from engine.evaluation.statistics import Interval, clustered_share
 from engine.schema import OTHER_PROMPT
 
 NAMES: Mapping[ValidationMetric, str] = {"loss": "eval/loss", "accuracy": "eval/rewards/accuracies"}
@@ -54,7 +54,7 @@ class Validation:
         decided = [i for i, won in enumerate(self._wins) if not math.isnan(won)]
         if not decided:
             return None
-        return bootstrap_of_groups([self._wins[i] for i in decided], [self._rows[i].prompt for i in decided])
+        return clustered_share([self._wins[i] for i in decided], [self._rows[i].prompt for i in decided])
 
     def metrics(self) -> dict[str, float]:
         """All figures under the names of metrics.jsonl; those that cannot be computed are absent."""

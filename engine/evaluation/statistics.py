@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 
@@ -84,32 +84,12 @@ def bootstrap(values: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES) -
     The interval covers the choice of prompts, not the variation between training seeds; see `spread`.
     """
     vector = _finite(values, "values")
-    means = [vector[drawn].mean(axis=1) for drawn in _resamples(len(vector), seed, resamples)]
-    return _interval(vector, means)
-
-
-def bootstrap_of_groups(values: ArrayLike, groups: Sequence[str], *, seed: int = 0) -> Interval:
-    """Like `bootstrap`, where several values belong to one prompt: whole groups are drawn (cluster bootstrap).
-
-    values, groups: [values]; the mean is over values, so a prompt counts by the number of its values.
-    """
-    vector = _finite(values, "values")
-    members = np.unique(np.asarray(groups), return_inverse=True)[1]
-    sums, counts = np.bincount(members, vector), np.bincount(members)
-    drawn = _resamples(len(counts), seed, RESAMPLES)
-    return _interval(vector, [sums[index].sum(axis=1) / counts[index].sum(axis=1) for index in drawn])
-
-
-def _resamples(n: int, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
-    """[resamples][n] indices drawn with replacement, in blocks."""
     draw = np.random.default_rng(seed)
-    block = max(1, BLOCK // n)
-    return (draw.integers(n, size=(min(block, resamples - start), n)) for start in range(0, resamples, block))
-
-
-def _interval(values: Matrix, means: list[Matrix]) -> Interval:
+    block = max(1, BLOCK // len(vector))
+    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
+    means = [vector[draw.integers(len(vector), size=(size, len(vector)))].mean(axis=1) for size in sizes]
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high))
+    return Interval(float(vector.mean()), float(low), float(high))
 
 
 def clustered_mean(values: ArrayLike, clusters: Sequence[object], *, seed: int = 0) -> Interval:
@@ -137,6 +117,27 @@ def clustered_stderr(values: ArrayLike, clusters: Sequence[object]) -> float:
         return math.nan
     residuals = sums - sizes * (sums.sum() / sizes.sum())
     return float(math.sqrt(len(sums) / (len(sums) - 1) * (residuals**2).sum()) / sizes.sum())
+
+
+def clustered_share(values: ArrayLike, clusters: Sequence[object]) -> Interval:
+    """Mean of all `values` in [0, 1] with Wilson's 95 % interval, which has a width even where all values are equal.
+
+    Its number of values is the effective one, p (1 - p) / stderr^2 with the error between clusters, at most the number
+    of values (Korn and Graubard 1998); the number of clusters where p is 0 or 1. Its quantile is Student's t with
+    G - 1 degrees of freedom for G clusters; one cluster alone gives [0, 1].
+    """
+    vector, num_clusters, stderr = _finite(values, "values"), len(set(clusters)), clustered_stderr(values, clusters)
+    p = float(vector.mean())
+    if num_clusters == 1:
+        return Interval(p, 0.0, 1.0)
+    if p in (0.0, 1.0):
+        n = float(num_clusters)
+    else:
+        n = min(len(vector), p * (1.0 - p) / stderr**2) if stderr else float(len(vector))
+    z = T_975[num_clusters - 2] if num_clusters - 1 <= len(T_975) else 1.960
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1.0 - p) / n + (z / (2 * n)) ** 2)
+    scale = 1.0 + z * z / n
+    return Interval(p, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
 
 
 def _cluster_sums(values: ArrayLike, clusters: Sequence[object]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -207,6 +207,7 @@ class IterationSummary:
             win_rate,
             IterationTables.heldout_accuracy,
             metric="eval/rewards/accuracies",
+            terminal=True,
         )
     )
     """Share of held-out preferences of which the chosen answer has the higher implicit reward, in [0, 1]."""

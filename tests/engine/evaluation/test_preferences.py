@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from engine.evaluation.preferences import Validation
-from engine.evaluation.statistics import bootstrap, bootstrap_of_groups
+from engine.evaluation.statistics import clustered_share
 from engine.schema import OTHER_PROMPT, VALIDATION
 
 BETA = 0.5
@@ -87,20 +90,32 @@ def test_the_interval_is_over_prompts_not_over_pairs() -> None:
     assert width > 2 * (independent.accuracy.high - independent.accuracy.low)
 
 
-def test_with_one_value_per_group_the_interval_is_that_of_the_values() -> None:
-    values = [0.0, 1.0, 1.0, 0.5, 1.0, 0.0, 1.0]
-    assert bootstrap_of_groups(values, list("abcdefg")) == bootstrap(values)
+def test_without_groups_the_interval_is_wilsons() -> None:
+    """Brown, Cai and DasGupta 2001, equation 4, with z = 1.96: 40 of 100."""
+    n, z = 100, 1.960
+    p = 0.4
+    half = z / (n + z**2) * math.sqrt(n * p * (1 - p) + z**2 / 4)
+    centre = (n * p + z**2 / 2) / (n + z**2)
+    interval = clustered_share([1.0] * 40 + [0.0] * 60, [str(i) for i in range(n)])
+    assert (interval.low, interval.high) == pytest.approx((centre - half, centre + half), abs=1e-3)
 
 
-def test_the_interval_of_groups_covers_the_truth_as_often_as_it_says() -> None:
-    """Groups of unequal size with a common value each: 95 % intervals of 300 samples cover the mean 0.5."""
-    import numpy as np
+def test_three_pairs_that_all_agree_are_no_certainty() -> None:
+    interval = clustered_share([1.0] * 3, list("abc"))
+    assert interval.mean == interval.high == 1.0
+    assert interval.low < 0.5
+    assert clustered_share([1.0] * 400, list(map(str, range(400)))).low == pytest.approx(0.99, abs=0.001)
+    assert clustered_share([1.0, 0.0], ["a", "a"]).low == 0.0, "one prompt alone says nothing about others"
 
+
+@pytest.mark.parametrize(("share", "num_groups", "largest"), [(0.5, 60, 5), (0.9, 60, 5), (0.95, 40, 1), (0.7, 12, 2)])
+def test_the_interval_covers_the_truth_as_often_as_it_says(share: float, num_groups: int, largest: int) -> None:
+    """Groups of 1 to `largest` values that all agree with each other; 95 % intervals of 600 samples."""
     draw, covered = np.random.default_rng(5), 0
-    for _ in range(300):
-        sizes, values = draw.integers(1, 6, 60), draw.integers(0, 2, 60)
-        interval = bootstrap_of_groups(
-            np.repeat(values, sizes), [str(i) for i, size in enumerate(sizes) for _ in range(size)]
-        )
-        covered += interval.low <= 0.5 <= interval.high
-    assert covered / 300 == pytest.approx(0.95, abs=0.04)
+    for _ in range(600):
+        sizes = draw.integers(1, largest + 1, num_groups)
+        values = (draw.random(num_groups) < share).astype(float)
+        groups = [str(i) for i, size in enumerate(sizes) for _ in range(size)]
+        interval = clustered_share(np.repeat(values, sizes), groups)
+        covered += interval.low <= share <= interval.high
+    assert 0.93 <= covered / 600 <= 0.99
