@@ -186,6 +186,18 @@ REPLIES = _extend(
     ("judge", pa.string()),  # id of the model that replied
 )
 
+ALPACA_EVAL_INPUT = _extend(
+    PROMPTS,  # dataset_completions: the baseline's answer
+    "alpaca_eval_input",
+    ("instruction_id", pa.int32()),  # place of the instruction in its file, from 0
+    ("dataset", pa.string()),
+    ("baseline", pa.string()),  # name of the model whose answer is the baseline
+    ("difficulty", pa.float64()),  # of the instruction, nats; NaN: not known
+    ("gamed", pa.list_(pa.struct([("row", pa.int32()), ("preference", pa.float64()), ("length", pa.float64())]))),
+    ("length_effect", pa.float64()),  # theta in the known models; NaN: none are known
+    ("opponents", pa.list_(pa.struct([("name", pa.string()), ("weights", REALS)]))),  # theta, phi, psi; in each row
+)
+
 MT_BENCH_QUESTIONS = _extend(
     PROMPTS,
     "mt_bench_questions",

@@ -1,5 +1,6 @@
 """Published benchmarks: their input, their numbers and their files. `benchmarks` lists those of a run."""
 
+from engine.benchmarks.alpaca_eval import AlpacaEval
 from engine.benchmarks.base import Benchmark
 from engine.benchmarks.mt_bench import MTBench
 from engine.benchmarks.reward_bench import RewardBench
@@ -10,6 +11,8 @@ def benchmarks(config: Setup) -> list[Benchmark]:
     """The benchmarks that `evaluation.benchmarks` names."""
     sections = config.benchmarks
     found: list[Benchmark] = []
+    if sections.alpaca_eval:
+        found.append(AlpacaEval(sections.alpaca_eval, config.annotating_role, config.seed, config.shard_size))
     if sections.mt_bench:
         found.append(MTBench(sections.mt_bench, config.annotating_role, config.seed))
     if sections.reward_bench:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.data.rows import Columns, read_rows
@@ -12,6 +13,27 @@ from engine.data.values import RefusedRow, RowError, list_refused, type_name
 from engine.errors import DataError
 
 T = TypeVar("T")
+_HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.(?:json|jsonl|csv|parquet))")
+
+
+def dataset_file(source: str, key: str) -> str:
+    """`source` if there is such a file, else the download of ORG/NAME/FILE, a file of a data set on the hub.
+
+    key: the config key, for messages. Raises DataError where the hub does not give it.
+    """
+    match = _HUB_FILE.fullmatch(source)
+    if Path(source).exists() or match is None:
+        return source
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(match[1], match[2], repo_type="dataset")
+    except Exception as error:  # the hub's client, its HTTP library and the disk each raise errors of their own
+        raise DataError(
+            f"{key} = {source}: no such file in {Path.cwd()}, and the download from the hub failed "
+            f"({type(error).__name__}: {error}); download it where there is access "
+            f"(hf download {match[1]} {match[2]} --repo-type dataset) and name the file"
+        ) from error
 
 
 def read_objects(
@@ -53,6 +75,11 @@ def read_objects(
 def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
     """One JSON object per line, in ASCII."""
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def quoted(text: str) -> str:
+    """The beginning of a text, for messages."""
+    return repr(text[:60]) + ("..." if len(text) > 60 else "")
 
 
 def file_name(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from engine.config.base import WITHOUT_EFFECT, Section
 
@@ -59,15 +59,85 @@ class RewardBenchConfig(Section):
     """Use the first items of each subset only, for a trial; null: all."""
 
 
+class AlpacaEvalConfig(Section):
+    """AlpacaEval 2 (arXiv 2404.04475): the policy's answers against a baseline's, judged by the annotator.
+
+    A file may be a path or ORG/NAME/FILE, a file of a data set on the hub.
+    """
+
+    instructions: str = "tatsu-lab/alpaca_eval/alpaca_eval_gpt4_baseline.json"
+    """File with the columns instruction, dataset, and output or reference_output."""
+    baseline: str | None = None
+    """File with the baseline's answers, in the form of model_outputs.json; null: those in `instructions`."""
+    baseline_name: str | None = None
+    """The baseline's name in files; null: the column generator of its file."""
+    limit: PositiveInt | None = None
+    """Use the first instructions only, for a trial; null: all."""
+    temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 0.7
+    """Of the policy's answers, one per instruction; 0: greedy."""
+    max_new_tokens: PositiveInt = 2048
+    """Most tokens of an answer; a longer one is cut, and counted."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Most tokens of an instruction with the chat template; a longer one is an error."""
+    length_controlled: Literal["official", "local", "none"] = "official"
+    """official: AlpacaEval's formula, from `gamed`; local: another formula under another name, from `known`."""
+    gamed: str = "tatsu-lab/alpaca_eval/df_gamed.csv"
+    """official: file with the annotations of gamed baselines and the difficulty of each instruction."""
+    instruction_difficulty: str | None = None
+    """official: file with the difficulty of each instruction (instruction_difficulty.csv); null: those in `gamed`."""
+    known: str | None = None
+    """local: annotations of other models against the same baseline, as annotations.json: a file, or a folder with one
+    such file per model, such as alpaca_eval's results/."""
+    weights: str | None = None
+    """official: file with the published weights of other models, for win rates against `opponents`; null: none."""
+    opponents: tuple[str, ...] = ()
+    """Models in `weights` over which the length-controlled win rate is computed too."""
+
+    @model_validator(mode="after")
+    def _check_length_control(self) -> AlpacaEvalConfig:
+        if (self.length_controlled == "local") != (self.known is not None):
+            raise ValueError(
+                f"length_controlled = {self.length_controlled} with known = {self.known}: local needs annotations of "
+                f"known models, the other choices do not use them"
+            )
+        if bool(self.opponents) != (self.weights is not None) or (
+            self.opponents and self.length_controlled != "official"
+        ):
+            raise ValueError("weights and opponents go together, and with length_controlled = official")
+        return self
+
+
+class SideBySideConfig(Section):
+    """The answers of policies to the same instructions, beside each other, for people to read."""
+
+    prompts: str
+    """File or hub id with the instructions, in any form that `prompts.source` accepts."""
+    column: str | None = None
+    """Column with the instruction; null: recognized."""
+    limit: PositiveInt | None = 50
+    """Use the first instructions only; null: all."""
+    temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 0.7
+    """Of the policy's answers, one per instruction; 0: greedy."""
+    max_new_tokens: PositiveInt = 1024
+    """Most tokens of an answer; a longer one is cut, and counted."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Most tokens of an instruction with the chat template; a longer one is an error."""
+
+
 class BenchmarksConfig(Section):
     """Published benchmarks on which every policy is measured."""
 
+    alpaca_eval: AlpacaEvalConfig | None = None
+    """AlpacaEval; null: not measured."""
     mt_bench: MTBenchConfig | None = None
     """MT-Bench; null: not measured."""
     reward_bench: RewardBenchConfig | None = None
     """RewardBench of the annotator, once for all versions of the policy; null: not measured."""
+    side_by_side: SideBySideConfig | None = None
+    """Answers to novel instructions, beside each other; null: none."""
 
     @property
     def room(self) -> int:
         """Tokens of the longest prompt and answer of the policy; 0 if no benchmark asks it."""
-        return self.mt_bench.max_prompt_tokens + self.mt_bench.max_new_tokens if self.mt_bench else 0
+        asked = (self.alpaca_eval, self.mt_bench, self.side_by_side)
+        return max((section.max_prompt_tokens + section.max_new_tokens for section in asked if section), default=0)
