@@ -58,7 +58,8 @@ class Distance:
     """Spearman's."""
 
     def __str__(self) -> str:
-        return f"mean |difference| {self.mean:.2f}, largest {self.largest:.2f}, rank correlation {self.rank_correlation:.4f}"
+        differences = f"mean |difference| {self.mean:.2f}, largest {self.largest:.2f}"
+        return f"{differences}, rank correlation {self.rank_correlation:.4f}"
 
 
 def read_leaderboard(folder: Path) -> Leaderboard:
@@ -116,7 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", help="file of published weights of the length-controlled regression")
     options = parser.parse_args(arguments)
     try:
-        return compare(read_leaderboard(options.folder), options.weights, Console(width=None if sys.stdout.isatty() else 120))
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        return compare(read_leaderboard(options.folder), options.weights, console)
     except KumiteError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -28,6 +28,8 @@ from recipes.experiments import leaderboard
 from tests.engine.benchmarks.alpaca_world import INSTRUCTIONS, write_gamed, write_json, write_known
 
 COUNT = 60
+# alpaca_eval calls libraries in ways that they deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 class World:
@@ -54,6 +56,7 @@ def test_the_official_formula_equals_alpaca_evals_own_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     import pandas as pd
+    import sklearn
     from alpaca_eval.metrics import glm_winrate
 
     world, file = World(seed), tmp_path / "df_gamed.csv"
@@ -63,7 +66,8 @@ def test_the_official_formula_equals_alpaca_evals_own_code(
     annotations: dict[str, Any] = {name: ["x" * length for length in lengths] for name, lengths in outputs.items()}
     annotations |= {"generator_1": "base", "generator_2": "model", "annotator": "judge"}
     frame = pd.DataFrame(annotations | {"preference": world.preferences + 1})
-    theirs = glm_winrate.get_length_controlled_winrate(frame, save_weights_dir=None)
+    with sklearn.config_context():  # theirs sets an option of scikit-learn for the whole process
+        theirs = glm_winrate.get_length_controlled_winrate(frame, save_weights_dir=None)
     ours = official(world.preferences + 1 - 1, world.differences, world.difficulties, gamed)
     assert ours.win_rate == pytest.approx(theirs["length_controlled_winrate"], abs=1e-9)
     assert ours.standard_error == pytest.approx(theirs["lc_standard_error"], abs=1e-9)
