@@ -40,9 +40,9 @@ RIDGE_LENGTH = 10.0
 the published numbers of 20 public models; the other 20 choose the same."""
 OFFICIAL_FORMULA = "AlpacaEval's length_controlled_v1, from published difficulties and gamed baselines"
 LOCAL_FORMULA = (
-    "P(wins) = sigmoid(theta tanh((len_baseline - len) / sd) + difficulty + psi) at theta = 0; theta has a normal prior "
-    f"of precision {RIDGE_LENGTH:g} around its value in the known models, difficulties are fitted on their annotations "
-    "alone, and there are no gamed baselines: not AlpacaEval's formula"
+    "P(wins) = sigmoid(theta tanh((len_baseline - len) / sd) + difficulty + psi) at theta = 0; theta has a normal "
+    f"prior of precision {RIDGE_LENGTH:g} around its value in the known models, difficulties are fitted on their "
+    "annotations alone, and there are no gamed baselines: not AlpacaEval's formula"
 )
 
 

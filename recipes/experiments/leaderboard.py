@@ -2,11 +2,11 @@
 
     python -m recipes.experiments.leaderboard FOLDER [--weights baseline_gpt4_1106_preview.csv]
 
-FOLDER holds instructions.parquet (instruction_id, reference_output), annotations.parquet (model, instruction_id, output,
-preference in [0, 1]) and leaderboard.csv (model, win_rate, standard_error, n_total, avg_length,
+FOLDER holds instructions.parquet (instruction_id, reference_output), annotations.parquet (model, instruction_id,
+output, preference in [0, 1]) and leaderboard.csv (model, win_rate, standard_error, n_total, avg_length,
 length_controlled_winrate). Win rates and standard errors are compared with the published ones. The local
-length-controlled win rate of each model, from the difficulties that the annotations of the others give, is compared with
-the official one. With --weights, so is the official formula on published weights and these local difficulties.
+length-controlled win rate of each model, from the difficulties that the annotations of the others give, is compared
+with the official one. With --weights, so is the official formula on published weights and these difficulties.
 """
 
 from __future__ import annotations

@@ -259,9 +259,8 @@ def test_all_that_is_wrong_with_a_file_of_answers_is_told_at_once(tmp_path: Path
         read_outputs(write_json(tmp_path / "one.json", rows), ["a", "b"])
     for part in ("no answer to 'b'", "an answer to another instruction: 'x'", "answers of 2 models: 'm', 'n'"):
         assert part in str(error.value)
-    rows = [{"instruction": "a"}, {"instruction": "a", "output": 3}, {"instruction": "b", "output": ""}] + [
-        {"instruction": "b", "output": "again"}
-    ]
+    rows = [{"instruction": "a"}, {"instruction": "a", "output": 3}]
+    rows += [{"instruction": "b", "output": ""}, {"instruction": "b", "output": "again"}]
     with pytest.raises(DataError) as error:
         read_outputs(write_json(tmp_path / "two.json", rows), ["a", "b"])
     for part in ("3 of 4 rows", "two.json:1: no output; found: instruction", "holds a number", "a second time"):

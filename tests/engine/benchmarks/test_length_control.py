@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.benchmarks import length_control
 from engine.benchmarks.length_control import (
     DIFFICULTY,
     LENGTH,
@@ -95,7 +94,9 @@ def test_the_local_variant_takes_out_what_length_alone_wins() -> None:
     difficulties, lengths = draw.normal(size=400), draw.normal(size=400) - 0.5
     wins = 1 / (1 + np.exp(-(difficulties - 0.2 - 1.5 * np.tanh(lengths))))
     known = KnownModels(difficulties, -1.5)
-    assert local(wins, lengths, known).win_rate == pytest.approx(100 * (1 / (1 + np.exp(0.2 - difficulties))).mean(), abs=0.01)
+    assert local(wins, lengths, known).win_rate == pytest.approx(
+        100 * (1 / (1 + np.exp(0.2 - difficulties))).mean(), abs=0.01
+    )
     assert local(wins, lengths, known).win_rate < 100 * wins.mean() - 3
 
 
@@ -120,7 +121,7 @@ def test_a_model_that_always_loses_or_wins_has_a_number(preference: float) -> No
 
 def test_too_few_verdicts_are_refused() -> None:
     few = [0.5, 0.5, 0.5, 0.5, np.nan]
-    with pytest.raises(ValueError, match="4 instructions with a verdict; .* at least 5"):
+    with pytest.raises(ValueError, match="4 instructions with a verdict"):
         local(few, np.zeros(5), KnownModels(np.zeros(5), 0.0))
 
 
