@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, cast
@@ -64,7 +64,7 @@ class FirstTurn(Stage[pa.Table]):
             table,
             MT_BENCH_ANSWERS,
             self.name,
-            answers=result["completions"].to_pylist(),
+            answers=[_stripped(texts) for texts in result["completions"].to_pylist()],
             answer_ends=result["finish_reasons"].to_pylist(),
             weights=result["weights"].to_pylist(),
         )
@@ -252,10 +252,15 @@ def _joined(row: dict[str, Any], answered: dict[str, dict[str, Any]]) -> dict[st
         return row
     prompt = {name: second[name] for name in ("messages", "prompt_text", "prompt_token_ids")}
     answers = {
-        "answers": [*row["answers"], *second["completions"]],
+        "answers": [*row["answers"], *_stripped(second["completions"])],
         "answer_ends": [*row["answer_ends"], *second["finish_reasons"]],
     }
     return row | prompt | answers
+
+
+def _stripped(texts: Sequence[str]) -> list[str]:
+    """Answers without white space around them, as in gen_model_answer.py."""
+    return [text.strip() for text in texts]
 
 
 def _done(result: pa.Table) -> Future[Timed[pa.Table]]:

@@ -82,6 +82,16 @@ def test_the_second_turn_is_asked_after_the_policys_own_first_answer(run: Path) 
             assert row["prompt_text"] == row["turns"][1], "what the fake template renders of the conversation"
 
 
+def test_answers_are_kept_without_white_space_around_them_as_in_fastchat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.fakes.LETTERS", ["a", " ", "c", "d", "e", "f", " ", "\n"])
+    folder = play(judged_config(tmp_path), engines=JudgedEngines())
+    answers = [text for row in rows(folder, 0, ANSWERS, MT_BENCH_ANSWERS) for text in row["answers"]]
+    assert answers == [text.strip() for text in answers]
+    assert any(" " in text or "\n" in text for text in answers), "white space within stays"
+
+
 def test_every_version_answers_with_the_same_seeds_at_the_temperature_of_the_category(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
