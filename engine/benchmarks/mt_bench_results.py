@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.benchmarks.base import Result
-from engine.evaluation.statistics import clustered_mean, clustered_stderr
+from engine.evaluation.statistics import clustered_mean, clustered_share, clustered_stderr
 
 SCALE = (1.0, 10.0)
 """The ratings that the judge prompts ask for. FastChat takes others as they are; here they are counted too."""
@@ -63,10 +63,10 @@ def pair_results(judgments: Iterable[Mapping[str, Any]]) -> list[Result]:
 
     adjusted = verdicts(lambda key: scores[outcomes[key]])
     return [
-        _mean("win_rate", share("win")),
-        _mean("loss_rate", share("loss")),
-        *_means("win_rate_adjusted", adjusted, []),
-        _mean("consistency", verdicts(agrees)),
+        _mean("win_rate", share("win"), is_share=True),
+        _mean("loss_rate", share("loss"), is_share=True),
+        *_means("win_rate_adjusted", adjusted, [], is_share=True),
+        _mean("consistency", verdicts(agrees), is_share=True),
         _unreadable(adjusted),
     ]
 
@@ -105,23 +105,29 @@ def categories(values: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix(CATEGORY): v for name, v in values.items() if name.startswith(CATEGORY)}
 
 
-def _means(metric: str, verdicts: Sequence[Verdict], notes: list[str]) -> Iterator[Result]:
+def _means(metric: str, verdicts: Sequence[Verdict], notes: list[str], *, is_share: bool = False) -> Iterator[Result]:
     """The mean over all turns, of each turn, and of each category over its turns."""
-    yield _mean(metric, verdicts, notes)
+    yield _mean(metric, verdicts, notes, is_share=is_share)
     for turn in sorted({verdict.turn for verdict in verdicts}):
-        yield _mean(f"turn_{turn}", [verdict for verdict in verdicts if verdict.turn == turn])
+        yield _mean(f"turn_{turn}", [verdict for verdict in verdicts if verdict.turn == turn], is_share=is_share)
     for category in dict.fromkeys(verdict.category for verdict in verdicts):
-        yield _mean(f"{CATEGORY}{category}", [verdict for verdict in verdicts if verdict.category == category])
+        yield _mean(
+            f"{CATEGORY}{category}",
+            [verdict for verdict in verdicts if verdict.category == category],
+            is_share=is_share,
+        )
 
 
-def _mean(metric: str, verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> Result:
+def _mean(metric: str, verdicts: Sequence[Verdict], notes: Sequence[str] = (), *, is_share: bool = False) -> Result:
+    """is_share: the values lie in [0, 1], so that the interval is Wilson's."""
     readable = [verdict for verdict in verdicts if not math.isnan(verdict.value)]
     missing = len(verdicts) - len(readable)
     words = [*([f"{missing} of {len(verdicts)} without a readable judgment are left out"] if missing else []), *notes]
     if not readable:
         return Result(metric, math.nan, note="; ".join(words))
     values, questions = [verdict.value for verdict in readable], [verdict.question for verdict in readable]
-    interval, stderr = clustered_mean(values, questions), clustered_stderr(values, questions)
+    interval = (clustered_share if is_share else clustered_mean)(values, questions)
+    stderr = clustered_stderr(values, questions)
     return Result(metric, interval.mean, stderr, interval.low, interval.high, len(readable), "; ".join(words))
 
 

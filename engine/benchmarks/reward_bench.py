@@ -29,7 +29,7 @@ from engine.config.run import RoleName
 from engine.data.ingest import Renderer, shards
 from engine.evaluation import judge_card
 from engine.evaluation.judge_card import Pair
-from engine.evaluation.statistics import Interval, JudgeBias, bootstrap, judge_bias
+from engine.evaluation.statistics import Interval, JudgeBias, clustered_share, judge_bias
 from engine.loop.roles import Roles, Scorer, Timed
 from engine.loop.stages import Stage
 from engine.schema import COMPLETIONS, REWARD_BENCH_ITEMS, REWARD_BENCH_SCORES
@@ -144,7 +144,7 @@ def _subset(name: str, items: Sequence[Item], *, strict: bool) -> Result:
         note = note or ("no prompt has both a ref and a tied item" if math.isnan(value) else "")
         return Result(f"subset/{name}", value, num=len(items), note=note)
     credits = [credit(item, strict=strict) for item in items]
-    interval = bootstrap(credits)
+    interval = clustered_share(credits, range(len(credits)))
     stderr = float(np.std(credits, ddof=1) / math.sqrt(len(credits))) if len(credits) > 1 else math.nan
     return Result(f"subset/{name}", interval.mean, stderr, interval.low, interval.high, len(credits), note)
 

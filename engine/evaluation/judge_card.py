@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from engine.algorithms.preference import sigmoid
-from engine.evaluation.statistics import Interval, clustered_mean
+from engine.evaluation.statistics import Interval, clustered_mean, clustered_share
 
 Verdict = Literal["chosen", "rejected", "tie", "none"]
 VERDICTS: tuple[Verdict, ...] = ("chosen", "rejected", "tie", "none")
@@ -68,7 +68,7 @@ def verdict_counts(pairs: Sequence[Pair]) -> dict[Verdict, int]:
 
 def accuracy(pairs: Sequence[Pair]) -> Interval | None:
     """Share of the pairs with a verdict on which the chosen answer is preferred, ties at 1/2; None without any."""
-    return _mean(pairs, lambda pair: (1.0 + np.sign(pair.margin)) / 2.0)
+    return _mean(pairs, lambda pair: (1.0 + np.sign(pair.margin)) / 2.0, clustered_share)
 
 
 def log_loss(pairs: Sequence[Pair]) -> Interval | None:
@@ -164,8 +164,12 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     return sum(b.num * abs(b.accuracy - b.confidence) for b in bins if b.num) / total if total else math.nan
 
 
-def _mean(pairs: Sequence[Pair], value: Callable[[Pair], Any]) -> Interval | None:
+def _mean(
+    pairs: Sequence[Pair],
+    value: Callable[[Pair], Any],
+    interval: Callable[[list[float], list[str]], Interval] = clustered_mean,
+) -> Interval | None:
     decided = [pair for pair in pairs if pair.verdict != "none"]
     if not decided:
         return None
-    return clustered_mean([float(value(pair)) for pair in decided], [pair.item for pair in decided])
+    return interval([float(value(pair)) for pair in decided], [pair.item for pair in decided])

@@ -63,7 +63,7 @@ def test_the_interval_resamples_items_and_not_their_pairs() -> None:
     together = accuracy([sure(0.9, item="one") for _ in range(20)] + [sure(0.1, item="two") for _ in range(20)])
     assert alone is not None and together is not None
     assert alone.mean == together.mean == 0.5
-    assert (together.low, together.high) == (0.0, 1.0), "two items cannot say more"
+    assert together.low < 0.01 and together.high > 0.99, "two items cannot say more"
     assert alone.high - alone.low < 0.4
 
 
