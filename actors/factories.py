@@ -15,10 +15,11 @@ from engine.algorithms import AlgorithmConfig
 from engine.config.judge import JudgeConfig
 from engine.config.learner import LearnerConfig
 from engine.config.run import GeneratorConfig, ModelConfig, RunConfig, SamplingConfig, Setup
-from engine.config.scorer import BlenderConfig, PairRMConfig, RuleConfig, ScorerConfig
+from engine.config.scorer import ScorerConfig
 from engine.data.ingest import Renderer
 
 if TYPE_CHECKING:
+    from actors.scorers.builtin import BuiltinConfig
     from actors.scorers.judge.judge import Judge
     from engine.loop.roles import Generator, Learner, Scorer
 
@@ -77,7 +78,7 @@ class LearnerFactory:
 
 @dataclass(frozen=True)
 class ScorerFactory:
-    config: PairRMConfig | RuleConfig | BlenderConfig
+    config: BuiltinConfig
 
     def build(self, index: int) -> Scorer:
         from actors.scorers.builtin import build_scorer

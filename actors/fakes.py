@@ -27,7 +27,7 @@ from engine.config.run import ModelConfig, RunConfig, SamplingConfig, Setup
 from engine.errors import NonFiniteError, RoleError, WeightsError
 from engine.loop.roles import Generator, Learner
 from engine.loop.weight_probe import compare_probe
-from engine.schema import COMPLETIONS, PROMPTS, REF_LOGPS, SELECTED, VALIDATION, append, conform
+from engine.schema import COMPLETIONS, PROMPTS, REF_LOGPS, REQUESTS, RESPONSES, SELECTED, VALIDATION, append, conform
 from engine.seeds import derive_seed
 from engine.store.weights import verify_weights
 
@@ -181,6 +181,24 @@ class FakeGenerator:
             seeds=seeds,
             weights=[self._digest] * prompts.num_rows,
             num_from_policy=[k] * prompts.num_rows,
+        )
+
+    def respond(self, requests: pa.Table) -> pa.Table:
+        """Every token of a given continuation is a letter; a written one is the likeliest letter, three times."""
+        requests = conform(requests, REQUESTS, "fake generator")
+        letters = [
+            [[token % len(LETTERS) for token in ids] for ids in row]
+            for row in requests["continuation_token_ids"].to_pylist()
+        ]
+        best = int(self._logps.argmax())
+        return append(
+            requests,
+            RESPONSES,
+            "fake generator",
+            logps=[[float(self._logps[ids].sum()) for ids in row] for row in letters],
+            greedy=[[set(ids) == {best} for ids in row] for row in letters],
+            texts=[[LETTERS[best] * 3] * n for n in requests["num_samples"].to_pylist()],
+            weights=[self._digest] * requests.num_rows,
         )
 
     def answer_logps(self, completions: pa.Table) -> list[list[float]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from actors.chat import Chat
+from actors.responses import respond
 from actors.scorers.base import scored, scorer_rows
 from actors.scorers.judge.judge import Judge
 from actors.scorers.judge.vllm import VLLMReplies
@@ -21,7 +22,7 @@ from actors.vllm_engine import Sample, SampleRequest, VLLMEngine, check_engine_a
 from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
 from engine.errors import ConfigError, RoleError, WeightsError
 from engine.loop.weight_probe import compare_probe, probe_tolerance
-from engine.schema import COMPLETIONS, PROMPTS, append, arrow_safe, conform
+from engine.schema import COMPLETIONS, PROMPTS, REQUESTS, RESPONSES, append, arrow_safe, conform
 from engine.seeds import derive_seed
 from engine.store.weights import (
     check_base,
@@ -276,7 +277,8 @@ class Generator:
                     f"generator: row {row} has {len(prompt)} prompt and {len(answer)} answer tokens; "
                     f"expected at least 1 prompt token and at most {limit} tokens together"
                 )
-        return engine.score(prompt_token_ids, completion_token_ids)
+        scored = engine.score(prompt_token_ids, completion_token_ids)
+        return [[token.logp for token in answer] for answer in scored]
 
     def answer_logps(self, completions: pa.Table) -> list[list[float]]:
         """[rows][K] log-probabilities, in nats, summed over tokens, of the answers in COMPLETIONS of any policy.
@@ -288,6 +290,21 @@ class Generator:
         pairs = [(row["prompt_token_ids"], answer) for row in rows for answer in row["completion_token_ids"]]
         logps = iter(self.token_logps([prompt for prompt, _ in pairs], [answer for _, answer in pairs]))
         return [[math.fsum(next(logps)) for _ in row["completion_token_ids"]] for row in rows]
+
+    def respond(self, requests: pa.Table) -> pa.Table:
+        """Answer REQUESTS of a benchmark with the served weights; returns RESPONSES.
+
+        Raises SchemaError for another table, RoleError if vLLM fails.
+        """
+        engine = self._ready()
+        requests = conform(requests, REQUESTS, "requests to the generator")
+        try:
+            columns = respond(engine, requests.to_pylist(), self._seed)
+        except Exception as error:
+            self.close()
+            raise RoleError(f"generator: vLLM failed on a shard of {requests.num_rows} requests: {error}") from error
+        weights = [self._serving] * requests.num_rows
+        return append(requests, RESPONSES, "responses of the generator", **columns, weights=weights)
 
     def serving(self) -> str | None:
         """Digest of the weights that are served; None before `load` and while asleep."""

@@ -1,4 +1,4 @@
-"""vLLM behind seven methods: sample, choose, score, reload, adapt, sleep, close. No other module imports vllm.
+"""vLLM behind eight methods: sample, choose, follow, score, reload, adapt, sleep, close. No other module imports vllm.
 
 Written against vLLM 0.32, whose weight and sleep calls change between minor versions; the contract test
 in tests/actors/test_generator.py names each call that is used here.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.config.learner import SERVED_RANKS
 from engine.config.run import GeneratorConfig, ModelConfig, SamplingConfig
@@ -48,6 +48,8 @@ class SampleRequest:
     """0: greedy, with num_samples 1."""
     max_new_tokens: int | None = None
     """None: as in the sampling section, top_p and top_k included; else sampled from the whole distribution."""
+    until: tuple[str, ...] = ()
+    """Texts before which the sample ends, besides the model's own stop tokens."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class Sample:
     logp: float | None
     """Nats, summed over `token_ids`, under the model's own distribution (temperature 1, nothing cut off)."""
     finish_reason: str | None
+
+
+class GivenToken(NamedTuple):
+    """How likely a given token was, under the model's own distribution."""
+
+    logp: float
+    """Nats."""
+    likeliest: bool
+    """Whether no token was likelier."""
 
 
 def check_engine_args(engine_args: dict[str, Any], section: str) -> None:
@@ -163,48 +174,47 @@ class VLLMEngine:
             top_k=0 if unrestricted else self.sampling.top_k,
             max_tokens=request.max_new_tokens or self.sampling.max_new_tokens,
             seed=request.seed,
+            stop=list(request.until),
             logprobs=0,  # of the sampled tokens only
             flat_logprobs=True,
         )
 
     def choose(self, prompts: list[list[int]], token_ids: list[int]) -> list[list[float]]:
-        """Return log p(token | prompt), in nats, of each of `token_ids` right behind each prompt.
+        """Return log p(token | prompt), in nats, of each of `token_ids` right behind each prompt."""
+        return [[token.logp for token in row] for row in self.follow(prompts, [token_ids] * len(prompts))]
+
+    def follow(self, prompts: list[list[int]], token_ids: list[list[int]]) -> list[list[GivenToken]]:
+        """How likely each of a prompt's `token_ids` is right behind it, by one request per prompt.
 
         The tokens are requested by id, under the model's own distribution: they need not be among the likeliest few.
         """
         from vllm import SamplingParams
 
-        parameters = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=token_ids, detokenize=False)
-        outputs = self._run(prompts, [parameters] * len(prompts))
-        logprobs = [_requested(output.outputs[0].logprobs) for output in outputs]
-        return [[of_prompt[0][token].logprob for token in token_ids] for of_prompt in logprobs]
+        parameters = [
+            SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=ids, detokenize=False) for ids in token_ids
+        ]
+        followed = []
+        for ids, output in zip(token_ids, self._run(prompts, parameters), strict=True):
+            (likeliest,), logprobs = output.outputs[0].token_ids, _requested(output.outputs[0].logprobs)[0]
+            followed.append([GivenToken(logprobs[token].logprob, token == likeliest) for token in ids])
+        return followed
 
-    def score(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
-        """Return log p(token | all before it), in nats, of each token of each prompt's given answer."""
+    def score(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[GivenToken]]:
+        """How likely each token of each prompt's given answer is after all before it."""
         pairs = list(zip(prompts, answers, strict=True))
         if self.lora_rank:
-            return self._score_by_forcing(pairs)
+            return self._score_by_steps(pairs)
         from vllm import SamplingParams
 
         parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         outputs = self._run([prompt + answer for prompt, answer in pairs], [parameters] * len(pairs))
-        return [_answer_logps(prompt, answer, output) for (prompt, answer), output in zip(pairs, outputs, strict=True)]
+        return [_answer_tokens(prompt, answer, output) for (prompt, answer), output in zip(pairs, outputs, strict=True)]
 
-    def _score_by_forcing(self, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """The same by one request per answer token, which is the only token allowed; raw log-probabilities ignore that.
-
-        Needed because prompt_logprobs together with enable_lora ends the engine on CPU.
-        """
-        from vllm import SamplingParams
-
+    def _score_by_steps(self, pairs: list[tuple[list[int], list[int]]]) -> list[list[GivenToken]]:
+        """The same by one request per answer token, because prompt_logprobs with enable_lora ends the engine on CPU."""
         begun = [prompt + answer[:i] for prompt, answer in pairs for i in range(len(answer))]
-        forced = [
-            SamplingParams(temperature=0.0, max_tokens=1, allowed_token_ids=[token], logprobs=0, detokenize=False)
-            for _, answer in pairs
-            for token in answer
-        ]
-        outputs = iter(self._run(begun, forced))
-        return [[_requested(next(outputs).outputs[0].cumulative_logprob) for _ in answer] for _, answer in pairs]
+        followed = iter(self.follow(begun, [[token] for _, answer in pairs for token in answer]))
+        return [[token for _ in answer for token in next(followed)] for _, answer in pairs]
 
     def _run(self, token_ids: list[list[int]], parameters: list[Any]) -> list[RequestOutput]:
         from vllm import TokensPrompt
@@ -298,6 +308,6 @@ def _requested(value: Any) -> Any:
     return value
 
 
-def _answer_logps(prompt: list[int], answer: list[int], output: RequestOutput) -> list[float]:
-    entries = (output.prompt_logprobs or [])[len(prompt) :]
-    return [entry[token].logprob for token, entry in zip(answer, entries, strict=True) if entry]
+def _answer_tokens(prompt: list[int], answer: list[int], output: RequestOutput) -> list[GivenToken]:
+    entries = zip(answer, _requested(output.prompt_logprobs)[len(prompt) :], strict=True)
+    return [GivenToken(entry[token].logprob, entry[token].rank == 1) for token, entry in entries if entry]

@@ -248,6 +248,55 @@ REWARD_BENCH_SCORES = _schema(
     *((name, SCORES.field(name).type) for name in ("pair_logits", "scores", "num_truncated", "verdicts", "scorer")),
 )
 
+REQUESTS = _schema(
+    "requests",  # of lm-evaluation-harness to a language model; a row is one context
+    ("task", pa.string()),  # the harness's names
+    ("document", pa.int64()),
+    ("request", pa.int32()),  # number of the document's request that the first continuation answers
+    ("kind", pa.string()),  # "loglikelihood" | "loglikelihood_rolling": one window of a text | "generate_until"
+    ("digests", pa.list_(pa.string())),  # [K] of the texts of the requests, by which their answers are found again
+    ("context_token_ids", IDS),  # at least one; what is too long was cut on the left
+    ("continuation_token_ids", pa.list_(IDS)),  # [K][tokens] given; [] where the policy writes one
+    ("num_cut", pa.int32()),  # tokens that were cut
+    ("until", pa.list_(pa.string())),  # texts before which a written continuation ends
+    ("max_new_tokens", pa.int32()),  # of a written continuation
+    ("num_samples", pa.int32()),  # written continuations; 0 where they are given
+    ("temperature", pa.float64()),  # of written continuations; 0: greedy
+)
+
+RESPONSES = _extend(
+    REQUESTS,
+    "responses",
+    ("logps", REALS),  # [K] nats, of the given continuations, summed over tokens
+    ("greedy", pa.list_(pa.bool_())),  # [K] whether each token was the likeliest
+    ("texts", pa.list_(pa.string())),  # [num_samples] written continuations, without special tokens
+    ("weights", pa.string()),  # digest of the policy
+)
+
+IFEVAL_PROMPTS = _extend(
+    PROMPTS,
+    "ifeval_prompts",
+    ("prompt", pa.string()),  # as in the file
+    ("instructions", pa.list_(pa.string())),  # [n] ids of checkers
+    ("kwargs", pa.list_(pa.string())),  # [n] JSON, their arguments
+)
+
+IFEVAL_ANSWERS = _extend(
+    IFEVAL_PROMPTS,
+    "ifeval_answers",
+    ("answer", pa.string()),
+    ("answer_end", pa.string()),  # "stop" | "length"
+    ("strict", pa.list_(pa.bool_())),  # [n] whether it follows each instruction
+    ("loose", pa.list_(pa.bool_())),  # [n] whether a variant of it does
+    ("weights", pa.string()),  # digest of the policy
+)
+
+BENCHMARK_FILES = _schema(
+    "benchmark_files",
+    ("path", pa.string()),  # relative
+    ("text", pa.string()),
+)
+
 SELECTABLE = {
     "prompts": PROMPTS,
     "completions": COMPLETIONS,

@@ -18,19 +18,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.scorers.base import Logits, PairScores, Scorer, plain_text
-from engine.config.scorer import BlenderConfig, PairRMConfig, RuleConfig
+from engine.config.scorer import BlenderConfig, IFEvalScorerConfig, PairRMConfig, RuleConfig
 from engine.errors import ConfigError, ModelError, RoleError
 
 if TYPE_CHECKING:
     from actors.scorers.pairrm.inputs import Candidates, PairInputs
 
 
-def build_scorer(config: PairRMConfig | RuleConfig | BlenderConfig) -> Scorer:
+BuiltinConfig = PairRMConfig | RuleConfig | BlenderConfig | IFEvalScorerConfig
+
+
+def build_scorer(config: BuiltinConfig) -> Scorer:
     """Return the scorer that `config` describes, not yet started."""
     if isinstance(config, PairRMConfig):
         return PairRMScorer(config)
     if isinstance(config, RuleConfig):
         return RuleScorer(config)
+    if isinstance(config, IFEvalScorerConfig):
+        from actors.scorers.ifeval import IFEvalScorer
+
+        return IFEvalScorer(config)
     return BlenderScorer(config)
 
 

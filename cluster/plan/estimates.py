@@ -13,7 +13,7 @@ from engine.config.judge import JudgeConfig, VLLMServer
 from engine.config.learner import OUTER
 from engine.config.prompts import PromptsConfig
 from engine.config.run import LearnerConfig, RunConfig
-from engine.config.scorer import PairRMConfig, RuleConfig, ScorerConfig
+from engine.config.scorer import IFEvalScorerConfig, PairRMConfig, RuleConfig, ScorerConfig
 from engine.store.weights import tensor_shapes
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -130,7 +130,7 @@ def scorer_bytes(scorer: ScorerConfig) -> float | None:
     """
     if isinstance(scorer, JudgeConfig):
         return judge_bytes(scorer.server) if isinstance(scorer.server, VLLMServer) else 0.0
-    if isinstance(scorer, RuleConfig):
+    if isinstance(scorer, RuleConfig | IFEvalScorerConfig):
         return 0.0
     width = BYTES[scorer.dtype] if isinstance(scorer, PairRMConfig) else BYTES["float32"]
     return width * (count_parameters(scorer.path) or SCORER_PARAMETERS)

@@ -2,6 +2,8 @@
 
 from engine.benchmarks.alpaca_eval import AlpacaEval
 from engine.benchmarks.base import Benchmark
+from engine.benchmarks.harness import Harness
+from engine.benchmarks.ifeval import IFEval
 from engine.benchmarks.mt_bench import MTBench
 from engine.benchmarks.reward_bench import RewardBench
 from engine.config.run import Setup
@@ -17,4 +19,8 @@ def benchmarks(config: Setup) -> list[Benchmark]:
         found.append(MTBench(sections.mt_bench, config.annotating_role, config.seed))
     if sections.reward_bench:
         found.append(RewardBench(sections.reward_bench, config.annotating_role, config.shard_size))
+    if sections.lm_eval:
+        found.append(Harness(sections.lm_eval, config.shard_size))
+    if sections.ifeval:
+        found.append(IFEval(sections.ifeval, config.shard_size))
     return found

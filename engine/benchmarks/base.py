@@ -20,7 +20,7 @@ import pyarrow as pa
 from engine.data.ingest import Renderer
 from engine.errors import DataError
 from engine.loop.stages import Stage
-from engine.schema import BENCHMARK_RESULTS, PROMPTS
+from engine.schema import BENCHMARK_FILES, BENCHMARK_RESULTS, PROMPTS
 from engine.store.reader import Policy, RunReader
 
 
@@ -66,6 +66,11 @@ class BenchmarkTables:
         """The shards that a stage wrote for this version."""
         return self._store.tables(self.version, stage, schema)
 
+    def kept_files(self) -> dict[str, str]:
+        """The benchmark's `kept_files`, as they were committed with the results of this version."""
+        tables = self.of(f"{self._benchmark.name}_files", BENCHMARK_FILES)
+        return {row["path"]: row["text"] for table in tables for row in table.to_pylist()}
+
 
 class Benchmark(ABC):
     """One benchmark of policies. Constructed from its section of `evaluation.benchmarks`; cheap."""
@@ -93,6 +98,10 @@ class Benchmark(ABC):
     @abstractmethod
     def results(self, tables: BenchmarkTables) -> list[Result]:
         """Its numbers for one version, computed from committed tables alone."""
+
+    def kept_files(self, tables: BenchmarkTables) -> dict[str, str]:
+        """Files that are committed with the results, because they take more than committed tables to make."""
+        return {}
 
     @abstractmethod
     def files(self, tables: BenchmarkTables, generator: str) -> dict[str, str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pyarrow as pa
+
 from engine.benchmarks.base import Benchmark, BenchmarkTables, results_table
 from engine.data.ingest import Renderer
 from engine.errors import KumiteError, StoreError
 from engine.loop.flow import Flow
-from engine.schema import BENCHMARK_RESULTS
+from engine.schema import BENCHMARK_FILES, BENCHMARK_RESULTS
 from engine.store.reader import Policy
 from engine.store.run import RunStore
 
@@ -44,5 +46,9 @@ def _measure(benchmark: Benchmark, policy: Policy, chat: Renderer, store: RunSto
     if store.has(version, stage, 0) or (not benchmark.depends_on_policy and store.owners(stage)):
         return
     flow.run(version, benchmark.stages(policy, chat), (0, benchmark.input_stage))
-    results = benchmark.results(BenchmarkTables(store, benchmark, version))
+    tables = BenchmarkTables(store, benchmark, version)
+    results = benchmark.results(tables)
+    if kept := benchmark.kept_files(tables):
+        files = pa.table([list(kept), list(kept.values())], schema=BENCHMARK_FILES)
+        store.commit(version, f"{benchmark.name}_files", 0, files, BENCHMARK_FILES, of="version")
     store.commit(version, stage, 0, results_table(benchmark, results), BENCHMARK_RESULTS, of="version")

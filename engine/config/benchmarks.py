@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from engine.config.base import WITHOUT_EFFECT, Section
+from engine.config.base import WITHOUT_EFFECT, Arguments, Count, Section
 
 
 class MTBenchConfig(Section):
@@ -124,6 +124,66 @@ class SideBySideConfig(Section):
     """Most tokens of an instruction with the chat template; a longer one is an error."""
 
 
+class IFEvalConfig(Section):
+    """IFEval (arXiv 2311.07911): instructions that a program can check, by the harness's checkers (extra `harness`)."""
+
+    prompts: str
+    """File or hub data set with `prompt`, `instruction_id_list` and `kwargs`, as google/IFEval's input_data.jsonl."""
+    limit: PositiveInt | None = None
+    """Use the first prompts only, for a trial; null: all."""
+    max_new_tokens: PositiveInt = 1280
+    """Most tokens of an answer; 1280 in the harness."""
+    max_prompt_tokens: PositiveInt = 2048
+    """Most tokens of a prompt; longer ones are an error."""
+
+
+class HarnessConfig(Section):
+    """Tasks of EleutherAI's lm-evaluation-harness, which computes the numbers (extra `harness`)."""
+
+    preset: Literal["open_llm_leaderboard", "open_llm_leaderboard_2"] | None = None
+    """A published table. open_llm_leaderboard: version 1, as on the cards of SPPO's models; tasks of a preset without
+    data are reported as not measured. null: only `tasks`."""
+    tasks: list[str | Arguments] = Field(default_factory=list)
+    """More tasks: a name of the harness's task or group, a task file, or {task: name, ...} with keys of the harness's
+    task files, as {task: arc_easy, num_fewshot: 5}."""
+    num_fewshot: Count | None = None
+    """Examples in each prompt; null: as each task says. A task's own 0 stays 0."""
+    limit: PositiveInt | None = None
+    """Use the first documents of each task only, for a trial; null: all."""
+    include_path: str | None = None
+    """Folder with task files of yours; null: none."""
+    data: dict[str, str | dict[str, str]] = Field(default_factory=dict)
+    """Files in place of data sets on the hub, by name of the task or group: {arc_challenge: {test: arc.parquet,
+    validation: dev.parquet}}, or one file of the split `test`. Tasks of a group share its files; a row is for the task
+    whose dataset_name is in the column `subject`."""
+    max_length: PositiveInt = 4000
+    """Most tokens that the policy reads. A longer context is cut on the left and counted. Two more must fit the
+    model."""
+    apply_chat_template: bool = False
+    """Ask as a chat, by the policy's template."""
+    fewshot_as_multiturn: bool = True
+    """With apply_chat_template: examples are earlier turns; false: they stand in one message."""
+    system_instruction: str | None = None
+    """Text before every prompt, the system message of a chat; null: none."""
+    log_samples: bool = False
+    """Write a file with every document, its answers and metrics for each task."""
+
+    def files(self, task: str) -> dict[str, str]:
+        """{split: path} of the files of a task; empty: its data set on the hub."""
+        files = self.data.get(task, {})
+        return {"test": files} if isinstance(files, str) else files
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> HarnessConfig:
+        if not self.preset and not self.tasks:
+            raise ValueError("tasks and preset are missing: name at least one task of lm-evaluation-harness")
+        if nameless := [
+            task for task in self.tasks if isinstance(task, dict) and not isinstance(task.get("task"), str)
+        ]:
+            raise ValueError(f"tasks: {nameless[0]} does not say which; expected {{task: name, ...}}")
+        return self
+
+
 class BenchmarksConfig(Section):
     """Published benchmarks on which every policy is measured."""
 
@@ -135,9 +195,16 @@ class BenchmarksConfig(Section):
     """RewardBench of the annotator, once for all versions of the policy; null: not measured."""
     side_by_side: SideBySideConfig | None = None
     """Answers to novel instructions, beside each other; null: none."""
+    lm_eval: HarnessConfig | None = None
+    """Tasks of lm-evaluation-harness; null: not measured."""
+    ifeval: IFEvalConfig | None = None
+    """IFEval; null: not measured."""
 
     @property
     def room(self) -> int:
         """Tokens of the longest prompt and answer of the policy; 0 if no benchmark asks it."""
-        asked = (self.alpaca_eval, self.mt_bench, self.side_by_side)
-        return max((section.max_prompt_tokens + section.max_new_tokens for section in asked if section), default=0)
+        asked = (self.alpaca_eval, self.mt_bench, self.ifeval, self.side_by_side)
+        rooms = [section.max_prompt_tokens + section.max_new_tokens for section in asked if section]
+        if self.lm_eval:
+            rooms.append(self.lm_eval.max_length + 1)  # HFLM predicts one token more than it reads
+        return max(rooms, default=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from engine.config.base import Arguments, DottedPath, ReplicasConfig
 from engine.config.judge import JudgeConfig
@@ -55,4 +55,20 @@ class BlenderConfig(ReplicasConfig):
     """Prompts per batch; above 1 llm_blender's scores depend on which prompts share a batch."""
 
 
-ScorerConfig = Annotated[PairRMConfig | RuleConfig | BlenderConfig | JudgeConfig, Field(discriminator="kind")]
+class IFEvalScorerConfig(ReplicasConfig):
+    """The share of instructions that an answer follows, checked by a program (IFEval, arXiv 2311.07911)."""
+
+    kind: Literal["ifeval"] = "ifeval"
+    """The share of instructions that an answer follows."""
+    prompts: str
+    """File or hub data set with `prompt`, `instruction_id_list` and `kwargs`, as google/IFEval's input_data.jsonl;
+    train on its prompts."""
+    strictness: Literal["strict", "loose"] = "strict"
+    """loose: an answer may also follow without its first or last line or its asterisks."""
+    scale: PositiveFloat = 5.0
+    """Logit, in nats, with which an answer that follows all instructions beats one that follows none."""
+
+
+ScorerConfig = Annotated[
+    PairRMConfig | RuleConfig | BlenderConfig | JudgeConfig | IFEvalScorerConfig, Field(discriminator="kind")
+]

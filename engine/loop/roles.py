@@ -85,6 +85,9 @@ class Generator(Scorer, Protocol):
         from the whole distribution (no top_p or top_k), and prompts may have any length that leaves room for them.
         """
 
+    def respond(self, requests: pa.Table) -> pa.Table:
+        """Return RESPONSES to REQUESTS of a benchmark: how likely given continuations are, or written ones."""
+
     def answer_logps(self, completions: pa.Table) -> list[list[float]]:
         """Return [rows][K] nats, summed over tokens, of the answers in COMPLETIONS under the served weights."""
 

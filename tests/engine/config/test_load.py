@@ -327,7 +327,9 @@ def test_what_is_missing_says_what_belongs_there():
 
 def test_a_section_without_its_kind_lists_the_kinds(write):
     path = write(MINIMAL.replace("  kind: pairrm\n", ""))
-    assert problems(path) == [f"scorer.kind: missing; expected one of pairrm, rule, llm_blender, judge ({path}:5)"]
+    assert problems(path) == [
+        f"scorer.kind: missing; expected one of pairrm, rule, llm_blender, judge, ifeval ({path}:5)"
+    ]
 
 
 JUDGE = ["model.path=m", "prompts.source=p", "scorer.kind=judge", "scorer.prompt=p.txt"]
