@@ -58,7 +58,9 @@ def read_sources(arguments: Sequence[str], cache: Path) -> list[Source]:
     for argument in arguments:
         try:
             sources.append(_read(argument, cache))
-        except (StoreError, ConfigError) as error:
+        except ConfigError as error:
+            problems += error.problems
+        except StoreError as error:
             problems.append(str(error))
     if problems:
         raise ConfigError(problems)

@@ -26,7 +26,6 @@ class EvaluateConfig(Setup):
             raise ValueError("evaluation.prompts: held-out prompts belong to a run; kumite eval runs benchmarks")
         if self.evaluation.benchmarks is None:
             raise ValueError(
-                "evaluation.benchmarks is missing: name at least one benchmark, as in "
-                "recipes/configs/evaluate_demo.yaml"
+                "evaluation.benchmarks is missing: name at least one benchmark, as in recipes/benchmarks/demo.yaml"
             )
         return self

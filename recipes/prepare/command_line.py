@@ -119,7 +119,7 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return dict(item for each in items for item in each)
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
+def write_json(path: Path, data: dict[str, Any] | list[Any]) -> None:
     """Put `data` at `path`, durably and all at once, indented for people."""
     write_atomically(path, json.dumps(data, indent=2) + "\n")
 

@@ -33,6 +33,7 @@ from recipes.experiments.tearoom.models import Figures, make_pairrm, make_policy
 from recipes.prepare.command_line import complete, new_parser, run, settings_from, write_json, write_jsonl
 
 DEMONSTRATIONS = "careful.jsonl"
+BENCHMARK = "alpaca_eval.json"
 VERSION = 1
 """To be raised when the same settings would make another world than before."""
 
@@ -78,6 +79,8 @@ def build(folder: Path, settings: Settings) -> Figures:
     figures = build_world(folder, "tearoom", settings, _train)
     if not (folder / DEMONSTRATIONS).exists():
         _write_demonstrations(folder / DEMONSTRATIONS, settings)
+    if not (folder / BENCHMARK).exists():
+        _write_benchmark(folder / BENCHMARK, settings)
     return figures
 
 
@@ -116,6 +119,21 @@ def _write_demonstrations(file: Path, settings: Settings) -> None:
         for order in settings.split().prompts
     ]
     write_jsonl(file, rows)
+
+
+def _write_benchmark(file: Path, settings: Settings) -> None:
+    """The held-out prompts in AlpacaEval's form; the baseline is the careful waiter."""
+    draw = random.Random(derive_seed(settings.seed, "careful baseline"))
+    rows = [
+        {
+            "instruction": order.text,
+            "output": tearoom.flawed_answer(order, tearoom.CAREFUL, draw),
+            "generator": "careful waiter",
+            "dataset": "tearoom",
+        }
+        for order in settings.split().heldout
+    ]
+    write_json(file, rows)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -208,3 +208,10 @@ def test_the_inverted_pairrm_gives_exactly_the_negative_logits(world):
     )
     assert logits[0, 1] > 1.0
     np.testing.assert_array_equal(inverted, -logits)
+
+
+def test_the_held_out_prompts_are_a_benchmark_in_alpaca_evals_form(tmp_path):
+    tearoom_build._write_benchmark(tmp_path / "alpaca_eval.json", Settings())
+    rows = json.loads((tmp_path / "alpaca_eval.json").read_text())
+    assert [row["instruction"] for row in rows] == [order.text for order in Settings().split().heldout]
+    assert min(tearoom.utility(row["instruction"], row["output"]) for row in rows) > 0
