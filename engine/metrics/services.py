@@ -119,10 +119,11 @@ class MLflow(Service):
     def start(self, step: int) -> None:
         from mlflow import MlflowClient
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.run.folder}/mlflow.db"
-        self._client = MlflowClient(tracking_uri=uri)
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        files = None if uri else f"{self.run.folder}/mlflow"
+        self._client = MlflowClient(tracking_uri=uri or f"sqlite:///{self.run.folder}/mlflow.db")
         experiment = self._client.get_experiment_by_name(self.run.project)
-        number = experiment.experiment_id if experiment else self._client.create_experiment(self.run.project)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(self.run.project, files)
         found = self._client.search_runs([number], f"tags.kumite_run = '{self.run.id}'")
         if found:
             self._id = found[0].info.run_id
