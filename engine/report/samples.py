@@ -227,12 +227,20 @@ def heldout_samples(store: RunReader, versions: Sequence[int]) -> list[HeldoutSa
     answers: dict[str, list[HeldoutAnswer]] = {name: [] for name in wanted}
     prompts: dict[str, tuple[tuple[str, Text], ...]] = {}
     for version in spaced(versions, NUM_VERSIONS):
-        for row in _heldout_rows(store, version, wanted):
-            name = row["prompt_id"]
-            prompts[name] = _messages(row)
-            texts = tuple(Text.of(text) for text in row["completions"][:NUM_ANSWERS])
+        for name, (prompt, texts) in texts_of(store, version, wanted).items():
+            prompts[name] = prompt
             answers[name].append(HeldoutAnswer(version, texts, _number(rates[version].get(name, math.nan))))
     return [HeldoutSample(name, prompts[name], tuple(answers[name])) for name in wanted if name in prompts]
+
+
+def texts_of(
+    store: RunReader, version: int, wanted: list[str]
+) -> dict[str, tuple[tuple[tuple[str, Text], ...], tuple[Text, ...]]]:
+    """{prompt_id: (prompt, answers)} of one version for some held-out prompts."""
+    return {
+        row["prompt_id"]: (_messages(row), tuple(Text.of(text) for text in row["completions"][:NUM_ANSWERS]))
+        for row in _heldout_rows(store, version, wanted)
+    }
 
 
 def _heldout_rows(store: RunReader, version: int, wanted: list[str]) -> Iterator[dict[str, Any]]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import engine
@@ -26,20 +27,29 @@ TEMPLATES = Path(__file__).parent / "templates"
 def render_page(template: str, title: str, content: Mapping[str, Any], reload_seconds: int | None = None) -> str:
     """A whole page. reload_seconds: after so many seconds it loads itself again; None: never."""
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
-    return _template(template, lambda text: html(text, newlines="show"), html).render(
-        content,
-        title=title,
-        style=Markup(style),
-        script=Markup(script),
-        policy=policy(style, script),
-        reload_seconds=reload_seconds,
-        missing=MISSING,
-        version=engine.__version__,
+    return (
+        _environment(_line, html)
+        .get_template(template)
+        .render(
+            content,
+            title=title,
+            style=Markup(style),
+            script=Markup(script),
+            policy=policy(style, script),
+            reload_seconds=reload_seconds,
+            missing=MISSING,
+            version=engine.__version__,
+        )
     )
 
 
+def _line(text: str) -> str:
+    """One line of HTML; a percent sign stays with its number."""
+    return html(text, newlines="show").replace(" %", "\u00a0%")
+
+
 def render_markdown(template: str, content: Mapping[str, Any]) -> str:
-    return _template(template, markdown, markdown_block).render(content, missing=MISSING)
+    return _environment(markdown, markdown_block).get_template(template).render(content, missing=MISSING)
 
 
 def policy(style: str, script: str) -> str:
@@ -54,8 +64,9 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _template(name: str, line: Callable[[str], str], block: Callable[[str], str]) -> Template:
-    """A template in which each value is escaped by `line`, or by `block` if the filter |block is used."""
+@cache
+def _environment(line: Callable[[str], str], block: Callable[[str], str]) -> Environment:
+    """Templates in which each value is escaped by `line`, or by `block` if the filter |block is used."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -68,7 +79,7 @@ def _template(name: str, line: Callable[[str], str], block: Callable[[str], str]
     environment.filters["share"] = lambda rate: MISSING if rate is None else percent(rate)
     environment.filters["share0"] = lambda rate: MISSING if rate is None else f"{100 * rate:.0f}"
     environment.filters["heat"] = heat
-    return environment.get_template(name)
+    return environment
 
 
 def heat(share: float | None) -> str:

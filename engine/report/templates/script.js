@@ -47,7 +47,7 @@
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const sample of samples) {
-      const fits = (!kind.value || sample.dataset.kind === kind.value) && words.every((word) => texts.get(sample).includes(word));
+      const fits = (!kind?.value || sample.dataset.kind === kind.value) && words.every((word) => texts.get(sample).includes(word));
       sample.hidden = !fits;
       shown += fits;
     }
@@ -62,8 +62,8 @@
   };
 
   search.addEventListener("input", refresh);
-  kind.addEventListener("change", refresh);
-  order.addEventListener("change", reorder);
+  kind?.addEventListener("change", refresh);
+  order?.addEventListener("change", reorder);
   unfold.addEventListener("click", () => {
     const open = unfold.textContent === "Open all";
     for (const sample of samples) sample.open = open;

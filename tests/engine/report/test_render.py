@@ -24,7 +24,7 @@ from engine.report.render import iterations_csv, print_table, write_report
 from engine.report.run_data import read_run
 from engine.report.summary import Summary, complete
 from engine.store.run import RunStore
-from tests.engine.report.pages import ATTACKS, Page, judged_run, page_of, poisoned_run
+from tests.engine.report.pages import ATTACKS, Page, page_of
 from tests.runs import fake_config
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
@@ -36,16 +36,6 @@ ELEMENTS = {
     *("label", "input", "select", "option", "button", "output"),
     *("svg", "desc", "line", "path", "text", "circle", "rect", "polygon"),
 }
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, memory_is_durable_enough: None) -> Path:
-    return judged_run(tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def poisoned(tmp_path_factory: pytest.TempPathFactory, memory_is_durable_enough: None) -> Path:
-    return poisoned_run(tmp_path_factory.mktemp("poisoned"))
 
 
 @pytest.fixture
