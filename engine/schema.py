@@ -198,6 +198,13 @@ ALPACA_EVAL_INPUT = _extend(
     ("opponents", pa.list_(pa.struct([("name", pa.string()), ("weights", REALS)]))),  # theta, phi, psi; in each row
 )
 
+SIDE_BY_SIDE_SCORES = _schema(
+    "side_by_side_scores",
+    ("prompt_id", pa.string()),
+    ("score", pa.float64()),  # of the policy's answer; NaN: the annotator gives none
+    ("scorer", pa.string()),
+)
+
 MT_BENCH_QUESTIONS = _extend(
     PROMPTS,
     "mt_bench_questions",

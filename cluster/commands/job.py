@@ -17,6 +17,7 @@ from actors.factories import Chat, Engines
 from cluster.commands.run_folder import begin, commit_inputs
 from cluster.evaluation.results import write_files
 from engine.benchmarks import benchmarks
+from engine.benchmarks.measure import record_overlaps
 from engine.config.run import RunConfig
 from engine.data.formats import RequiredAnswers
 from engine.data.holdout import held_out_pairs, overlap
@@ -78,6 +79,7 @@ class Job:
         chat = self._engines.chat(self._config.model.model_copy(update={"path": str(model)}))
         self.store.pin("tokenizer and chat template", chat.digest)
         self._ingest_prompts(chat)
+        record_overlaps(benchmarks(self._config), self.store, self.store, self.note)
         probe = self._probe(chat)
         from cluster.runtime.launch import launched
 
@@ -98,7 +100,7 @@ class Job:
             self._monitor.note(status)
         self._monitor.close()
         names = {version: f"{self._config.name}-{version}" for version in self.store.versions}
-        write_files(self.folder / "report" / "benchmarks", benchmarks(self._config), self.store, names)
+        write_files(self.folder / "report" / "benchmarks", benchmarks(self._config), self.store, names, together=True)
         data = RunData(self.store, self._config, status)
         return write_report(data), data.summary
 

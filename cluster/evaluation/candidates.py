@@ -44,6 +44,8 @@ class Source:
     candidates: tuple[Candidate, ...]
     config: dict[str, Any] = field(default_factory=dict)
     """Keys of the configuration that follow from the source."""
+    run: Path | None = None
+    """The run that trained the policies; None: their training prompts are not known."""
 
 
 def read_sources(arguments: Sequence[str], cache: Path) -> list[Source]:
@@ -101,7 +103,7 @@ def _from_run(folder: Path, versions: str) -> Source:
             include={"scorer", "annotator", "benchmarks"}, exclude_none=True
         )
     name = "-".join([config.name, *versions.split(",")]) if versions else config.name
-    return Source(name, tuple(candidates), shared | {"lora_rank": max(ranks, default=0)})
+    return Source(name, tuple(candidates), shared | {"lora_rank": max(ranks, default=0)}, folder)
 
 
 def _from_answers(path: Path) -> Source:

@@ -12,13 +12,14 @@ from cluster.commands.run_folder import begin, commit_inputs
 from cluster.evaluation.candidates import NO_MODEL, Candidate, Source
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import Benchmark, BenchmarkTables
-from engine.benchmarks.measure import measure
+from engine.benchmarks.measure import measure, record_overlaps
 from engine.config.evaluate import EvaluateConfig
 from engine.data.chats import Message
 from engine.data.ingest import Renderer
 from engine.loop.flow import Flow
 from engine.loop.weight_probe import ProbeBatch
 from engine.metrics.monitor import Monitor
+from engine.store.reader import RunReader
 from engine.store.run import RunStore
 
 
@@ -54,6 +55,8 @@ class Evaluation:
     def run(self) -> list[str]:
         """Compute what is missing. Returns one sentence for each benchmark that failed."""
         self._commit_inputs()
+        if self.source.run:
+            record_overlaps(self.benchmarks, self.store, RunReader(self.source.run), self._monitor.note)
         for candidate in self.source.candidates:
             if candidate.answers:
                 self._commit_answers(candidate, candidate.answers)

@@ -36,6 +36,16 @@ def write_results(folder: Path, evaluations: Sequence[Evaluation], console: Cons
         names = {candidate.policy.version: candidate.name for candidate in evaluation.source.candidates}
         write_files(folder / "files", evaluation.benchmarks, evaluation.store, names)
     _write_plots(folder / "files", evaluations, rows, disk)
+    _write_together(
+        folder / "files",
+        [
+            (benchmark, candidate.name, evaluation.tables(benchmark, candidate))
+            for evaluation in evaluations
+            for candidate in evaluation.source.candidates
+            for benchmark in evaluation.benchmarks
+            if evaluation.store.shards(candidate.policy.version, f"{benchmark.name}_results")
+        ],
+    )
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         console.print(_table(benchmark, [row for row in rows if row["benchmark"] == benchmark]))
     console.print(f"results  {folder / 'results.md'}\nfiles    {folder / 'files'}", markup=False, highlight=False)
@@ -64,17 +74,33 @@ def _document(evaluations: Sequence[Evaluation], rows: list[Row]) -> dict[str, A
     }
 
 
-def write_files(folder: Path, benchmarks: Sequence[Benchmark], run: RunReader, names: Mapping[int, str]) -> None:
+def write_files(
+    folder: Path, benchmarks: Sequence[Benchmark], run: RunReader, names: Mapping[int, str], together: bool = False
+) -> None:
     """Write the files of each benchmark that has results as folder/<benchmark>/<policy>/<file>.
 
-    names: of the policy in files, by version.
+    names: of the policy in files, by version. together: also those that show all versions.
     """
     disk = Disk()
-    for version, name in names.items():
-        for benchmark in benchmarks:
-            if run.shards(version, f"{benchmark.name}_results"):
-                for file, text in benchmark.files(BenchmarkTables(run, benchmark, version), name).items():
-                    disk.write(folder / benchmark.name / name / file, text.encode("utf-8", "replace"))
+    measured = [
+        (benchmark, name, BenchmarkTables(run, benchmark, version))
+        for version, name in names.items()
+        for benchmark in benchmarks
+        if run.shards(version, f"{benchmark.name}_results")
+    ]
+    for benchmark, name, tables in measured:
+        for file, text in benchmark.files(tables, name).items():
+            disk.write(folder / benchmark.name / name / file, text.encode("utf-8", "replace"))
+    if together:
+        _write_together(folder, measured)
+
+
+def _write_together(folder: Path, measured: Sequence[tuple[Benchmark, str, BenchmarkTables]]) -> None:
+    """Write the files that show several policies. measured: benchmark, name of the policy, what is committed."""
+    for benchmark in {benchmark.name: benchmark for benchmark, _, _ in measured}.values():
+        tables = {policy: of_policy for other, policy, of_policy in measured if other.name == benchmark.name}
+        for name, text in benchmark.together(tables).items():
+            Disk().write(folder / benchmark.name / name, text.encode("utf-8", "replace"))
 
 
 def _write_plots(folder: Path, evaluations: Sequence[Evaluation], rows: list[Row], disk: Disk) -> None:

@@ -6,6 +6,7 @@ from engine.benchmarks.harness import Harness
 from engine.benchmarks.ifeval import IFEval
 from engine.benchmarks.mt_bench import MTBench
 from engine.benchmarks.reward_bench import RewardBench
+from engine.benchmarks.side_by_side import SideBySide
 from engine.config.run import Setup
 
 
@@ -23,4 +24,7 @@ def benchmarks(config: Setup) -> list[Benchmark]:
         found.append(Harness(sections.lm_eval, config.shard_size))
     if sections.ifeval:
         found.append(IFEval(sections.ifeval, config.shard_size))
+    if sections.side_by_side:
+        role = config.annotating_role if config.annotates else None
+        found.append(SideBySide(sections.side_by_side, role, config.seed, config.shard_size))
     return found

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from engine.benchmarks.contamination import Overlap, fact_name, from_record
 from engine.data.ingest import Renderer
 from engine.errors import DataError
 from engine.loop.stages import Stage
@@ -59,8 +60,15 @@ class BenchmarkTables:
         records = [self._store.shard_record(0, stage, shard) for shard in self._store.shards(0, stage)]
         digests = "".join(record["sha256"] for record in records if record)
         items = sum(record["rows"] for record in records if record)
-        own = self._benchmark.provenance(self)
-        return {"input": hashlib.sha256(digests.encode()).hexdigest(), "items": f"{items}"} | own
+        overlap, has_text = self.overlap(), "messages" in self._benchmark.input_schema.names
+        reason = "the training prompts are not known" if has_text else "its prompts are kept as tokens alone"
+        known = str(overlap) if overlap else f"not checked: {reason}"
+        rests_on = {"input": hashlib.sha256(digests.encode()).hexdigest(), "items": f"{items}", "contamination": known}
+        return rests_on | self._benchmark.provenance(self)
+
+    def overlap(self) -> Overlap | None:
+        """Its prompts that are also trained on; None: the training prompts are not known."""
+        return from_record(self._store.recorded(fact_name(self._benchmark.name)))
 
     def of(self, stage: str, schema: pa.Schema) -> Iterator[pa.Table]:
         """The shards that a stage wrote for this version."""
@@ -109,6 +117,10 @@ class Benchmark(ABC):
 
     def plots(self, results: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         """Images of several policies, {policy: {metric: value}}: SVG by relative path."""
+        return {}
+
+    def together(self, tables: Mapping[str, BenchmarkTables]) -> dict[str, str]:
+        """Files that show several policies, {name: what is committed of it}: text by relative path."""
         return {}
 
     def answers(self, path: Path, inputs: Sequence[pa.Table], policy: Policy) -> dict[str, list[pa.Table]]:

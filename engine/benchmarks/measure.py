@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 
 from engine.benchmarks.base import Benchmark, BenchmarkTables, results_table
+from engine.benchmarks.contamination import fact_name, find_overlap
 from engine.data.ingest import Renderer
 from engine.errors import KumiteError, StoreError
 from engine.loop.flow import Flow
-from engine.schema import BENCHMARK_FILES, BENCHMARK_RESULTS
-from engine.store.reader import Policy
+from engine.schema import BENCHMARK_FILES, BENCHMARK_RESULTS, PROMPTS
+from engine.store.reader import Policy, RunReader
 from engine.store.run import RunStore
 
 
@@ -39,6 +40,21 @@ def measure(
             note(f"warning: {benchmark.name} of version {policy.version} failed: {error}")
             failed.append(benchmark.name)
     return failed
+
+
+def record_overlaps(
+    benchmarks: Sequence[Benchmark], store: RunStore, run: RunReader, note: Callable[[str], None]
+) -> None:
+    """Record in `store`, once, which of the benchmarks' committed prompts are training prompts of `run`."""
+    for benchmark in benchmarks:
+        fact = fact_name(benchmark.name)
+        if store.recorded(fact) or not {"prompt_id", "messages"} <= set(benchmark.input_schema.names):
+            continue
+        training = (table for t in run.owners("prompts") for table in run.tables(t, "prompts", PROMPTS))
+        overlap = find_overlap(training, BenchmarkTables(store, benchmark, 0).input())
+        store.record(fact, **overlap.record)
+        if overlap.exact or overlap.similar:
+            note(f"warning: {benchmark.name}: {overlap}")
 
 
 def _measure(benchmark: Benchmark, policy: Policy, chat: Renderer, store: RunStore, flow: Flow) -> None:

@@ -111,9 +111,10 @@ class SideBySideConfig(Section):
     """The answers of policies to the same instructions, beside each other, for people to read."""
 
     prompts: str
-    """File or hub id with the instructions, in any form that `prompts.source` accepts."""
+    """File of objects or hub id with the instructions, as text. Where each row has an answer in output or
+    reference_output, scores compare with it."""
     column: str | None = None
-    """Column with the instruction; null: recognized."""
+    """Column with the instruction; null: the first of instruction, prompt, question that a row has."""
     limit: PositiveInt | None = 50
     """Use the first instructions only; null: all."""
     temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 0.7

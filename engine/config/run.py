@@ -187,6 +187,11 @@ class Setup(Section):
         return self.annotator or self.evaluator
 
     @property
+    def annotates(self) -> bool:
+        """Whether there is a scorer that can annotate the answers to benchmarks."""
+        return self.annotating_role in self.pools or self.policy_judges
+
+    @property
     def policy_judges(self) -> bool:
         """Whether the policy compares its own answers, as an LLM judge."""
         return False
