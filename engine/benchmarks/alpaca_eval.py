@@ -29,7 +29,7 @@ from engine.benchmarks.alpaca_items import (
     output_records,
     with_baseline,
 )
-from engine.benchmarks.answers import Answers, answered, prompt_rows
+from engine.benchmarks.answers import Answers, answered, prompt_rows, sampling_facts, truncated_result
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
 from engine.benchmarks.files import dataset_file
 from engine.benchmarks.length_control import (
@@ -138,7 +138,7 @@ class AlpacaEval(Benchmark):
             *self._controlled_results(items, rate),
             Result("discrete_win_rate", numbers["discrete_win_rate"], num=count, note="percent; draws count 1/2"),
             Result("avg_length", float(np.mean(lengths)), num=len(items), note="characters"),
-            Result("truncated", sum(item.is_truncated for item in items), num=len(items), note="answers that were cut"),
+            truncated_result([item.is_truncated for item in items], any(item.is_from_file for item in items)),
             Result("empty", sum(not item.output for item in items), num=len(items), note="answers without text"),
             Result("missing", missing, num=len(items), note="answers without a verdict"),
             Result(
@@ -188,9 +188,13 @@ class AlpacaEval(Benchmark):
             f"{hashlib.sha256(content).hexdigest()[:12]}",
             "baseline": items[0].row["baseline"] if items else "",
             "judge": ", ".join(sorted({item.annotator for item in items})),
-            "sampling": f"temperature {config.temperature:g}, top_p 1, at most {config.max_new_tokens} tokens",
-            "seeds": f"derived from {self._seed}, the same for every version",
             "length control": f"{config.length_controlled}, {sources[config.length_controlled]}",
+            **sampling_facts(
+                (row for table in tables.of(ANSWERS, COMPLETIONS) for row in table.to_pylist()),
+                config.temperature,
+                config.max_new_tokens,
+                self._seed,
+            ),
         }
 
     def _baseline(self, instructions: Sequence[Instruction], count: int) -> tuple[str, list[str]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.algorithms.preference import pairwise_win_probabilities
+from engine.benchmarks.answers import is_from_file
 from engine.benchmarks.length_control import Gamed
 from engine.schema import COMPLETIONS
 
@@ -28,6 +29,8 @@ class Item:
     output: str
     """The policy's answer, without white space around it."""
     is_truncated: bool
+    is_from_file: bool
+    """Whether the answer came from a file, so that its sampling is not known."""
     preference: float
     """In [1, 2], 2: the policy's answer is better, 1.5: a draw; NaN: no verdict."""
     annotator: str
@@ -69,6 +72,7 @@ def items_of(inputs: Iterable[pa.Table], annotations: Iterable[pa.Table]) -> Ite
                 row,
                 scored["completions"][0],
                 scored["finish_reasons"][0] == "length",
+                is_from_file(scored),
                 preference(scored["pair_logits"]),
                 scored["scorer"],
                 scored["num_truncated"],

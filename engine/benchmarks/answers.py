@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from engine.benchmarks.base import Result
 from engine.benchmarks.files import quoted
 from engine.data.ingest import Renderer, content_id
 from engine.data.values import MAX_SHOWN
@@ -84,6 +86,30 @@ def prompt_rows(instructions: Sequence[str], chat: Renderer, max_tokens: int, ke
         lines = "\n".join(f"  {problem}" for problem in [*problems[:MAX_SHOWN], *more])
         raise DataError(f"{key}: {len(problems)} of {len(instructions)} instructions; see max_prompt_tokens:\n{lines}")
     return rows
+
+
+def is_from_file(row: Mapping[str, Any]) -> bool:
+    """Whether the first answer of a row of COMPLETIONS was made by `answered`, so that its sampling is not known."""
+    return not row["completion_token_ids"][0]
+
+
+def sampling_facts(
+    rows: Iterable[Mapping[str, Any]], temperature: float, max_new_tokens: int, seed: int
+) -> dict[str, str]:
+    """How the answers in COMPLETIONS were sampled, for `provenance`. seed: of the run."""
+    if any(is_from_file(row) for row in rows):
+        return {"sampling": "not known, the answers come from a file"}
+    return {
+        "sampling": f"temperature {temperature:g}, top_p 1, at most {max_new_tokens} tokens",
+        "seeds": f"derived from {seed}, the same for every version",
+    }
+
+
+def truncated_result(truncated: Sequence[bool], from_file: bool) -> Result:
+    """How many answers were cut; NaN where they come from a file."""
+    if from_file:
+        return Result("truncated", math.nan, num=len(truncated), note="not known, the answers come from a file")
+    return Result("truncated", sum(truncated), num=len(truncated), note="answers that were cut")
 
 
 def answered(inputs: pa.Table, answers: Sequence[str], policy: Policy) -> pa.Table:

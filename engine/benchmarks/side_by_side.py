@@ -7,7 +7,7 @@ annotator's scores, and whether an instruction was trained on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,14 @@ from engine.algorithms.preference import pairwise_win_probabilities
 from engine.benchmarks import comparison
 from engine.benchmarks.alpaca_files import read_outputs
 from engine.benchmarks.alpaca_items import with_baseline
-from engine.benchmarks.answers import Answers, answered, prompt_rows
+from engine.benchmarks.answers import (
+    Answers,
+    answered,
+    is_from_file,
+    prompt_rows,
+    sampling_facts,
+    truncated_result,
+)
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
 from engine.benchmarks.comparison import Answer, Comparison
 from engine.benchmarks.files import dataset_file, read_objects
@@ -115,7 +122,7 @@ class SideBySide(Benchmark):
         overlap = tables.overlap()
         found = [
             Result("avg_length", float(np.mean(lengths)), num=len(answers), note="characters"),
-            Result("truncated", sum(a.is_truncated for a in answers), num=len(answers), note="answers that were cut"),
+            truncated_result([a.is_truncated for a in answers], any(map(is_from_file, _rows(tables)))),
             Result("empty", sum(not a.text for a in answers), num=len(answers), note="answers without text"),
         ]
         if scores:
@@ -150,8 +157,7 @@ class SideBySide(Benchmark):
         return {
             "instructions": config.prompts,
             "judge": ", ".join(sorted(scorers)) or "none",
-            "sampling": f"temperature {config.temperature:g}, top_p 1, at most {config.max_new_tokens} tokens",
-            "seeds": f"derived from {self._seed}, the same for every version",
+            **sampling_facts(_rows(tables), config.temperature, config.max_new_tokens, self._seed),
         }
 
     def _row(self, row: dict[str, Any]) -> tuple[str, str]:
@@ -186,9 +192,12 @@ def _answers(tables: BenchmarkTables) -> dict[str, Answer]:
         row["prompt_id"]: Answer(
             row["completions"][0].strip(), row["finish_reasons"][0] == "length", scores.get(row["prompt_id"], math.nan)
         )
-        for table in tables.of(ANSWERS, COMPLETIONS)
-        for row in table.select(["prompt_id", "completions", "finish_reasons"]).to_pylist()
+        for row in _rows(tables)
     }
+
+
+def _rows(tables: BenchmarkTables) -> Iterator[dict[str, Any]]:
+    return (row for table in tables.of(ANSWERS, COMPLETIONS) for row in table.to_pylist())
 
 
 def _score(row: dict[str, Any]) -> float:

@@ -248,6 +248,11 @@ def test_a_file_of_answers_is_judged_without_a_model(tmp_path: Path) -> None:
     found = results(RunReader(done.folder), 0)
     assert found["win_rate"]["value"] == pytest.approx(100 / (1 + math.exp(-1)))
     assert found["win_rate"]["num"] == 10
+    assert math.isnan(found["truncated"]["value"])
+    (candidate,) = source.candidates
+    known = done.tables(only(config), candidate).provenance()
+    assert known["sampling"] == "not known, the answers come from a file"
+    assert "seeds" not in known
 
 
 def test_all_that_is_wrong_with_a_file_of_answers_is_told_at_once(tmp_path: Path) -> None:
