@@ -75,7 +75,8 @@ def step_charts(records: Sequence[Record]) -> list[Chart]:
         series = [Series(label, _thinned(iterations, metric, MAX_POINTS)) for metric, label in known]
         if series:
             text = f"{caption} Dotted: a new iteration." if boundaries else caption
-            found.append(curves(title, text, series, "optimizer step", boundaries=boundaries))
+            heading = f"{title}, held-out" if [one.name for one in series] == ["held-out"] else title
+            found.append(curves(heading, text, series, "optimizer step", boundaries=boundaries))
     return found
 
 
