@@ -19,7 +19,9 @@ from cluster.sweep.runner import Outcome
 from engine.evaluation.gate import best_version
 from engine.evaluation.statistics import spread
 from engine.report.collect import IterationTables, WinRate
+from engine.report.compare_page import write_comparison
 from engine.report.figures import MISSING, win_rate
+from engine.report.run_data import read_run
 from engine.store.disk import write_atomically
 from engine.store.reader import RunReader
 from engine.text import markdown
@@ -56,7 +58,7 @@ def found(outcome: Outcome, folder: Path) -> Found:
 
 
 def write_table(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> None:
-    """Write sweep.csv and sweep.md into the sweep's folder, and print the tables."""
+    """Write sweep.csv, sweep.md and the page sweep.html into the sweep's folder, and print the tables."""
     rows = [found(outcome, sweep.folder / outcome.run.name) for outcome in outcomes]
     tables = [_runs(sweep, rows), *_means(sweep, rows), *_grid(sweep, rows)]
     write_atomically(sweep.folder / "sweep.csv", _csv(sweep, rows))
@@ -69,6 +71,10 @@ def write_table(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> 
             table.add_row(*map(Text, line))
         console.print(table)
     console.print(f"table    {sweep.folder / 'sweep.md'}", markup=False, highlight=False, soft_wrap=True)
+    folders = (sweep.folder / outcome.run.name for outcome in outcomes)
+    if runs := [read_run(folder) for folder in folders if (folder / "manifest.jsonl").is_file()]:
+        page = write_comparison(runs, sweep.folder / "sweep.html")
+        console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 Grid = tuple[str, list[str], list[list[str]]]

@@ -37,5 +37,6 @@ def test_the_tables_of_a_sweep(tmp_path: Path) -> None:
     assert lines[-1].endswith(",,,,0,0,failed (1)")
     text = (tmp_path / "sweep.md").read_text()
     assert text.count(" seeds |") == 3  # of the fourth point one seed is left, which has no interval
+    assert "7 runs compared" in (tmp_path / "sweep.html").read_text()
     grid = text[text.index("wins against start: algorithm.eta") :].splitlines()
     assert [line.split("|")[1].strip() for line in grid[2:]] == ["algorithm.eta", "---", "1", "5"]
