@@ -40,3 +40,6 @@ def test_the_tables_of_a_sweep(tmp_path: Path) -> None:
     assert "7 runs compared" in (tmp_path / "sweep.html").read_text()
     grid = text[text.index("wins against start: algorithm.eta") :].splitlines()
     assert [line.split("|")[1].strip() for line in grid[2:]] == ["algorithm.eta", "---", "1", "5"]
+    page = (tmp_path / "sweep.html").read_text()
+    assert "eta-1_k-2_seed-0" in page
+    assert "eta-5_k-3_seed-1" not in page
