@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from actors.scorers.base import PairScores, Scorer
-from engine.benchmarks.ifeval_checks import Task, followed, read_tasks
+from engine.benchmarks.ifeval.checks import Task, followed, read_tasks
 from engine.config.scorer import IFEvalScorerConfig
 from engine.errors import ConfigError, RoleError
 

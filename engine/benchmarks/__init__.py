@@ -1,12 +1,12 @@
 """Published benchmarks: their input, their numbers and their files. `benchmarks` lists those of a run."""
 
-from engine.benchmarks.alpaca_eval import AlpacaEval
+from engine.benchmarks.alpaca_eval.benchmark import AlpacaEval
 from engine.benchmarks.base import Benchmark
-from engine.benchmarks.harness import Harness
-from engine.benchmarks.ifeval import IFEval
-from engine.benchmarks.mt_bench import MTBench
-from engine.benchmarks.reward_bench import RewardBench
-from engine.benchmarks.side_by_side import SideBySide
+from engine.benchmarks.harness.benchmark import Harness
+from engine.benchmarks.ifeval.benchmark import IFEval
+from engine.benchmarks.mt_bench.benchmark import MTBench
+from engine.benchmarks.reward_bench.benchmark import RewardBench
+from engine.benchmarks.side_by_side.benchmark import SideBySide
 from engine.config.run import Setup
 
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from engine.benchmarks import length_control
-from engine.benchmarks.alpaca_files import head_to_head
-from engine.benchmarks.length_control_files import WEIGHTS, read_weights
+from engine.benchmarks.alpaca_eval import length_control
+from engine.benchmarks.alpaca_eval.files import head_to_head
+from engine.benchmarks.alpaca_eval.length_control_files import WEIGHTS, read_weights
 from engine.errors import KumiteError
 from recipes.prepare.command_line import new_parser
 

@@ -16,9 +16,9 @@ from actors.fakes import FakeChat, FakeGenerator
 from cluster.evaluation.candidates import read_sources
 from cluster.evaluation.evaluation import Evaluation
 from engine.benchmarks import benchmarks
-from engine.benchmarks.alpaca_eval import AlpacaEval
-from engine.benchmarks.alpaca_files import head_to_head, read_outputs
-from engine.benchmarks.alpaca_items import preference, with_baseline
+from engine.benchmarks.alpaca_eval.benchmark import AlpacaEval
+from engine.benchmarks.alpaca_eval.files import head_to_head, read_outputs
+from engine.benchmarks.alpaca_eval.items import preference, with_baseline
 from engine.benchmarks.base import BenchmarkTables
 from engine.config.benchmarks import AlpacaEvalConfig
 from engine.config.evaluate import EvaluateConfig

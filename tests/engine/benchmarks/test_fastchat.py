@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from engine.benchmarks import fastchat
 from engine.benchmarks.files import file_name, jsonl
-from engine.benchmarks.mt_bench_results import outcome, pair_results, single_results
-from engine.benchmarks.mt_bench_stages import Game
+from engine.benchmarks.mt_bench import fastchat
+from engine.benchmarks.mt_bench.results import outcome, pair_results, single_results
+from engine.benchmarks.mt_bench.stages import Game
 from engine.errors import DataError
 from tests.engine.benchmarks.mt_bench_world import write_jsonl
 

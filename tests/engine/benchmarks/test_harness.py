@@ -11,11 +11,11 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from engine.benchmarks.harness import Harness
-from engine.benchmarks.harness_model import Answered, Collector, digest
-from engine.benchmarks.harness_presets import Entry
-from engine.benchmarks.harness_results import table
-from engine.benchmarks.harness_tasks import harness_process, load_tasks
+from engine.benchmarks.harness.benchmark import Harness
+from engine.benchmarks.harness.model import Answered, Collector, digest
+from engine.benchmarks.harness.presets import Entry
+from engine.benchmarks.harness.results import table
+from engine.benchmarks.harness.tasks import harness_process, load_tasks
 from engine.config.benchmarks import HarnessConfig
 from engine.errors import DataError
 from engine.schema import BENCHMARK_FILES, BENCHMARK_RESULTS
@@ -288,7 +288,7 @@ def evaluated(**values: float) -> dict[str, Any]:
 @pytest.fixture
 def preset(monkeypatch: pytest.MonkeyPatch) -> HarnessConfig:
     lines = (Entry("one", headline="acc"), Entry("two", headline="acc"))
-    monkeypatch.setattr("engine.benchmarks.harness_results.PRESETS", {"open_llm_leaderboard": lines})
+    monkeypatch.setattr("engine.benchmarks.harness.results.PRESETS", {"open_llm_leaderboard": lines})
     return HarnessConfig(preset="open_llm_leaderboard")
 
 

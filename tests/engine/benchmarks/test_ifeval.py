@@ -11,7 +11,7 @@ from rich.console import Console
 
 from actors.fakes import FakeEngines
 from cluster.commands.job import Job
-from engine.benchmarks.ifeval_checks import followed, read_tasks
+from engine.benchmarks.ifeval.checks import followed, read_tasks
 from engine.errors import DataError
 from engine.schema import BENCHMARK_RESULTS, IFEVAL_ANSWERS
 from engine.store.reader import RunReader
@@ -71,7 +71,7 @@ def test_punkt_has_the_parameters_that_nltk_distributes(source):
 
 
 def test_the_language_of_the_same_text_is_always_the_same():
-    from engine.benchmarks.ifeval_checks import Task
+    from engine.benchmarks.ifeval.checks import Task
 
     task = Task("0", "x", ("language:response_language",), ({"language": "en"},))
     assert len({str(followed(task, "Text no")) for _ in range(8)}) == 1

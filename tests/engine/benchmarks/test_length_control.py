@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.benchmarks.length_control import (
+from engine.benchmarks.alpaca_eval.length_control import (
     DIFFICULTY,
     LENGTH,
     MODEL,
@@ -21,7 +21,7 @@ from engine.benchmarks.length_control import (
     official,
     standardised_differences,
 )
-from engine.benchmarks.length_control_files import read_difficulties, read_gamed, read_known, read_weights
+from engine.benchmarks.alpaca_eval.length_control_files import read_difficulties, read_gamed, read_known, read_weights
 from engine.errors import DataError
 from recipes.experiments import leaderboard
 from tests.engine.benchmarks.alpaca_world import INSTRUCTIONS, write_gamed, write_json, write_known

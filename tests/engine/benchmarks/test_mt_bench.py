@@ -20,8 +20,8 @@ from cluster.evaluation.evaluation import Evaluation
 from cluster.evaluation.results import write_results
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import BenchmarkTables
-from engine.benchmarks.mt_bench import MTBench
-from engine.benchmarks.mt_bench_stages import ANSWERS, JUDGMENTS, PLAIN_SYSTEM
+from engine.benchmarks.mt_bench.benchmark import MTBench
+from engine.benchmarks.mt_bench.stages import ANSWERS, JUDGMENTS, PLAIN_SYSTEM
 from engine.config.benchmarks import MTBenchConfig
 from engine.config.evaluate import EvaluateConfig
 from engine.config.run import RunConfig

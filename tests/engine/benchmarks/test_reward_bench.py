@@ -21,7 +21,13 @@ from cluster.evaluation.candidates import scorer_alone
 from cluster.evaluation.evaluation import Evaluation
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import BenchmarkTables
-from engine.benchmarks.reward_bench import RewardBench, RewardBenchScores, card_results, pairs_of, published_results
+from engine.benchmarks.reward_bench.benchmark import (
+    RewardBench,
+    RewardBenchScores,
+    card_results,
+    pairs_of,
+    published_results,
+)
 from engine.config.benchmarks import RewardBenchConfig
 from engine.config.evaluate import EvaluateConfig
 from engine.config.scorer import RuleConfig

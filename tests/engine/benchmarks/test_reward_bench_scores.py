@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.benchmarks.reward_bench_scores import (
+from engine.benchmarks.reward_bench.scores import (
     EXAMPLE_COUNTS,
     SECTIONS,
     Item,

@@ -17,8 +17,8 @@ from cluster.evaluation.evaluation import Evaluation
 from cluster.evaluation.results import write_results
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import BenchmarkTables
-from engine.benchmarks.comparison import Answer, compare, to_csv, to_frame, to_html, to_markdown
-from engine.benchmarks.side_by_side import side_by_side
+from engine.benchmarks.side_by_side.benchmark import side_by_side
+from engine.benchmarks.side_by_side.comparison import Answer, compare, to_csv, to_frame, to_html, to_markdown
 from engine.config.evaluate import EvaluateConfig
 from engine.config.run import RunConfig
 from engine.errors import DataError

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.benchmarks import length_control
+from engine.benchmarks.alpaca_eval import length_control
+from engine.benchmarks.alpaca_eval.length_control import DIFFICULTY, LENGTH, MODEL, KnownModels
 from engine.benchmarks.files import quoted, read_objects
-from engine.benchmarks.length_control import DIFFICULTY, LENGTH, MODEL, KnownModels
 from engine.data.values import RowError, number_of, text_of
 from engine.errors import DataError
 

@@ -75,8 +75,8 @@ class Harness(Benchmark):
         self._evaluated: dict[int, dict[str, Any]] = {}
 
     def inputs(self, chat: Renderer) -> list[pa.Table]:
-        from engine.benchmarks.harness_model import Collector
-        from engine.benchmarks.harness_tasks import harness_process, load_tasks
+        from engine.benchmarks.harness.model import Collector
+        from engine.benchmarks.harness.tasks import harness_process, load_tasks
 
         tokenizer = getattr(chat, "tokenizer", None)
         if tokenizer is None:
@@ -108,7 +108,7 @@ class Harness(Benchmark):
         return [Responses(policy)]
 
     def results(self, tables: BenchmarkTables) -> list[Result]:
-        from engine.benchmarks.harness_results import table
+        from engine.benchmarks.harness.results import table
 
         return table(self._config, self._evaluate(tables), _cut_by_task(tables))
 
@@ -148,8 +148,8 @@ class Harness(Benchmark):
         if tables.version not in self._evaluated:
             from lm_eval.evaluator import evaluate
 
-            from engine.benchmarks.harness_model import Answered
-            from engine.benchmarks.harness_tasks import harness_process, load_tasks
+            from engine.benchmarks.harness.model import Answered
+            from engine.benchmarks.harness.tasks import harness_process, load_tasks
 
             config, responses = self._config, list(_rows(tables))
             with harness_process():

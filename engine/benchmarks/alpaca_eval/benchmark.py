@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.benchmarks import alpaca_files, length_control
-from engine.benchmarks.alpaca_files import Instruction, head_to_head, read_instructions, read_outputs
-from engine.benchmarks.alpaca_items import (
+from engine.benchmarks.alpaca_eval import files as alpaca_files
+from engine.benchmarks.alpaca_eval import length_control
+from engine.benchmarks.alpaca_eval.files import Instruction, head_to_head, read_instructions, read_outputs
+from engine.benchmarks.alpaca_eval.items import (
     PREFERENCE,
     Item,
     annotation_records,
@@ -29,23 +30,23 @@ from engine.benchmarks.alpaca_items import (
     output_records,
     with_baseline,
 )
-from engine.benchmarks.answers import Answers, answered, prompt_rows, sampling_facts, truncated_result
-from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
-from engine.benchmarks.files import dataset_file
-from engine.benchmarks.length_control import (
+from engine.benchmarks.alpaca_eval.length_control import (
     LOCAL_FORMULA,
     OFFICIAL_FORMULA,
     KnownModels,
     LengthControlled,
     standardised_differences,
 )
-from engine.benchmarks.length_control_files import (
+from engine.benchmarks.alpaca_eval.length_control_files import (
     WEIGHTS,
     read_difficulties,
     read_gamed,
     read_known,
     read_weights,
 )
+from engine.benchmarks.answers import Answers, answered, prompt_rows, sampling_facts, truncated_result
+from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
+from engine.benchmarks.files import dataset_file
 from engine.config.benchmarks import AlpacaEvalConfig
 from engine.config.run import RoleName
 from engine.data.ingest import Renderer, shards

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
-from engine.benchmarks.reward_bench_items import read_items
-from engine.benchmarks.reward_bench_scores import SECTIONS, TIES, Item, credit, sections, ties_score, utilities
+from engine.benchmarks.reward_bench.items import read_items
+from engine.benchmarks.reward_bench.scores import SECTIONS, TIES, Item, credit, sections, ties_score, utilities
 from engine.config.benchmarks import RewardBenchConfig
 from engine.config.run import RoleName
 from engine.data.ingest import Renderer, shards

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from engine.algorithms.preference import pairwise_win_probabilities
+from engine.benchmarks.alpaca_eval.length_control import Gamed
 from engine.benchmarks.answers import is_from_file
-from engine.benchmarks.length_control import Gamed
 from engine.schema import COMPLETIONS
 
 PREFERENCE = (

@@ -15,8 +15,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.benchmarks import fastchat
-from engine.benchmarks.fastchat import BenchPrompt
+from engine.benchmarks.mt_bench import fastchat
+from engine.benchmarks.mt_bench.fastchat import BenchPrompt
 from engine.config.benchmarks import MTBenchConfig
 from engine.data.chats import Message
 from engine.data.ingest import Renderer

@@ -24,7 +24,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Kind, TaskIndex
 
-from engine.benchmarks.harness_presets import Entry, entries
+from engine.benchmarks.harness.presets import Entry, entries
 from engine.config.benchmarks import HarnessConfig
 from engine.errors import DataError
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from engine.benchmarks.files import read_objects
-from engine.benchmarks.reward_bench_scores import TIES, ties_id
+from engine.benchmarks.reward_bench.scores import TIES, ties_id
 from engine.config.benchmarks import RewardBenchConfig
 from engine.data.chats import Message, prompt_of
 from engine.data.ingest import Renderer, content_id

@@ -14,12 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from engine.benchmarks import fastchat
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
-from engine.benchmarks.fastchat import BenchQuestion
 from engine.benchmarks.files import file_name, jsonl
-from engine.benchmarks.mt_bench_results import SCALE, answer_results, categories, pair_results, single_results
-from engine.benchmarks.mt_bench_stages import ANSWERS, FIRST_TURN, JUDGMENTS, FirstTurn, Judgments, SecondTurn
+from engine.benchmarks.mt_bench import fastchat
+from engine.benchmarks.mt_bench.fastchat import BenchQuestion
+from engine.benchmarks.mt_bench.results import SCALE, answer_results, categories, pair_results, single_results
+from engine.benchmarks.mt_bench.stages import ANSWERS, FIRST_TURN, JUDGMENTS, FirstTurn, Judgments, SecondTurn
 from engine.config.benchmarks import MTBenchConfig
 from engine.config.run import RoleName
 from engine.data.ingest import Renderer, content_id

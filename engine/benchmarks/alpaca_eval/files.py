@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.benchmarks.alpaca_eval.length_control_files import WEIGHTS
 from engine.benchmarks.files import quoted, read_objects
-from engine.benchmarks.length_control_files import WEIGHTS
 from engine.data.values import MAX_SHOWN, RowError, text_of
 from engine.errors import DataError
 

@@ -17,9 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from engine.algorithms.preference import pairwise_win_probabilities
-from engine.benchmarks import comparison
-from engine.benchmarks.alpaca_files import read_outputs
-from engine.benchmarks.alpaca_items import with_baseline
+from engine.benchmarks.alpaca_eval.files import read_outputs
+from engine.benchmarks.alpaca_eval.items import with_baseline
 from engine.benchmarks.answers import (
     Answers,
     answered,
@@ -29,8 +28,9 @@ from engine.benchmarks.answers import (
     truncated_result,
 )
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
-from engine.benchmarks.comparison import Answer, Comparison
 from engine.benchmarks.files import dataset_file, read_objects
+from engine.benchmarks.side_by_side import comparison
+from engine.benchmarks.side_by_side.comparison import Answer, Comparison
 from engine.config.benchmarks import SideBySideConfig
 from engine.config.run import RoleName
 from engine.data.ingest import Renderer, shards

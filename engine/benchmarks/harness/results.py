@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.benchmarks.base import Result
-from engine.benchmarks.harness_presets import AVERAGED, PRESETS, Entry
+from engine.benchmarks.harness.presets import AVERAGED, PRESETS, Entry
 from engine.config.benchmarks import HarnessConfig
 
 Evaluated = Mapping[str, Any]

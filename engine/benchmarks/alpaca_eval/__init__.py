@@ -1,0 +1,1 @@
+"""AlpacaEval (arXiv 2404.04475)."""
