@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.factories import Engines
-from cluster.plan.cost import Rates, read_rates
-from engine.config.run import RunConfig
+from cluster.plan.rates import Rates, read_rates
+from engine.config.evaluation import GateConfig
+from engine.config.run import RunConfig, TrackingConfig
 
 ITERATIONS = 2
 """The first starts the engines, the second does not."""
@@ -23,7 +24,8 @@ SHARDS = 2
 def calibrated(config: RunConfig, console: Console, engines: Engines | None = None) -> Iterator[Rates]:
     """The rates of `config`, from a run of two iterations over two shards of its prompts in a folder that is removed.
 
-    Held-out prompts are as many as in the run, up to two shards. Benchmarks are left out.
+    Held-out prompts are as many as in the run, up to two shards. Benchmarks are left out. A remote judge is asked, and
+    paid, for these prompts.
     """
     from cluster.commands.job import Job
 
@@ -31,7 +33,7 @@ def calibrated(config: RunConfig, console: Console, engines: Engines | None = No
         console.print("calibration: two iterations over a few prompts", markup=False)
         with Job(small(config, Path(folder)), Console(quiet=True), engines=engines) as job:
             job.play()
-        yield read_rates(job.folder)
+        yield read_rates(job.folder, f"a calibration with {config.shard_size * SHARDS:,} prompts")
 
 
 def small(config: RunConfig, output: Path) -> RunConfig:
@@ -43,7 +45,7 @@ def small(config: RunConfig, output: Path) -> RunConfig:
     evaluation = config.evaluation
     if evaluation and evaluation.prompts:
         heldout = evaluation.prompts.model_copy(update={"limit": min(limit, evaluation.prompts.limit or limit)})
-        evaluation = evaluation.model_copy(update={"prompts": heldout, "benchmarks": None})
+        evaluation = evaluation.model_copy(update={"prompts": heldout, "benchmarks": None, "gate": GateConfig()})
     return config.model_copy(
         update={
             "name": "calibration",
@@ -51,6 +53,7 @@ def small(config: RunConfig, output: Path) -> RunConfig:
             "iterations": ITERATIONS,
             "prompts": prompts,
             "evaluation": evaluation,
+            "tracking": TrackingConfig(),
         }
     )
 

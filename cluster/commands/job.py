@@ -7,7 +7,6 @@ the run finishes or fails.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,16 +25,18 @@ from engine.loop.self_play import SelfPlay, open_iterations, result_version
 from engine.loop.validation import PAIRS
 from engine.loop.weight_probe import ProbeBatch, probe_batch
 from engine.metrics.monitor import Monitor
-from engine.metrics.progress import duration
 from engine.metrics.services import TrackedRun, open_services
+from engine.metrics.timeline import read_timeline
 from engine.metrics.trackers import Tracker
 from engine.report.config_diff import all_settings
+from engine.report.cost import in_words, spent
 from engine.report.live import LiveReport
 from engine.report.render import print_table, write_report
 from engine.report.run_data import STOPPED, RunData
 from engine.report.summary import Summary
 from engine.schema import PROMPTS
 from engine.store.disk import Disk
+from engine.store.manifest import Record
 from engine.store.run import RunStore
 
 UPLOADED = "runtime_resources"
@@ -59,13 +60,14 @@ class Job:
             self.store.close()
             raise
 
-    def play(self, prepare: Callable[[RunStore], None] = lambda store: None, predicted: float | None = None) -> None:
+    def play(self, prepare: Callable[[RunStore], None] = lambda store: None, prediction: Record | None = None) -> None:
         """Compute what is missing of the run; nothing if it is finished.
 
-        prepare: called with the store when prompts and start policy are committed. predicted: seconds that the whole
-        run should take; noted beside what it took, unless it was resumed.
+        prepare: called with the store when prompts and start policy are committed. prediction: of the time and money
+        of the whole run; recorded if this is its beginning.
         """
-        started, resumed = time.monotonic(), self.store.recorded("prompts") is not None
+        if prediction and not self.store.recorded("prompts"):
+            self.store.record("prediction", **prediction)
         if self.store.recorded("finished") and not any(True for _ in open_iterations(self._config, self.store)):
             self.note(f"{self.folder} is finished already; there is nothing left to compute")
             return
@@ -88,11 +90,8 @@ class Job:
             prepare(self.store)
             SelfPlay(self._config, roles, self.store, self._monitor, probe, chat).run(policy)
         self.store.record("finished")
-        if predicted is not None and not resumed:
-            took = time.monotonic() - started
-            self.note(
-                f"time: predicted {duration(predicted)}, took {duration(took)} ({predicted / took - 1:+.0%} predicted)"
-            )
+        if words := in_words(spent(self.store, self._config, read_timeline(self.folder))):
+            self.note(words)
 
     def report(self, status: str = "finished") -> tuple[Path, Summary]:
         """Write the report of the run so far and the benchmarks' files; return its page and its content."""

@@ -58,7 +58,7 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
         if arguments.dry_run:
             console.print("dry run: nothing was started", markup=False)
             return 0
-        return run(config, console, engines, predicted=prediction.seconds if prediction else None)
+        return run(config, console, engines, prediction=prediction.record() if prediction else None)
 
     return reported(console, start)
 
@@ -84,7 +84,8 @@ def _predict(
     if not arguments.rates and not arguments.calibrate:
         return None
     from cluster.commands.calibrate import calibrated
-    from cluster.plan.cost import predict, read_rates
+    from cluster.plan.cost import predict
+    from cluster.plan.rates import read_rates
 
     if arguments.rates:
         prediction = predict(config, read_rates(arguments.rates))
@@ -101,12 +102,12 @@ def run(
     console: Console,
     engines: Engines | None = None,
     prepare: Prepare = lambda store: None,
-    predicted: float | None = None,
+    prediction: dict[str, Any] | None = None,
 ) -> int:
     """Run or resume `config`.
 
-    prepare: called with the store when prompts and start policy are committed. predicted: seconds, to be compared with
-    what the run takes.
+    prepare: called with the store when prompts and start policy are committed. prediction: of its time and money, to
+    be compared with what it takes.
     """
     import pyarrow
 
@@ -117,7 +118,7 @@ def run(
     signal.signal(signal.SIGTERM, _terminated)
     with Job(config, console, engines=engines) as job:
         try:
-            job.play(prepare, predicted)
+            job.play(prepare, prediction)
         except (KumiteError, KeyboardInterrupt) as stop:
             reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else stop
             job.report(f"stopped: {reason}")

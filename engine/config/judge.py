@@ -87,6 +87,13 @@ class OpenAIServer(Section):
         """Host and port that requests go to."""
         return urlsplit(self.base_url).netloc
 
+    def usd(self, input_tokens: float, output_tokens: float) -> float | None:
+        """US dollars for so many tokens; None without both prices."""
+        price_in, price_out = self.usd_per_million_input_tokens, self.usd_per_million_output_tokens
+        if price_in is None or price_out is None:
+            return None
+        return (input_tokens * price_in + output_tokens * price_out) / 1e6
+
     @property
     def is_local(self) -> bool:
         """Whether the server runs on this machine."""

@@ -14,7 +14,7 @@ from engine.algorithms import SPPO, AlgorithmConfig
 from engine.config.base import WITHOUT_EFFECT, Arguments, Count, ReplicasConfig, Section
 from engine.config.benchmarks import BenchmarksConfig
 from engine.config.evaluation import EvaluationConfig, GateConfig
-from engine.config.judge import JudgeConfig
+from engine.config.judge import JudgeConfig, OpenAIServer
 from engine.config.learner import SERVED_RANKS, LearnerConfig
 from engine.config.preferences import PreferencesConfig
 from engine.config.prompts import PromptsConfig
@@ -271,6 +271,17 @@ class RunConfig(Setup):
     @property
     def annotating_scorer(self) -> ScorerConfig | None:
         return self.annotator or self.evaluator or self.scorer
+
+    @property
+    def priced_judges(self) -> dict[RoleName, OpenAIServer]:
+        """The remote judges whose prices are known, by role."""
+        scorers: dict[RoleName, ScorerConfig | None] = {
+            "scorer": self.scorer,
+            "evaluator": self.evaluator,
+            "annotator": self.annotator,
+        }
+        servers = {role: judge.server for role, judge in scorers.items() if isinstance(judge, JudgeConfig)}
+        return {role: s for role, s in servers.items() if isinstance(s, OpenAIServer) and s.usd(0, 0) is not None}
 
     @property
     def null_model(self) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from engine.loop.roles import Roles, Timed
+from engine.loop.spending import spent
 from engine.loop.stages import Stage
 from engine.metrics.monitor import Monitor
 from engine.store.run import RunStore
@@ -75,7 +76,7 @@ class Stream:
 
     def _commit(self, stage: Stage[Any], shard: int, table: pa.Table, result: Timed[Any]) -> None:
         output = stage.finish(table, result.value)
-        counts = stage.counts(table, result.value)
+        counts = stage.counts(table, result.value) | spent(result.value)
         self._store.commit(self._iteration, stage.name, shard, output, stage.schema, of=stage.of, counts=counts)
         self._monitor.shard_done(stage.name, result.start, result.end, stage.role, **stage.amounts(output))
 

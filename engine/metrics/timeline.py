@@ -40,6 +40,25 @@ class Timeline:
     iterations: tuple[tuple[int, float, float], ...] = ()
     """(iteration from 1, start, end) of those that ended; of one that was repeated, the last time."""
 
+    @property
+    def seconds(self) -> float:
+        """Time in which a process of the driver was at work: from each start to its last piece of work."""
+        ends = [piece.end for piece in self.work] + [end for _, _, end in self.iterations]
+        total = 0.0
+        for start, following in zip(self.processes, (*self.processes[1:], float("inf")), strict=True):
+            total += max((end for end in ends if start <= end < following), default=start) - start
+        return total
+
+    def busy(self) -> dict[str, float]:
+        """{stage: seconds in which at least one replica worked}."""
+        stages: dict[str, float] = {}
+        reached: dict[str, float] = {}
+        for piece in sorted(self.work, key=lambda piece: piece.start):
+            since = max(piece.start, reached.get(piece.stage, piece.start))
+            stages[piece.stage] = stages.get(piece.stage, 0.0) + max(0.0, piece.end - since)
+            reached[piece.stage] = max(piece.end, since)
+        return stages
+
 
 class TimelineFile:
     """Appends to timeline.jsonl in `folder`.

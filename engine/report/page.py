@@ -12,6 +12,7 @@ from engine.evaluation.ladder import Ladder
 from engine.metrics.json_lines import Record
 from engine.report.benchmark_tables import benchmark_tables
 from engine.report.config_diff import Setting, all_settings, settings_changed
+from engine.report.cost import spent
 from engine.report.figures import ITERATION, MISSING, Figure, IterationSummary, columns, percent
 from engine.report.run_charts import iteration_charts, spread_charts, step_charts
 from engine.report.run_data import RunData
@@ -55,6 +56,7 @@ def content(data: RunData) -> dict[str, Any]:
         "sampling_note": sampling_note(data),
         "time_chart": time_chart(data.timeline),
         "waiting": _waiting(iterations),
+        "spent": _spent(data),
         **notes(data),
         "changed": list(map(_setting, settings_changed(data.config))),
         "settings": list(map(_setting, all_settings(data.config))),
@@ -236,6 +238,16 @@ def _waiting(iterations: Sequence[IterationSummary]) -> tuple[list[str], list[li
     rows += [[name, *(percent(share[name]) if name in share else MISSING for share in shares)] for name in names[1:]]
     lines = [f"Iteration {entry.iteration}: {entry.in_words()}." for entry in found if entry.stages]
     return ["stage", *(f"iteration {entry.iteration}" for entry in found)], rows, lines
+
+
+def _spent(data: RunData) -> Table | None:
+    """What the run took and cost, beside the prediction if there is one."""
+    lines = [line.texts() for line in spent(data.store, data.config, data.timeline)]
+    if not lines:
+        return None
+    if not data.store.recorded("prediction"):
+        return ["", "actual"], [[name, actual] for name, _, actual, _ in lines]
+    return ["", "predicted", "actual", "prediction off by"], lines
 
 
 def notes(data: RunData) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +79,19 @@ class RunStore(RunReader):
                   rows=table.num_rows, bytes=len(data), counts=dict(counts or {}))  # fmt: skip
         self._confirmed.add(name)
 
-    def adopt(self, other: RunReader, iteration: int, stage: str, shard: int) -> None:
+    def adopt(self, other: RunReader, iteration: int, stage: str, shard: int, without: Collection[str] = ()) -> None:
         """Commit a shard of another run, byte for byte. The caller knows that this run would compute the same.
 
-        Raises StoreError if the other run does not have it, or its bytes changed.
+        without: names of counts that hold for the other run alone. Raises StoreError if the other run does not have the
+        shard, or its bytes changed.
         """
         record = other.shard_record(iteration, stage, shard)
         data = (other.folder / record["file"]).read_bytes() if record else b""
         if record is None or hashlib.sha256(data).hexdigest() != record["sha256"]:
             raise StoreError(f"{other.folder}: {where(iteration, stage, shard, 'iteration')} cannot be adopted")
         self.disk.write(self.folder / record["file"], data)
-        self._add(**record)
+        counts = {name: count for name, count in record["counts"].items() if name not in without}
+        self._add(**{**record, "counts": counts})
         self._confirmed.add(record["file"])
 
     # Weights

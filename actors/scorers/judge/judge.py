@@ -85,6 +85,9 @@ class ServedModel(JudgeModel, Protocol):
     def sleep(self) -> None:
         """Free memory and connections; `start` brings the model back."""
 
+    def spent(self) -> dict[str, int]:
+        """What was paid for so far, as engine.loop.spending.PAID; empty for a model of our own."""
+
 
 _SCORE = re.compile(
     r"(?<!\w)score[\s*_`]*[:=][\s*_`<]*"

@@ -27,6 +27,7 @@ from actors.scorers.judge.judge import Question, Reply
 from actors.scorers.judge.openai_protocol import Received, Unreadable, read_body, request_for
 from engine.config.judge import OpenAIServer
 from engine.errors import ConfigError, RoleError
+from engine.loop.spending import PAID
 from engine.text import printable
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,10 @@ class OpenAIModel:
     def sleep(self) -> None:
         """Forget the key."""
         self._key, self._started = None, False
+
+    def spent(self) -> dict[str, int]:
+        spending = self.spending
+        return dict(zip(PAID, (spending.requests, spending.input_tokens, spending.output_tokens), strict=True))
 
     def reply(self, questions: list[Question]) -> list[Reply]:
         """Ask all questions; one that stays without a readable reply is missing and counted.
@@ -304,10 +309,7 @@ class Spending:
     @property
     def cost_usd(self) -> float | None:
         """US dollars by the configured prices; None where there are none."""
-        price_in, price_out = self._server.usd_per_million_input_tokens, self._server.usd_per_million_output_tokens
-        if price_in is None or price_out is None:
-            return None
-        return (self.input_tokens * price_in + self.output_tokens * price_out) / 1e6
+        return self._server.usd(self.input_tokens, self.output_tokens)
 
     def count_request(self) -> None:
         """Count one more request before it is sent. Raises RoleError where a limit forbids it."""

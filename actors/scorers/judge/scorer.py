@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from actors.scorers.base import PairScores, Scorer
 from actors.scorers.judge.judge import Judge, Question, Reply, ServedModel
 from engine.config.judge import OpenAIServer, VLLMServer
 from engine.errors import ConfigError, RoleError
+from engine.loop.spending import with_spent
 from engine.schema import QUESTIONS, REPLIES, append, arrow_safe, conform
 
 
@@ -30,12 +32,18 @@ class JudgeScorer(Scorer):
         if self._model is not None:
             self._model.sleep()
 
+    def score(self, completions: pa.Table) -> pa.Table:
+        return self._counting(super().score, completions)
+
     def ask(self, questions: pa.Table) -> pa.Table:
         """Return engine.schema.REPLIES to QUESTIONS, whatever they ask.
 
         A judge in vLLM has room for prompts of max_prompt_tokens; prompt and reply together end where its own
         questions and replies would. Raises SchemaError for another table, RoleError where the model cannot be asked.
         """
+        return self._counting(self._replies, questions)
+
+    def _replies(self, questions: pa.Table) -> pa.Table:
         model = self._ready()
         questions = conform(questions, QUESTIONS, f"questions for {self.id}")
         asked = [
@@ -53,6 +61,12 @@ class JudgeScorer(Scorer):
             reply_end=[_end(reply) for reply in replies],
             judge=[model.id] * len(replies),
         )
+
+    def _counting(self, answer: Callable[[pa.Table], pa.Table], table: pa.Table) -> pa.Table:
+        """The answer to `table`, with what was paid for it."""
+        before = self._ready().spent()
+        result = answer(table)
+        return with_spent(result, {name: total - before[name] for name, total in self._ready().spent().items()})
 
     def _compare(self, rows: list[dict[str, Any]]) -> list[PairScores]:
         return self._judge.judge(self._ready(), rows)

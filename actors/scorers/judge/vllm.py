@@ -151,6 +151,9 @@ class VLLMModel:
             self._engine.reload(self._folder)
         self._replies = VLLMReplies(self._identity(chat), self._engine, chat, config, self._judge.trial())
 
+    def spent(self) -> dict[str, int]:
+        return {}
+
     def reply(self, questions: list[Question]) -> list[Reply]:
         replies = self._ready()
         try:

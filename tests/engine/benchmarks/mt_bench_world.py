@@ -68,6 +68,9 @@ class LetterJudge:
     def sleep(self) -> None:
         pass
 
+    def spent(self) -> dict[str, int]:
+        return {}
+
     def reply(self, questions: list[Question]) -> list[Reply]:
         self.questions += questions
         return [Reply((self._said(question.messages[-1]["content"]),)) for question in questions]

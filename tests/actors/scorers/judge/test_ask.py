@@ -14,8 +14,10 @@ from actors.scorers.judge.scorer import JudgeScorer
 from actors.tiny_policy import make_tiny_policy
 from engine.config.judge import JudgeConfig
 from engine.errors import RoleError, SchemaError
-from engine.schema import QUESTIONS, REPLIES
+from engine.loop.spending import spent
+from engine.schema import COMPLETIONS, QUESTIONS, REPLIES
 from tests.actors.scorers.judge.story_server import Say, StoryServer, completion
+from tests.tables import shard
 
 PROMPT = str(Path(__file__).parents[4] / "recipes" / "judges" / "pairwise.txt")
 
@@ -45,6 +47,9 @@ class Scripted:
 
     def sleep(self) -> None:
         pass
+
+    def spent(self) -> dict[str, int]:
+        return {}
 
     def reply(self, questions: list[Question]) -> list[Reply]:
         self.questions += questions
@@ -99,6 +104,18 @@ def test_a_remote_model_is_asked_with_the_limit_of_the_question() -> None:
     assert replies["reply"].to_pylist() == ["to a", "to b"]
     assert [body["max_completion_tokens"] for body in server.bodies] == [77, 77]
     assert set(replies["judge"].to_pylist()) == {judge._model.id}  # type: ignore[union-attr]
+
+
+def test_what_a_remote_model_was_paid_for_comes_with_its_replies() -> None:
+    server = StoryServer(lambda body: Say(completion("A", usage=(100, 2))))
+    try:
+        judge = scorer({"kind": "openai", "base_url": server.url, "model": "m"})
+        judge.start()
+        first, second = judge.ask(questions("a", "b", "c")), judge.score(shard(COMPLETIONS, [2]))
+    finally:
+        server.close()
+    assert spent(first) == {"paid_requests": 3, "paid_input_tokens": 300, "paid_output_tokens": 6}
+    assert spent(second) == {"paid_requests": 2, "paid_input_tokens": 200, "paid_output_tokens": 4}  # both orders
 
 
 @pytest.mark.real
