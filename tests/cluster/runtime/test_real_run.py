@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine.metrics.timeline import read_timeline
 from engine.metrics.trackers import read_metrics
 from engine.schema import AGREEMENT, COMPLETIONS, HELDOUT_WIN_RATES, REF_LOGPS, SCORES
 from engine.store import inspection
@@ -35,7 +36,23 @@ def test_the_command_succeeds_and_says_where_report_and_weights_are(calm: CalmRu
     assert calm.exit_code == 0, calm.output
     assert f"weights  {calm.folder / 'weights/002'}" in calm.output
     page = (calm.folder / "report/index.html").read_text(encoding="utf-8")
-    assert "<title>" in page and "<img" in page
+    assert "finished · 2 of 2 iterations" in page and "Who worked when" in page
+
+
+def test_all_work_is_on_the_time_line_with_its_role(calm: CalmRun) -> None:
+    line = read_timeline(calm.folder)
+    stages = {(work.role, work.stage) for work in line.work}
+    assert stages >= {
+        ("generator", "completions"), ("scorer", "scores"), ("evaluator", "agreement"), ("learner", "ref_logps"),
+        ("learner", "learn"), ("driver", "selected"), ("driver", "prepare"),
+    }  # fmt: skip
+    assert sum(work.stage == "learn" for work in line.work) == sum(r["kind"] == "step" for r in records(calm))
+    assert [number for number, _, _ in line.iterations] == list(range(1, ITERATIONS + 1))
+    assert all(line.processes[0] <= work.start <= work.end for work in line.work)
+
+
+def records(calm: CalmRun) -> list[dict[str, Any]]:
+    return read_metrics(calm.folder / "metrics.jsonl")
 
 
 def test_every_answer_is_stamped_with_the_weights_of_its_iteration(store: RunStore) -> None:
@@ -67,7 +84,7 @@ def test_pairrm_compared_all_and_the_rule_measured_its_agreement(store: RunStore
         assert len(logits) == NUM_PROMPTS * K * K and len(set(logits)) > NUM_PROMPTS * K
         assert sum(row["comparable"] for row in rows(store, t, "agreement", AGREEMENT)) > 0
     win_rates = rows(store, ITERATIONS, "heldout_win_rates", HELDOUT_WIN_RATES)
-    assert win_rates and all(0.0 <= row["win_vs_start"] <= 1.0 for row in win_rates)
+    assert win_rates and all(0.0 <= rate <= 1.0 for row in win_rates for rate in row["win_rates"])
 
 
 def test_the_reference_is_the_policy_before_its_first_update_to_the_last_bit(calm: CalmRun, store: RunStore) -> None:
