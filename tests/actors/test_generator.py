@@ -430,9 +430,10 @@ def test_vllm_still_has_every_call_that_the_engine_uses() -> None:
     assert {"level"} <= parameters(vllm.LLM.sleep)
     assert {"tags"} <= parameters(vllm.LLM.wake_up)
     assert callable(vllm.LLM.reset_prefix_cache)
-    assert {"n", "seed", "top_k", "logprobs", "prompt_logprobs", "flat_logprobs", "detokenize"} <= parameters(
+    assert {"n", "seed", "top_k", "logprobs", "prompt_logprobs", "flat_logprobs", "detokenize", "stop"} <= parameters(
         vllm.SamplingParams
     )
+    assert "logprob_token_ids" in parameters(vllm.SamplingParams)
     assert {"index", "text", "token_ids", "cumulative_logprob", "finish_reason"} <= parameters(CompletionOutput)
     assert {"outputs", "prompt_logprobs"} <= parameters(RequestOutput)
     assert "weights_path" in parameters(GPUModelRunner.reload_weights)

@@ -69,7 +69,7 @@ class Harness(Benchmark):
         """shard_size: contexts per shard. Raises ConfigError where the harness is not installed."""
         if importlib.util.find_spec("lm_eval") is None:
             raise ConfigError(
-                ["evaluation.benchmarks.lm_eval needs lm-evaluation-harness: pip install kumite[harness]"]
+                ["evaluation.benchmarks.lm_eval needs lm-evaluation-harness: pip install 'kumite[harness]'"]
             )
         self._config, self._shard_size = config, shard_size
         self._evaluated: dict[int, dict[str, Any]] = {}

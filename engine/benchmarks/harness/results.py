@@ -11,7 +11,7 @@ from engine.benchmarks.harness.presets import AVERAGED, PRESETS, Entry
 from engine.config.benchmarks import HarnessConfig
 
 Evaluated = Mapping[str, Any]
-"""What `evaluate` of the harness returns, with `entries`, `missing` and `notes` of engine.benchmarks.harness_tasks."""
+"""What `evaluate` of the harness returns, with `entries`, `missing` and `notes` of engine.benchmarks.harness.tasks."""
 
 
 def table(config: HarnessConfig, evaluated: Evaluated, num_cut: Mapping[str, int]) -> list[Result]:

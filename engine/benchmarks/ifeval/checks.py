@@ -95,7 +95,7 @@ def _harness() -> ModuleType:
         _provide_punkt(nltk)
         from lm_eval.tasks.ifeval import utils
     except ImportError as error:
-        raise ConfigError([f"IFEval needs {error.name}: pip install kumite[harness]"]) from error
+        raise ConfigError([f"IFEval needs {error.name}: pip install 'kumite[harness]'"]) from error
     langdetect.DetectorFactory.seed = 0  # it draws at random, and would judge the same text differently
     return utils
 

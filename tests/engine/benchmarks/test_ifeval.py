@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from actors.fakes import FakeEngines
+from actors.fakes import FakeChat, FakeEngines
 from cluster.commands.job import Job
-from engine.benchmarks.ifeval.checks import followed, read_tasks
+from engine.benchmarks.ifeval.benchmark import IFEval
+from engine.benchmarks.ifeval.checks import Task, followed, read_tasks
+from engine.config.benchmarks import IFEvalConfig
 from engine.errors import DataError
 from engine.schema import BENCHMARK_RESULTS, IFEVAL_ANSWERS
-from engine.store.reader import RunReader
+from engine.store.reader import Policy, RunReader
 from tests.runs import fake_config
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
@@ -71,8 +73,6 @@ def test_punkt_has_the_parameters_that_nltk_distributes(source):
 
 
 def test_the_language_of_the_same_text_is_always_the_same():
-    from engine.benchmarks.ifeval.checks import Task
-
     task = Task("0", "x", ("language:response_language",), ({"language": "en"},))
     assert len({str(followed(task, "Text no")) for _ in range(8)}) == 1
 
@@ -129,3 +129,26 @@ def test_a_prompt_without_room_is_an_error_before_anything_runs(tmp_path, source
         pytest.raises(DataError, match=r"key 1000: 54 tokens; evaluation\.benchmarks\.ifeval\.max_prompt_tokens is 30"),
     ):
         job.play()
+
+
+# Answers in files
+
+
+def answered(folder: Path, source: str, rows: list[dict[str, Any]]) -> list[list[bool]]:
+    """Which instructions the answers in a file follow."""
+    benchmark = IFEval(IFEvalConfig(prompts=source), 8)
+    inputs = benchmark.inputs(FakeChat())
+    (table,) = benchmark.answers(Path(write(folder / "a.jsonl", rows)), inputs, Policy(0, folder, "d", []))[
+        "ifeval_answers"
+    ]
+    return table.cast(IFEVAL_ANSWERS)["strict"].to_pylist()
+
+
+def test_answers_in_googles_form_are_checked_without_a_policy(tmp_path, source):
+    rows = [{"prompt": row["prompt"], "response": "Rain, falls."} for row in reversed(ROWS)]
+    assert answered(tmp_path, source, rows) == [[False, True], [True]]
+
+
+def test_a_file_that_lacks_answers_is_refused(tmp_path, source):
+    with pytest.raises(DataError, match="lacks answers to 1 of 2 prompts, first 'Say it in small"):
+        answered(tmp_path, source, [{"prompt": ROWS[0]["prompt"], "response": ""}])
