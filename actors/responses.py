@@ -57,7 +57,7 @@ def _likelihoods(engine: VLLMEngine, rows: list[Row]) -> list[list[list[GivenTok
 
 
 def _texts(engine: VLLMEngine, rows: list[Row], seed: int) -> list[list[str]]:
-    """[rows that are to be written][num_samples] texts."""
+    """[rows that are to be written][num_samples] texts; the one of `until` that ended a text may be in it."""
     requests = [
         SampleRequest(
             row["context_token_ids"],
@@ -70,4 +70,4 @@ def _texts(engine: VLLMEngine, rows: list[Row], seed: int) -> list[list[str]]:
         for row in rows
         if row["num_samples"]
     ]
-    return [[arrow_safe(sample.text) for sample in samples] for samples in engine.sample(requests)]
+    return [[arrow_safe(engine.decode(sample.token_ids)) for sample in samples] for samples in engine.sample(requests)]

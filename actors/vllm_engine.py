@@ -1,4 +1,4 @@
-"""vLLM behind eight methods: sample, choose, follow, score, reload, adapt, sleep, close. No other module imports vllm.
+"""vLLM behind nine methods: sample, decode, choose, follow, score, reload, adapt, sleep, close. Only this imports vllm.
 
 Written against vLLM 0.32, whose weight and sleep calls change between minor versions; the contract test
 in tests/actors/test_generator.py names each call that is used here.
@@ -178,6 +178,10 @@ class VLLMEngine:
             logprobs=0,  # of the sampled tokens only
             flat_logprobs=True,
         )
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of generated tokens, without special ones; unlike a sample's, also of an incomplete character."""
+        return str(self.llm.get_tokenizer().decode(token_ids, skip_special_tokens=True))
 
     def choose(self, prompts: list[list[int]], token_ids: list[int]) -> list[list[float]]:
         """Return log p(token | prompt), in nats, of each of `token_ids` right behind each prompt."""

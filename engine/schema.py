@@ -276,7 +276,7 @@ RESPONSES = _extend(
     "responses",
     ("logps", REALS),  # [K] nats, of the given continuations, summed over tokens
     ("greedy", pa.list_(pa.bool_())),  # [K] whether each token was the likeliest
-    ("texts", pa.list_(pa.string())),  # [num_samples] written continuations, without special tokens
+    ("texts", pa.list_(pa.string())),  # [num_samples] written continuations, with what ended them
     ("weights", pa.string()),  # digest of the policy
 )
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
 from engine.config.benchmarks import HarnessConfig
 from engine.data.ingest import Renderer, shards
-from engine.errors import ConfigError, DataError
+from engine.errors import ConfigError, DataError, KumiteError
 from engine.loop.roles import Generator, Roles, Timed
 from engine.loop.stages import Stage, require_weights
 from engine.schema import REQUESTS, RESPONSES
@@ -29,8 +29,8 @@ from engine.store.reader import Policy
 
 INPUT = "lm_eval_input"
 ANSWERS = "lm_eval_responses"
-BOOTSTRAPS = 100_000
-"""Resamples behind a standard error without a formula; the harness's own number."""
+BOOTSTRAPS = 1_000
+"""Resamples behind a standard error without a formula, as of a perplexity; 100,000 in the harness, on all cores."""
 
 
 @dataclass
@@ -88,17 +88,7 @@ class Harness(Benchmark):
             loaded = load_tasks(config)
             for name, task in loaded.tasks.items():
                 _check_can_be_asked(name, task)
-                task.build_all_requests(
-                    limit=config.limit,
-                    rank=0,
-                    world_size=1,
-                    system_instruction=config.system_instruction,
-                    apply_chat_template=config.apply_chat_template,
-                    fewshot_as_multiturn=config.fewshot_as_multiturn,
-                    chat_template=model.apply_chat_template if config.apply_chat_template else None,
-                    tokenizer_name="",
-                )
-                rows += model.rows(task.instances)
+                rows += model.rows(self._requests(name, task, model))
         if not rows:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in loaded.missing.items())
             raise DataError(f"lm_eval: no task has data ({reasons}); name files in evaluation.benchmarks.lm_eval.data")
@@ -143,6 +133,28 @@ class Harness(Benchmark):
             "data": json.dumps(self._config.data) if self._config.data else "from the hub",
         }
 
+    def _requests(self, name: str, task: Any, model: Any) -> list[Any]:
+        """The requests of one task, as `evaluate` of the harness has them made."""
+        config = self._config
+        try:
+            task.build_all_requests(
+                limit=config.limit,
+                rank=0,
+                world_size=1,
+                system_instruction=config.system_instruction,
+                apply_chat_template=config.apply_chat_template,
+                fewshot_as_multiturn=config.fewshot_as_multiturn,
+                chat_template=model.apply_chat_template if config.apply_chat_template else None,
+                tokenizer_name="",
+            )
+        except KumiteError:
+            raise
+        except Exception as error:  # a task is code of the harness, run on rows of a file
+            raise DataError(
+                f"lm_eval: the requests of {name} cannot be made: {type(error).__name__}: {error}"
+            ) from error
+        return task.instances
+
     def _evaluate(self, tables: BenchmarkTables) -> dict[str, Any]:
         """What `evaluate` of the harness returns for one version, with `missing` and `notes` of its tasks."""
         if tables.version not in self._evaluated:
@@ -155,16 +167,21 @@ class Harness(Benchmark):
             with harness_process():
                 loaded = load_tasks(config)
                 loaded.keep({row["task"] for row in responses})
-                found = evaluate(
-                    lm=Answered(responses),
-                    task_dict={"tasks": loaded.tasks, "groups": loaded.groups},
-                    limit=config.limit,
-                    bootstrap_iters=BOOTSTRAPS,
-                    log_samples=config.log_samples,
-                    system_instruction=config.system_instruction,
-                    apply_chat_template=config.apply_chat_template,
-                    fewshot_as_multiturn=config.fewshot_as_multiturn,
-                )
+                try:
+                    found = evaluate(
+                        lm=Answered(responses),
+                        task_dict={"tasks": loaded.tasks, "groups": loaded.groups},
+                        limit=config.limit,
+                        bootstrap_iters=BOOTSTRAPS,
+                        log_samples=config.log_samples,
+                        system_instruction=config.system_instruction,
+                        apply_chat_template=config.apply_chat_template,
+                        fewshot_as_multiturn=config.fewshot_as_multiturn,
+                    )
+                except KumiteError:
+                    raise
+                except Exception as error:  # metrics are code of the harness, run on rows of a file
+                    raise DataError(f"lm_eval: the harness failed: {type(error).__name__}: {error}") from error
             kept = {"entries": loaded.members, "missing": loaded.missing, "notes": loaded.notes}
             self._evaluated = {tables.version: dict(found) | kept}
         return self._evaluated[tables.version]

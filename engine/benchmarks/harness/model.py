@@ -85,6 +85,8 @@ class Collector(TemplateLM):
             text = render(chat_history)
         except TemplateError:
             text = render([message for message in chat_history if message["role"] != "system"])
+        except ValueError as error:
+            raise DataError(f"lm_eval: apply_chat_template needs a chat template: {error}") from error
         self._rendered[text] = requested_chat(chat_history, add_generation_prompt)
         return text
 

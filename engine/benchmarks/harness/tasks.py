@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,8 +26,9 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Kind, TaskIndex
 
 from engine.benchmarks.harness.presets import Entry, entries
+from engine.benchmarks.ifeval.checks import provide_checker_data
 from engine.config.benchmarks import HarnessConfig
-from engine.errors import DataError
+from engine.errors import ConfigError, DataError
 
 READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 OTHER_SPLITS = ("train", "dev", "validation", "test")
@@ -45,7 +47,15 @@ class LoadedTasks:
     """Entries without data, with the reason."""
 
     def keep(self, names: set[str]) -> None:
-        """Keep the entries whose tasks are all in `names`."""
+        """Keep the entries whose tasks are all in `names`, the tasks whose requests are committed.
+
+        Raises DataError if the data of one of these cannot be had any more.
+        """
+        if gone := sorted(names - self.tasks.keys()):
+            raise DataError(
+                f"lm_eval: the answers to {', '.join(gone)} are committed, but its data cannot be read any more "
+                f"({'; '.join(self.missing.values())}); restore it, and run the same command again"
+            )
         for entry, members in list(self.members.items()):
             if not names.issuperset(members):
                 self.missing[entry] = "its requests are not committed"
@@ -78,23 +88,34 @@ def load_tasks(config: HarnessConfig) -> LoadedTasks:
         try:
             _add(loaded, entry, _load(manager, entry))
         except (OSError, ImportError, datasets.exceptions.DatasetsError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = named(error)
             if entry.required:
                 problems.append(f"{entry.name}: its data cannot be had ({reason}); give files in data.{entry.name}")
             loaded.missing[entry.name] = reason
         except DataError as error:
             problems.append(f"{entry.name}: {error}")
+        except Exception as error:  # a task is code of the harness, run on the first row
+            problems.append(f"{entry.name}: {named(error)}; do the files have the columns of its data set?")
     if problems:
         raise DataError("\n  ".join(["evaluation.benchmarks.lm_eval: tasks that cannot be loaded:", *problems]))
     _set_shots(loaded, config.num_fewshot)
     return loaded
 
 
+def named(error: Exception) -> str:
+    """An error of another library in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 @contextlib.contextmanager
 def harness_process() -> Iterator[None]:
-    """The harness's seeds for the global generators, and its progress bars unseen; restores the generators."""
+    """Around everything that the harness does: its seeds for the global generators, which are restored; its progress
+    bars unseen; no processes of its own, because forking one that has threads can block; the data of its checkers."""
     import torch
 
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    with contextlib.suppress(ConfigError):
+        provide_checker_data()
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stderr(io.StringIO()):

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
 from engine.benchmarks.files import jsonl, read_objects
-from engine.benchmarks.ifeval.checks import Strictness, Task, followed, read_tasks
+from engine.benchmarks.ifeval.checks import STRICTNESSES, Task, followed, read_tasks
 from engine.config.benchmarks import IFEvalConfig
 from engine.data.ingest import Renderer, content_id, shards
 from engine.data.values import RowError
@@ -30,7 +30,6 @@ from engine.store.reader import Policy
 
 INPUT = "ifeval_input"
 ANSWERS = "ifeval_answers"
-STRICTNESSES: tuple[Strictness, ...] = ("strict", "loose")
 
 
 @dataclass

@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 from engine.benchmarks.files import read_objects
 from engine.data.values import RowError
-from engine.errors import ConfigError
+from engine.errors import ConfigError, DataError
 
 Strictness = Literal["strict", "loose"]
+STRICTNESSES: tuple[Strictness, ...] = ("strict", "loose")
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,23 @@ def read_tasks(source: str) -> list[Task]:
 
 def followed(task: Task, answer: str) -> dict[Strictness, list[bool]]:
     """Whether `answer` follows each instruction. loose: in any of eight variants of it, without its first or last line
-    or its asterisks."""
+    or its asterisks. Raises DataError where a checker fails.
+    """
     harness = _harness()
     kwargs = [dict(arguments) for arguments in task.kwargs]
     example = harness.InputExample(0, list(task.instructions), task.prompt, kwargs)
     checks = {"strict": harness.test_instruction_following_strict, "loose": harness.test_instruction_following_loose}
     found: dict[Strictness, list[bool]] = {}
-    for strictness in ("strict", "loose"):
+    for strictness in STRICTNESSES:
         random.seed(0)  # a checker without an argument draws one
-        found[strictness] = list(map(bool, checks[strictness](example, answer).follow_instruction_list))  # type: ignore[index]
+        try:
+            marks = checks[strictness](example, answer).follow_instruction_list
+        except Exception as error:
+            raise DataError(
+                f"IFEval: a checker of {', '.join(task.instructions)} failed on an answer to key {task.key}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        found[strictness] = [bool(mark) for mark in marks]
     return found
 
 
@@ -88,25 +97,30 @@ def _check(task: Task) -> None:
 @cache
 def _harness() -> ModuleType:
     """The harness's module of checkers, with the model that they need in place."""
+    provide_checker_data()
     try:
-        import langdetect
-        import nltk
-
-        _provide_punkt(nltk)
         from lm_eval.tasks.ifeval import utils
     except ImportError as error:
-        raise ConfigError([f"IFEval needs {error.name}: pip install 'kumite[harness]'"]) from error
-    langdetect.DetectorFactory.seed = 0  # it draws at random, and would judge the same text differently
+        raise _not_installed(error) from error
     return utils
 
 
-def _provide_punkt(nltk: ModuleType) -> None:
-    """Make NLTK find its Punkt model of English: an installed one, else a copy written for this process."""
+@cache
+def provide_checker_data() -> None:
+    """Make NLTK find a Punkt model of English, an installed one or else a copy for this process; seed langdetect.
+
+    Raises ConfigError where one of the packages is not installed.
+    """
+    try:
+        import langdetect
+        import nltk
+        from punkt.data import english
+    except ImportError as error:
+        raise _not_installed(error) from error
+    langdetect.DetectorFactory.seed = 0  # it draws at random, and would judge the same text differently
     try:
         nltk.data.find("tokenizers/punkt_tab/english")
     except LookupError:
-        from punkt.data import english
-
         root = _temporary_folder()
         folder = root / "tokenizers/punkt_tab/english"
         folder.mkdir(parents=True)
@@ -118,6 +132,10 @@ def _provide_punkt(nltk: ModuleType) -> None:
         }.items():
             (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
         nltk.data.path.append(str(root))
+
+
+def _not_installed(error: ImportError) -> ConfigError:
+    return ConfigError([f"IFEval needs {error.name}: pip install 'kumite[harness]'"])
 
 
 @cache
