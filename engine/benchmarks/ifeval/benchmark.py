@@ -6,6 +6,7 @@ per prompt and per instruction, strict and loose.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -140,8 +141,9 @@ class IFEval(Benchmark):
         from importlib.metadata import version
 
         names = [name for table in tables.input() for name in table["prompt_id"].to_pylist()]
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
         return {
-            "prompts": f"{len(names)} of {Path(self._config.prompts).name}, {content_id(names)}",
+            "prompts": f"{len(names)} of {Path(self._config.prompts).name}, {digest}",
             "sampling": f"greedy, at most {self._config.max_new_tokens} tokens",
             "checkers": f"lm_eval {version('lm_eval')}",
         }

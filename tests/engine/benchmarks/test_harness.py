@@ -11,6 +11,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from engine.benchmarks.base import BenchmarkTables
 from engine.benchmarks.harness.benchmark import Harness
 from engine.benchmarks.harness.model import Answered, Collector, digest
 from engine.benchmarks.harness.presets import Entry
@@ -191,6 +192,9 @@ def test_every_version_is_measured_by_the_harnesss_own_metrics(tmp_path):
     assert start["word_writing/exact_match"] == 0.5  # "aaa" is the target of one document of two
     (files,) = RunReader(folder).tables(0, "lm_eval_files", BENCHMARK_FILES)
     results = json.loads(dict(zip(*files.to_pydict().values(), strict=True))["results.json"])
+    benchmark = Harness(harness_config(tmp_path), 2)
+    stated = benchmark.provenance(BenchmarkTables(RunReader(folder), benchmark, 0))
+    assert (stated["lm_eval"], stated["max_length"], len(stated["requests"])) == ("0.4.13", "4000", 16)
     assert results["n-samples"]["word_choice"] == {"original": 2, "effective": 2}
     assert results["results"]["word_choice"]["acc,none"] == 1.0
 

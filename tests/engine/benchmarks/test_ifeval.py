@@ -11,6 +11,7 @@ from rich.console import Console
 
 from actors.fakes import FakeChat, FakeEngines
 from cluster.commands.job import Job
+from engine.benchmarks.base import BenchmarkTables
 from engine.benchmarks.ifeval.benchmark import IFEval
 from engine.benchmarks.ifeval.checks import Task, followed, read_tasks
 from engine.config.benchmarks import IFEvalConfig
@@ -121,6 +122,17 @@ def test_a_run_measures_every_version_and_writes_googles_files(tmp_path, source)
     lines = [json.loads(line) for line in (folder / "eval_results_strict.jsonl").read_text().splitlines()]
     assert [line["follow_instruction_list"] for line in lines] == marks
     assert [line["prompt"] for line in lines] == [row["prompt"] for row in ROWS]
+
+
+def test_what_the_numbers_rest_on_is_stated(tmp_path, source):
+    config_ = config(tmp_path, source)
+    with Job(config_, Console(quiet=True), engines=FakeEngines()) as job:
+        job.play()
+        benchmark = IFEval(config_.evaluation.benchmarks.ifeval, 2)
+        stated = benchmark.provenance(BenchmarkTables(job.store, benchmark, 0))
+    assert stated["prompts"].startswith("2 of input_data.jsonl, ")
+    assert stated["sampling"] == "greedy, at most 8 tokens"
+    assert stated["checkers"] == "lm_eval 0.4.13"
 
 
 def test_a_prompt_without_room_is_an_error_before_anything_runs(tmp_path, source):
