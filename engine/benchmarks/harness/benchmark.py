@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from engine.store.reader import Policy
 
 INPUT = "lm_eval_input"
 ANSWERS = "lm_eval_responses"
+ADDRESS = re.compile(r" at 0x[0-9a-f]+(?=>)")
+"""Of a task's functions in memory, which the harness writes into its configs; it would differ in every process."""
 BOOTSTRAPS = 1_000
 """Resamples behind a standard error without a formula, as of a perplexity; 100,000 in the harness, on all cores."""
 
@@ -110,7 +113,8 @@ class Harness(Benchmark):
         samples = document.pop("samples", {})
 
         def text(value: Any, indent: int | None = None) -> str:
-            return json.dumps(value, indent=indent, default=handle_non_serializable)
+            shown = json.dumps(value, indent=indent, default=handle_non_serializable)
+            return ADDRESS.sub("", shown)
 
         files = {f"samples_{task}.jsonl": "".join(text(row) + "\n" for row in rows) for task, rows in samples.items()}
         return {"results.json": text(document, 2), **files}

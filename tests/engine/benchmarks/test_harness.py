@@ -199,6 +199,13 @@ def test_every_version_is_measured_by_the_harnesss_own_metrics(tmp_path):
     assert results["results"]["word_choice"]["acc,none"] == 1.0
 
 
+def test_the_harnesss_file_is_the_same_in_every_process(tmp_path, monkeypatch):
+    found = {"configs": {"task": {"process_docs": "<function process_docs at 0x7f1a2dc662a0>"}}}
+    monkeypatch.setattr(Harness, "_evaluate", lambda self, tables: found)
+    (text,) = Harness(harness_config(tmp_path), 4).kept_files(None).values()  # type: ignore[arg-type]
+    assert json.loads(text)["configs"]["task"]["process_docs"] == "<function process_docs>"
+
+
 @pytest.mark.parametrize("k", [25, 60, 110])
 def test_a_run_that_was_killed_measures_the_same(tmp_path, k):
     config = run_config(tmp_path)
@@ -252,6 +259,21 @@ def test_unknown_tasks_and_missing_files_are_named_together(tmp_path):
         loaded(HarnessConfig(tasks=[path, "no_such.yaml"], include_path=str(tmp_path), data={path: "nowhere.parquet"}))
     assert "nowhere.parquet: no such file" in str(error.value)
     assert "no_such.yaml: no task, group or file of lm_eval has this name" in str(error.value)
+
+
+def test_a_file_without_the_columns_of_the_task_is_named(tmp_path):
+    path, other = write_tasks(tmp_path)["word_choice"], tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"query": "?"}) + "\n")
+    with pytest.raises(
+        DataError, match=r"word_choice\.yaml: UndefinedError: 'question' is undefined; do the files have the columns"
+    ):
+        loaded(HarnessConfig(tasks=[path], data={path: str(other)}))
+
+
+def test_data_that_is_gone_after_it_was_answered_is_named(tmp_path):
+    found = loaded(harness_config(tmp_path, "word_choice"))
+    with pytest.raises(DataError, match="the answers to word_text are committed, but its data cannot be read any more"):
+        found.keep({"word_choice", "word_text"})
 
 
 def test_a_task_that_is_named_twice_is_refused(tmp_path):
