@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from engine.text import printable
 
 if TYPE_CHECKING:
     from cluster.plan.cost import Prediction
+    from cluster.plan.rates import Rates
     from engine.store.run import RunStore
 
 Prepare = Callable[["RunStore"], None]
@@ -77,21 +79,31 @@ def reported(console: Console, command: Callable[[], int]) -> int:
         return stop.args[0] if stop.args else 130
 
 
+@contextmanager
+def rates_of(
+    config: RunConfig, arguments: argparse.Namespace, console: Console, engines: Engines | None = None
+) -> Iterator[Rates | None]:
+    """The rates that --rates names or --calibrate measures; None without them."""
+    from cluster.commands.calibrate import calibrated
+    from cluster.plan.rates import read_rates
+
+    if arguments.calibrate:
+        with calibrated(config, console, engines) as rates:
+            yield rates
+    else:
+        yield read_rates(arguments.rates) if arguments.rates else None
+
+
 def _predict(
     config: RunConfig, arguments: argparse.Namespace, console: Console, engines: Engines | None
 ) -> Prediction | None:
     """Print how long the run will take, if rates are named or asked to be measured."""
-    if not arguments.rates and not arguments.calibrate:
-        return None
-    from cluster.commands.calibrate import calibrated
     from cluster.plan.cost import predict
-    from cluster.plan.rates import read_rates
 
-    if arguments.rates:
-        prediction = predict(config, read_rates(arguments.rates))
-    else:
-        with calibrated(config, console, engines) as rates:
-            prediction = predict(config, rates)
+    with rates_of(config, arguments, console, engines) as rates:
+        if rates is None:
+            return None
+        prediction = predict(config, rates)
     for number, line in enumerate(prediction.lines()):
         console.print(f"{'time' if not number else '':<11}{line}", markup=False, highlight=False, soft_wrap=True)
     return prediction
@@ -115,7 +127,7 @@ def run(
 
     # While pyarrow reads or computes it handles SIGINT and SIGTERM itself, and loses a signal that comes as it ends.
     pyarrow.enable_signal_handlers(False)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, interrupt)
     with Job(config, console, engines=engines) as job:
         try:
             job.play(prepare, prediction)
@@ -127,7 +139,8 @@ def run(
     return 0
 
 
-def _terminated(number: int, frame: object) -> None:
+def interrupt(number: int, frame: object) -> None:
+    """A signal handler that lets a command end in order."""
     raise KeyboardInterrupt(128 + number)
 
 
@@ -143,7 +156,12 @@ def _parser(base: dict[str, Any], description: str) -> argparse.ArgumentParser:
     parser.add_argument("--help-all", action="store_true", help="list every key with its range, default and meaning")
     parser.add_argument("--config", type=Path, help="YAML file; may inherit from others with `defaults:`")
     parser.add_argument("--dry-run", action="store_true", help="check everything, show the plan, start nothing")
+    add_rates(parser)
+    return parser
+
+
+def add_rates(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `rates_of`."""
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument("--rates", type=Path, metavar="RUN", help="predict time and cost by what this run measured")
     rates.add_argument("--calibrate", action="store_true", help="predict them by playing a small part first")
-    return parser

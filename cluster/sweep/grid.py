@@ -7,6 +7,8 @@ vary:                                  # every value with every other
 linked:                                # the first values belong together, the second ones, ...
   - seed: [0, 1]
     model.path: [worlds/0/policy, worlds/1/policy]
+exclude:                               # combinations with all of these values
+  - {algorithm.eta: 5, learner.optimizer.lr: 1e-3}
 """
 
 from __future__ import annotations
@@ -41,6 +43,15 @@ class SweepFile(BaseModel):
     """{key: its values}; every value is combined with every other."""
     linked: list[dict[str, Values]] = Field(default_factory=list)
     """Each entry is one axis: {key: values} whose first, second, ... values belong together."""
+    exclude: list[dict[str, Any]] = Field(default_factory=list)
+    """Each entry leaves out the combinations that have all of its {key: value}."""
+
+    def points(self) -> list[dict[str, Any]]:
+        """{key: value} of every combination that is not excluded; the last axis changes fastest."""
+        every = (
+            {key: value for part in point for key, value in part.items()} for point in itertools.product(*self.axes())
+        )
+        return [point for point in every if not any(_has(point, values) for values in self.exclude)]
 
     def axes(self) -> list[list[dict[str, Any]]]:
         """One list per axis, of the {key: value} of each of its points."""
@@ -82,7 +93,7 @@ def read_sweep(file: Path, base: Path, overrides: Sequence[str] = ()) -> Sweep:
     base: the config file that all runs share. overrides: key=value for all of them.
     """
     sweep = _read(file)
-    points = [_join(point) for point in itertools.product(*sweep.axes())]
+    points = sweep.points()
     if len(points) > MAX_RUNS:
         raise ConfigError([f"{file}: {len(points):,} runs; expected at most {MAX_RUNS:,}"])
     names = _names(points)
@@ -123,13 +134,32 @@ def _read(file: Path) -> SweepFile:
     problems += [f"{file}: {key}: the sweep decides it" for key in ("name", "output") if key in keys]
     if not keys and not problems:
         problems.append(f"{file}: names no key; expected a section `vary` or `linked`")
+    if not problems:
+        problems = [f"{file}: exclude.{n}: {problem}" for n, problem in _exclusions(sweep)]
     if problems:
         raise ConfigError(problems)
     return sweep
 
 
-def _join(point: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {key: value for part in point for key, value in part.items()}
+def _has(point: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(key in point and point[key] == value for key, value in values.items())
+
+
+def _exclusions(sweep: SweepFile) -> list[tuple[int, str]]:
+    """(number of the entry of `exclude`, what is wrong with it)."""
+    known: dict[str, list[Any]] = {}
+    for axis in sweep.axes():
+        for part in axis:
+            for key, value in part.items():
+                known.setdefault(key, []).append(value)
+    wrong = []
+    for n, values in enumerate(sweep.exclude):
+        for key, value in values.items():
+            if value not in (swept := known.get(key, [])):
+                expected = f"expected one of {json.dumps(swept)}" if swept else "the sweep does not vary this key"
+                wrong.append((n, f"{key} = {json.dumps(value)}: {expected}"))
+    wrong += [(n, "excludes every combination") for n, values in enumerate(sweep.exclude) if not values]
+    return wrong if wrong or sweep.points() else [(len(sweep.exclude) - 1, "no combination is left")]
 
 
 def _names(points: Sequence[Mapping[str, Any]]) -> list[str]:

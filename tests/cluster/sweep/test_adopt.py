@@ -10,10 +10,14 @@ from rich.console import Console
 
 from actors.fakes import FakeEngines, FakeGenerator
 from cluster.commands.job import Job
-from cluster.sweep.adopt import adopt
+from cluster.sweep.adopt import adopt, is_computing
 from engine.config.run import RunConfig
 from engine.store import inspection
-from tests.runs import fake_config, play
+from engine.store.reader import RunReader
+from engine.store.run import RunStore
+from tests.conftest import ROOT
+from tests.engine.benchmarks.alpaca_world import RULE, section
+from tests.runs import DyingDisk, Killed, fake_config, play
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
@@ -81,3 +85,78 @@ def test_a_sibling_that_is_damaged_or_not_there_is_passed_over(first: Path, tmp_
     next((first / "tables/000/completions").glob("*.parquet")).write_bytes(b"x")
     _, adopted = run(fake_config(tmp_path / "second", learner=rate(0.2)), tmp_path / "nothing", first)
     assert adopted["completions"] == 3
+
+
+def test_what_a_judge_was_paid_for_an_adopted_shard_is_not_paid_again(first: Path, tmp_path: Path) -> None:
+    with RunStore(first) as store:
+        record = dict(store.shard_record(0, "scores", 0) or {})
+        store._add(
+            **{**record, "counts": {"kept": 3, "paid_requests": 1, "paid_input_tokens": 9, "paid_output_tokens": 2}}
+        )
+    folder, _ = run(fake_config(tmp_path / "second", learner=rate(0.2)), first)
+    assert RunReader(folder).counts(0, "scores") == {"kept": 3}
+
+
+def test_a_run_waits_for_one_that_computes_what_both_need(tmp_path: Path) -> None:
+    one, two = fake_config(tmp_path / "one"), fake_config(tmp_path / "two", learner=rate(0.2))
+    folder = tmp_path / "one/run"
+    assert is_computing(two, one, folder)  # nothing is there yet
+    play_until(one, "completions")
+    assert not RunReader(folder).shards(0, "ref_logps")
+    assert is_computing(two, one, folder)
+    play(one)
+    assert not is_computing(two, one, folder)
+
+
+def test_a_run_waits_no_longer_than_for_what_it_could_adopt(tmp_path: Path) -> None:
+    one = fake_config(tmp_path / "one")
+    folder = tmp_path / "one/run"
+    other_scorer = {"kind": "rule", "function": "tests.engine.evaluation.test_gate:inverted"}
+    two = fake_config(tmp_path / "two", scorer=other_scorer)
+    play_until(one, "heldout_completions", "completions")
+    assert not RunReader(folder).shards(0, "ref_logps")
+    assert not is_computing(two, one, folder)  # all answers are there, and it shares nothing else
+    assert is_computing(fake_config(tmp_path / "three", learner=rate(0.2)), one, folder)
+
+
+def play_until(config: RunConfig, *stages: str) -> None:
+    """Kill the run, again and again, until the stages are complete for the start policy."""
+    folder = Path(config.output) / config.name
+    while not (folder / "manifest.jsonl").exists() or any(len(RunReader(folder).shards(0, s)) < 4 for s in stages):
+        with pytest.raises(Killed):
+            play(config, DyingDisk(30))
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"sampling": {"num_samples": 4, "max_new_tokens": 5}}])
+def test_runs_that_share_nothing_do_not_wait(tmp_path: Path, changes: dict) -> None:
+    assert not is_computing(fake_config(tmp_path, **changes), fake_config(tmp_path), tmp_path / "nothing")
+
+
+def benchmarked(folder: Path, files: Path, **changes: Any) -> RunConfig:
+    evaluation = {"annotator": RULE, "benchmarks": {"alpaca_eval": section(files)}}
+    return fake_config(folder, iterations=1, shard_size=5, evaluation=evaluation, **changes)
+
+
+def test_what_a_benchmark_found_about_the_start_policy_is_adopted_as_a_whole(tmp_path: Path) -> None:
+    one = play(benchmarked(tmp_path / "one", tmp_path))
+    folder, adopted = run(benchmarked(tmp_path / "two", tmp_path, learner=rate(0.2)), one)
+    assert {"alpaca_eval_completions", "alpaca_eval_scores", "alpaca_eval_results"} <= set(adopted)
+    alone = play(benchmarked(tmp_path / "alone", tmp_path, learner=rate(0.2)))
+    assert inspection.run_digest(folder) == inspection.run_digest(alone)
+    next((one / "tables/000/alpaca_eval_scores").glob("*.parquet")).write_bytes(b"x")
+    _, adopted = run(benchmarked(tmp_path / "three", tmp_path, learner=rate(0.3)), one)
+    assert not any(stage.startswith("alpaca_eval") for stage in adopted)
+
+
+def test_held_out_preferences_are_adopted_too(tmp_path: Path) -> None:
+    dpo: dict[str, Any] = {
+        "prompts": {"source": str(ROOT / "recipes/configs/smoke_preferences.jsonl"), "limit": 8, "use": "all"},
+        "algorithm": {"name": "dpo", "data": "dataset", "reference": "start"},
+        "scorer": None,
+        "evaluation": {"preferences": {"share": 0.25}},
+    }
+    one = play(fake_config(tmp_path / "one", **dpo))
+    folder, adopted = run(fake_config(tmp_path / "two", learner=rate(0.2), **dpo), one)
+    assert set(adopted) == {"validation_rows", "validation_ref_logps", "selected", "ref_logps"}
+    alone = play(fake_config(tmp_path / "alone", learner=rate(0.2), **dpo))
+    assert inspection.run_digest(folder) == inspection.run_digest(alone)

@@ -53,6 +53,19 @@ def test_a_key_may_have_mappings_and_lists_as_values(sweep) -> None:
     assert len({run.name for run in result.runs}) == 2
 
 
+def test_excluded_combinations_are_left_out(sweep) -> None:
+    vary = "vary:\n  algorithm.eta: [1, 5]\n  seed: [0, 1]\n"
+    result = sweep(vary + "exclude:\n  - {algorithm.eta: 5, seed: 1}\n")
+    assert [run.name for run in result.runs] == ["eta-1_seed-0", "eta-1_seed-1", "eta-5_seed-0"]
+    found = problems(sweep, vary + "exclude: [{seed: 7}, {iterations: 2}, {}]\n")
+    assert found == [
+        "exclude.0: seed = 7: expected one of [0, 1]",
+        "exclude.1: iterations = 2: the sweep does not vary this key",
+        "exclude.2: excludes every combination",
+    ]
+    assert problems(sweep, "vary: {seed: [0]}\nexclude: [{seed: 0}]\n") == ["exclude.0: no combination is left"]
+
+
 def test_names_that_would_be_equal_are_numbered(sweep) -> None:
     result = sweep("vary:\n  model.path: [a/policy, b/policy]\n")
     assert [run.name for run in result.runs] == ["1_path-policy", "2_path-policy"]
