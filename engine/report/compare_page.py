@@ -68,7 +68,7 @@ def content(runs: Sequence[RunData]) -> dict[str, Any]:
 
 
 def headline(best_first: Sequence[Group], compared: Sequence[Compared]) -> str:
-    """Which is best, and whether the next one is really worse."""
+    """Which is best, and whether the next one is significantly worse."""
     rated = [(group, rate) for group in best_first if (rate := group.final())]
     if not rated:
         return "No run has been compared with its start yet."
@@ -80,7 +80,7 @@ def headline(best_first: Sequence[Group], compared: Sequence[Compared]) -> str:
     pair = next((c for c in compared if {c.one, c.other} == {best.name, after}), None)
     if pair is None or pair.corrected is None:
         return f"{text}; whether it is better than {after} is not known."
-    real = "really better than" if pair.corrected < LEVEL else "not shown to be better than"
+    real = "significantly better than" if pair.corrected < LEVEL else "not shown to be better than"
     return f"{text} and is {real} the next one, {after}."
 
 

@@ -54,7 +54,7 @@ def test_a_benchmark_that_fails_is_noted_and_the_run_finishes(benchmark: Letters
     assert record["reason"] == "letters: broken"
 
 
-@pytest.mark.parametrize("k", range(20, 320, 75))
+@pytest.mark.parametrize("k", range(60, 320, 150))
 def test_a_run_that_was_killed_measures_the_same(benchmark: Letters, tmp_path: Path, k: int) -> None:
     whole = play(fake_config(tmp_path / "whole"))
     with pytest.raises(Killed):
