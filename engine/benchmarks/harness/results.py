@@ -21,7 +21,7 @@ def table(config: HarnessConfig, evaluated: Evaluated, num_cut: Mapping[str, int
     filter behind a comma where there is one.
     """
     preset = PRESETS[config.preset] if config.preset else ()
-    found = {result.metric: result for result in _all(evaluated, num_cut)}
+    found = {result.metric: result for result in _all(evaluated, num_cut, config.limit)}
     headlines = [_headline(entry, found, evaluated) for entry in preset]
     average = [_average(headlines)] if config.preset in AVERAGED else []
     shown = {result.metric for result in headlines}
@@ -47,7 +47,7 @@ def _average(headlines: list[Result]) -> Result:
     return Result("average", math.fsum(result.value for result in headlines) / len(headlines), num=len(headlines))
 
 
-def _all(evaluated: Evaluated, num_cut: Mapping[str, int]) -> Iterator[Result]:
+def _all(evaluated: Evaluated, num_cut: Mapping[str, int], limit: int | None) -> Iterator[Result]:
     """Every metric of every task and group."""
     notes = {
         task: evaluated["notes"][entry]
@@ -66,6 +66,7 @@ def _all(evaluated: Evaluated, num_cut: Mapping[str, int]) -> Iterator[Result]:
                 None,
                 [
                     f"{shots}-shot" if shots is not None else "",
+                    f"the first {limit} documents of each task" if limit else "",
                     notes.get(task, ""),
                     f"{cut} contexts were cut on the left" if cut else "",
                 ],

@@ -328,6 +328,11 @@ def test_a_published_table_ends_with_the_mean_of_its_lines(preset):
     assert results[0].note == "5-shot; 3 contexts were cut on the left"
 
 
+def test_a_trial_on_the_first_documents_says_so(preset):
+    trial = preset.model_copy(update={"limit": 4})
+    assert table(trial, evaluated(one=0.5, two=0.75), {})[0].note == "5-shot; the first 4 documents of each task"
+
+
 def test_a_line_without_data_says_so_and_there_is_no_average(preset):
     found = evaluated(one=0.5) | {"missing": {"two": "ConnectionError: no hub"}}
     one, two, average = table(preset, found, {})
