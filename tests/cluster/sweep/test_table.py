@@ -10,7 +10,7 @@ from rich.console import Console
 from cluster.sweep.grid import Sweep, SweepRun
 from cluster.sweep.runner import Outcome
 from cluster.sweep.table import write_table
-from tests.runs import fake_config, play
+from tests.runs import DyingDisk, Killed, fake_config, play
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
@@ -43,3 +43,16 @@ def test_the_tables_of_a_sweep(tmp_path: Path) -> None:
     page = (tmp_path / "sweep.html").read_text()
     assert "eta-1_k-2_seed-0" in page
     assert "eta-5_k-3_seed-1" not in page
+
+
+@pytest.mark.parametrize("operations", [1, 2, 4, 30, 120])
+def test_runs_that_ended_early_are_listed_as_far_as_they_came(tmp_path: Path, operations: int) -> None:
+    configs = [fake_config(tmp_path, name=f"seed-{seed}", seed=seed, iterations=1) for seed in (0, 1)]
+    play(configs[0])
+    with pytest.raises(Killed):
+        play(configs[1], DyingDisk(operations))
+    runs = tuple(SweepRun(config, {"seed": config.seed}) for config in configs)
+    outcomes = [Outcome(run, code, tmp_path / "log") for run, code in zip(runs, (0, -9), strict=True)]
+    write_table(Sweep("sweep", tmp_path, runs, ("seed",)), outcomes, Console(quiet=True))
+    assert (tmp_path / "sweep.csv").read_text().splitlines()[-1].endswith("failed (-9)")
+    assert (tmp_path / "sweep.html").is_file()
