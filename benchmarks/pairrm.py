@@ -116,7 +116,7 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = {"prompts": 8, "completions": 4, "repeats": 5, "threads": 1, "hidden": 256, "layers": 4}
+    defaults = {"prompts": 8, "answers": 4, "repeats": 5, "threads": 1, "hidden": 256, "layers": 4}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     options = parser.parse_args()

@@ -130,7 +130,7 @@ def test_a_preset_says_which_of_its_tasks_have_no_data(generator, policy, public
         "arc_challenge/acc_norm", "truthfulqa_mc2/acc", "winogrande/acc", "gsm8k/exact_match,strict-match",
         "hellaswag/acc_norm", "mmlu/acc", "average",
     ]  # fmt: skip
-    assert "5-shot; few-shot examples from validation" in results[2].note
+    assert "5-shot; the first 2 documents of each task; few-shot examples from validation" in results[2].note
     assert results[1].note.startswith("not measured: no data")
 
 
