@@ -70,6 +70,7 @@ def completions(num_prompts: int, num_answers: int) -> pa.Table:
             "finish_reasons": ["stop"] * num_answers,
             "seeds": [0] * num_answers,
             "weights": "",
+            "num_from_policy": num_answers,
         }
 
     return pa.Table.from_pylist([row(number) for number in range(num_prompts)], COMPLETIONS)
