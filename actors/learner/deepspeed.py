@@ -88,7 +88,11 @@ def join_group(host: str, port: int, rank: int, world_size: int, num_threads: in
         MASTER_PORT=str(port),
     )
     on_gpu = device().type == "cuda"
-    if not on_gpu:
+    if on_gpu:
+        # cuDNN's attention builds a plan for each new shape, and nearly every micro-batch has one. On an H100 with a
+        # Llama of 1 billion parameters this took 25 ms per layer and pass, 3/4 of the time of a first step.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    else:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(num_threads)
     import deepspeed
