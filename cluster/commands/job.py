@@ -49,9 +49,7 @@ class Job:
     def __init__(self, config: RunConfig, console: Console, disk: Disk | None = None, engines: Engines | None = None):
         """`engines`: the classes of the roles; None: the real ones."""
         self._config, self._console, self._engines = config, console, engines or Engines()
-        self.folder = (
-            Path(config.output).resolve() / config.name
-        )  # absolute, because actors have other working directories
+        self.folder = Path(config.output).resolve() / config.name  # actors have other working directories
         self.store = RunStore(self.folder, disk, self.note)
         try:
             begin(self.store, config)

@@ -68,7 +68,8 @@ def ladder(rates: Mapping[tuple[int, int], Mapping[str, float]], seed: int = 0) 
         wins[:, index[one], index[other]] = values
         wins[:, index[other], index[one]] = 1.0 - values
     draws = np.random.default_rng(seed).integers(len(common), size=(RESAMPLES, len(common)))
-    means = np.array([wins[draw].mean(axis=0) for draw in draws])
+    times = np.array([np.bincount(draw, minlength=len(common)) for draw in draws])  # how often each prompt is drawn
+    means = np.tensordot(times / len(common), wins, axes=1)
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     ratings = elo_ratings(means, len(common))
     elo_low, elo_high = np.percentile(ratings, [2.5, 97.5], axis=0)

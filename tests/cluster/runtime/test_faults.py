@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from actors.factories import Engines
 from cluster.commands.job import Job
-from cluster.runtime.replica import Call, RayReplica
 from cluster.runtime.session import ray_session
 from engine.config.run import ClusterConfig, RunConfig
 from engine.metrics.trackers import read_metrics
@@ -22,6 +20,7 @@ from engine.store import inspection
 from engine.store.run import RunStore
 from tests.cluster.runtime.conftest import CalmRun
 from tests.cluster.runtime.drivers import committed, sppo, title, until
+from tests.cluster.runtime.victims import Victims
 from tests.cluster.runtime.worlds import real_values, write_config
 from tests.runs import fake_config
 
@@ -54,55 +53,10 @@ def ray() -> Iterator[None]:
         yield
 
 
-class Killer:
-    """Kills replicas during a call: `victims` is {(replica, method): n}, for the n-th call of the method."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, victims: dict[tuple[str, str], int]):
-        self._left, self._threads = dict(victims), []
-        self.killed: dict[str, int] = {}
-        original = RayReplica.call
-
-        def call(replica: RayReplica, call: Call[Any], deadline_s: float) -> Any:
-            self._count(replica, call.method)
-            return original(replica, call, deadline_s)
-
-        monkeypatch.setattr(RayReplica, "call", call)
-
-    def _count(self, replica: RayReplica, method: str) -> None:
-        key = (replica._name, method)
-        self._left[key] = self._left.get(key, 0) - 1
-        if self._left[key] == 0:
-            assert replica.pid is not None
-            self.killed[replica._name] = replica.pid
-            thread = threading.Thread(target=kill_while_it_works, args=(replica.pid,))
-            thread.start()
-            self._threads.append(thread)
-
-    def join(self) -> None:
-        for thread in self._threads:
-            thread.join()
-
-
-def kill_while_it_works(pid: int) -> None:
-    """SIGKILL while Ray's title of the process says that it runs a call."""
-
-    def stopped_at_work() -> bool:
-        if not title(pid).startswith("ray::Host.call"):
-            return False
-        os.kill(pid, signal.SIGSTOP)
-        if title(pid).startswith("ray::Host.call"):
-            return True
-        os.kill(pid, signal.SIGCONT)
-        return False
-
-    until(stopped_at_work, f"work in process {pid}")
-    os.kill(pid, signal.SIGKILL)
-
-
-def play_here(values: dict[str, Any]) -> Path:
+def play_here(values: dict[str, Any], engines: Engines | None = None) -> Path:
     """Run in this process, in the test's own Ray; return the run folder."""
     config = RunConfig.model_validate(values)
-    with Job(config, Console(quiet=True)) as job:
+    with Job(config, Console(quiet=True), engines=engines) as job:
         job.play()
         return job.folder
 
@@ -112,18 +66,17 @@ def notes(run: Path) -> list[str]:
 
 
 def test_killed_generator_scorer_and_learner_rank_are_replaced_in_one_run(
-    calm: CalmRun, ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calm: CalmRun, ray: None, tmp_path: Path
 ) -> None:
-    killer = Killer(
-        monkeypatch, {("generator 0", "generate"): 3, ("scorer 0", "score"): 2, ("learner 1", "advance"): 3}
-    )
-    run = play_here(real_values(calm.world, tmp_path, "run"))
-    killer.join()
-    assert set(killer.killed) == {"generator 0", "scorer 0", "learner 1"}
+    graves = tmp_path / "graves"
+    graves.mkdir()
+    run = play_here(real_values(calm.world, tmp_path, "run"), Victims(graves))
+    killed = {grave.name: int(grave.read_text()) for grave in graves.iterdir()}
+    assert set(killed) == {"generator 0", "scorer 0", "learner 1"}
     for name, what in (("generator 0", "generate"), ("scorer 0", "score"), ("learner 1", "advance")):
         deaths = [note for note in notes(run) if note.startswith(f"{name}: its process ended during {what}")]
         assert len(deaths) == 1 and "(try 1 of 3)" in deaths[0], notes(run)
-    assert not [pid for pid in killer.killed.values() if title(pid)]
+    assert not [pid for pid in killed.values() if title(pid)]
     assert inspection.run_digest(run) == calm.digest
     assert inspection.damages(run) == []
 
