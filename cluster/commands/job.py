@@ -160,10 +160,12 @@ class Job:
             stages.append((0, PAIRS, held.pairs))
         stages += [(t, "prompts", table) for t, table in enumerate(tables)]
         if config.evaluation and config.evaluation.prompts:
-            heldout, heldout_results = ingest_iterations(config.evaluation.prompts, chat, longest, 1, config.seed)
-            stages.append((0, "heldout_prompts", heldout[0]))
+            (heldout,), heldout_results = ingest_iterations(
+                config.evaluation.prompts, chat, longest, 1, config.seed, section="evaluation.prompts"
+            )
+            stages.append((0, "heldout_prompts", heldout))
             results += heldout_results
-            notes += overlap(tables, heldout[0], "held-out prompts")
+            notes += overlap(tables, heldout, "held-out prompts")
         size = config.shard_size
         inputs = [(t, stage, list(shards(table, size)), PROMPTS) for t, stage, table in stages]
         inputs += [(0, b.input_stage, b.inputs(chat), b.input_schema) for b in benchmarks(config)]

@@ -41,9 +41,10 @@ def held_out_pairs(
         training, pairs = hold_out(training, preferences.share, config.seed)
     else:
         count, sampling = config.algorithm.num_heldout_completions, config.sampling
-        required = RequiredAnswers(count, sampling.max_new_tokens, "evaluation.preferences")
-        source = preferences.prompts()
-        (pairs,), results = ingest_iterations(source, chat, sampling.max_prompt_tokens, 1, config.seed, required)
+        section = "evaluation.preferences"
+        required = RequiredAnswers(count, sampling.max_new_tokens, section)
+        source, longest = preferences.prompts(), sampling.max_prompt_tokens
+        (pairs,), results = ingest_iterations(source, chat, longest, 1, config.seed, required, section)
         notes = overlap(training, pairs, "held-out preferences")
     return HeldOut(
         training, pairs, results, [f"held-out preferences: {pairs.num_rows:,}", *notes, *check_preferences(pairs)]

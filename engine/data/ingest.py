@@ -116,26 +116,38 @@ def content_id(messages: list[Message]) -> str:
 
 
 def ingest(
-    config: PromptsConfig, source: str, chat: Renderer, max_prompt_tokens: int, required: RequiredAnswers = NO_ANSWERS
+    config: PromptsConfig,
+    source: str,
+    chat: Renderer,
+    max_prompt_tokens: int,
+    required: RequiredAnswers = NO_ANSWERS,
+    section: str = "prompts",
 ) -> IngestResult:
     """Read, check and render the prompts of one source with their answers, each exactly once.
 
     prompt_id is `content_id` and the number of the occurrence ("5f0c...-0"): two rows never share an id or a seed, and
     ids depend neither on the file's name nor on the order of different prompts. Where one prompt brings several
     pairs, they are numbered in the order of the source.
-    Raises one DataError with all rows that prompts.on_malformed, on_duplicate, on_overlong, on_identical or
-    on_long_answer treat as errors; and DataError if no prompt is left.
+    section: the key of `config` in the run's configuration, for messages.
+    Raises one DataError with all rows that on_malformed, on_duplicate, on_overlong, on_identical or on_long_answer treat
+    as errors; and DataError if no prompt is left.
     """
-    return _Ingestion(config, source, chat, max_prompt_tokens, required).run()
+    return _Ingestion(config, source, chat, max_prompt_tokens, required, section).run()
 
 
 class _Ingestion:
     """The state of one `ingest`: rows seen, refused and counted."""
 
     def __init__(
-        self, config: PromptsConfig, source: str, chat: Renderer, max_prompt_tokens: int, required: RequiredAnswers
+        self,
+        config: PromptsConfig,
+        source: str,
+        chat: Renderer,
+        max_prompt_tokens: int,
+        required: RequiredAnswers,
+        section: str,
     ):
-        self.config, self.source, self.chat = config, source, chat
+        self.config, self.source, self.chat, self.section = config, source, chat, section
         self.max_prompt_tokens, self.required = max_prompt_tokens, required
         self.policies: dict[str, str] = {
             rule: getattr(config, key) for rule, key in RULES.items() if required.count or rule not in ANSWER_RULES
@@ -248,7 +260,7 @@ class _Ingestion:
 
     def _raise_errors(self) -> None:
         if count := self.num_errors.total():
-            options = ", ".join(f"prompts.{RULES[rule]}: drop" for rule in self.policies if self.num_errors[rule])
+            options = ", ".join(f"{self.section}.{RULES[rule]}: drop" for rule in self.policies if self.num_errors[rule])
             raise DataError(
                 f"{self.source}: {count} of {self.counts['rows']} rows cannot be used:\n"
                 f"{list_refused(self.errors, count)}\nCorrect them, or leave such rows out with {options}"
@@ -304,13 +316,15 @@ def ingest_iterations(
     iterations: int,
     seed: int,
     required: RequiredAnswers = NO_ANSWERS,
+    section: str = "prompts",
 ) -> tuple[list[pa.Table], list[IngestResult]]:
     """Return the prompts of each iteration, and what was ingested from each source.
 
-    One source is divided as prompts.use says; of a list, iteration n gets all prompts of the n-th source.
+    One source is divided as config.use says; of a list, iteration n gets all prompts of the n-th source. section: the
+    key of `config` in the run's configuration, for messages.
     """
     sources = [config.source] if isinstance(config.source, str) else config.source
-    results = [ingest(config, source, chat, max_prompt_tokens, required) for source in sources]
+    results = [ingest(config, source, chat, max_prompt_tokens, required, section) for source in sources]
     if isinstance(config.source, str):
         return divide(results[0].table, iterations, config.use, seed, config.shuffle), results
     if len(sources) != iterations:

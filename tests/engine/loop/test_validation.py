@@ -266,11 +266,15 @@ def test_held_out_pairs_that_are_trained_on_are_counted_and_noted(tmp_path: Path
     assert "warning: 5 of 5 held-out preferences are also trained on" in notes(run)
 
 
-def test_an_empty_or_a_tied_validation_set_is_refused_before_anything_trains(tmp_path: Path) -> None:
+def test_an_empty_a_broken_or_a_tied_validation_set_is_refused_before_anything_trains(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(DataError, match=r"empty\.jsonl: the file is empty"):
         play(config(tmp_path / "a", evaluation={"preferences": {"source": str(empty)}}))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"prompt": "q", "chosen": "a", "rejected": 3}\n')
+    with pytest.raises(DataError, match=r"leave such rows out with evaluation\.preferences\.on_malformed: drop"):
+        play(config(tmp_path / "c", evaluation={"preferences": {"source": str(broken)}}))
     ties = tmp_path / "ties.jsonl"
     tie = {"messages": [{"role": "user", "content": "q"}], "dataset_completions": ["aa", "bb"]}
     ties.write_text(json.dumps(tie | {"dataset_win_rates": [0.5, 0.5]}) + "\n")
