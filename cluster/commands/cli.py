@@ -20,13 +20,17 @@ COMMANDS: tuple[type[Command], ...] = (Status, Best, Report, Evaluate, Verify, D
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the command's exit code: 0, 1 for damage that `verify` finds, 2 for what cannot be done."""
+    """Return the command's exit code: 0; 1 for damage that `verify` finds or a benchmark that failed; 2 for what cannot
+    be done; 130 after Ctrl-C."""
     arguments = _parse(argv)
     try:
         return arguments.command.run(arguments)
     except KumiteError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to continue", file=sys.stderr)
+        return 130
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -20,7 +20,11 @@ card or configuration is refused. With --dry-run nothing is sent, and no token a
         parser.add_argument("repo", metavar="REPO_ID", help="NAMESPACE/NAME")
         parser.add_argument("--dry-run", action="store_true", help="check the folder and list what would be uploaded")
         parser.add_argument("--public", action="store_true", help="everybody may read it; default: private")
-        parser.add_argument("--update", action="store_true", help="add a commit to a repository that exists")
+        parser.add_argument(
+            "--update",
+            action="store_true",
+            help="add a commit to a repository that exists; its data and weights are replaced",
+        )
         parser.add_argument(
             "--texts-checked", action="store_true", help="publish data although a text in it looks like a secret"
         )

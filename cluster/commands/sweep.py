@@ -16,6 +16,7 @@ from cluster.plan.plan import make_plan
 from cluster.sweep.grid import Sweep, read_sweep
 from engine.errors import PlanError
 from engine.metrics.progress import duration
+from engine.metrics.services import check_installed
 
 
 def main(description: str, argv: list[str] | None = None) -> int:
@@ -52,6 +53,7 @@ def _check_plans(sweep: Sweep, console: Console, dry_run: bool) -> None:
     """Print the plan of the first run and the names of all. Raises PlanError with the problems of every plan."""
     problems: list[str] = []
     for number, run in enumerate(sweep.runs):
+        check_installed(run.config.tracking.report_to)
         plan = make_plan(run.config, run.config.cluster.stated if dry_run else None)
         if not number:
             console.print("\n".join(plan.lines), markup=False, highlight=False, soft_wrap=True)
@@ -78,7 +80,8 @@ def _predict(sweep: Sweep, arguments: argparse.Namespace, console: Console) -> d
     seconds = sum(p.seconds for p in predictions.values())
     longest = max(p.seconds for p in predictions.values())
     lines = [f"{name}: {duration(p.seconds)}" for name, p in predictions.items()]
-    lines.append(f"all: {duration(max(longest, seconds / parallel))} with {parallel} at a time, by {rates.source}; "
+    at_a_time = f"{parallel} at a time" if resources else "one at a time, as the cluster's resources are not known here"
+    lines.append(f"all: {duration(max(longest, seconds / parallel))} with {at_a_time}, by {rates.source}; "
                  f"less, because runs adopt from one another what they would compute alike")  # fmt: skip
     if first.cluster.cost_per_hour is not None:
         cost = first.cluster.cost_per_hour * max(longest, seconds / parallel) / 3600.0

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +142,18 @@ def _merged(adapter: Path, cache: Path) -> Path:
 
 
 def _distinct(sources: list[Source]) -> list[Source]:
-    """Number the sources whose names are equal, so that each has a folder of its own."""
-    seen: dict[str, int] = {}
+    """Number the names that are taken, so that each source has a folder and each policy a column of its own."""
+    folders: set[str] = set()
+    columns: set[str] = set()
     distinct = []
     for source in sources:
-        count = seen[source.name] = seen.get(source.name, 0) + 1
-        if count > 1:
-            suffix = f"-{count}"
-            renamed = tuple(replace(c, name=c.name + suffix) for c in source.candidates)
-            source = replace(source, name=source.name + suffix, candidates=renamed)
-        distinct.append(source)
+        renamed = tuple(replace(c, name=_free(c.name, columns)) for c in source.candidates)
+        distinct.append(replace(source, name=_free(source.name, folders), candidates=renamed))
     return distinct
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """`name`, or the first of name-2, name-3, ... that is not taken; it is taken then."""
+    free = next(n for n in chain([name], (f"{name}-{i}" for i in count(2))) if n not in taken)
+    taken.add(free)
+    return free

@@ -143,7 +143,12 @@ def _left_out(config: RunConfig, rates: Rates, prompts: int) -> list[str]:
     judges = [
         f"the price of the {role}" for role in config.priced_judges if role not in _judges(config, rates, prompts)
     ]
-    return [stage for stage in last if stage not in measured] + benchmarks + judges
+    of_start = ["heldout_completions"] if "heldout_completions" in last else []
+    of_start += [name for name in benchmark_names(config) if name not in benchmarks]
+    starts = [  # what a run of a sweep adopted
+        f"{name} of the start policy" for name in of_start if not any(s.startswith(name) for s in rates.start.busy)
+    ]
+    return [stage for stage in last if stage not in measured] + benchmarks + starts + judges
 
 
 def _range(rates: Rates) -> tuple[float | None, float | None]:

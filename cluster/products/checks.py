@@ -117,8 +117,8 @@ def _begins_as_pickle(path: Path) -> bool:
 def _problems_of_text(text: str, name: str) -> Iterator[str]:
     if found := SECRET.search(text):
         yield f"holds what looks like a secret ({found.group()[:6]}...); remove it, and revoke it if it was real"
-    for variable, value in os.environ.items():
-        if SECRET_NAMES.search(variable) and len(value) >= 12 and value in text:
+    for variable, value in _secrets_of_environment():
+        if value in text:
             yield f"holds the value of the environment variable {variable}"
     if name in ("README.md", CONFIG, "config.json") and (found := LOCAL_PATH.search(text)):
         yield f"names a path of this machine, {found.group()!r}; name a hub id, or the file alone"
@@ -126,45 +126,61 @@ def _problems_of_text(text: str, name: str) -> Iterator[str]:
         yield "names a path of this machine in name_or_path; remove the key"
 
 
+def _secrets_of_environment() -> list[tuple[str, str]]:
+    """(variable, value) of the environment variables that hold secrets."""
+    return [(name, value) for name, value in os.environ.items() if SECRET_NAMES.search(name) and len(value) >= 12]
+
+
 def _secret_texts(path: Path) -> Iterator[str]:
-    """Columns of a table with texts that look like secrets."""
+    """What a table's texts hold that looks like a secret."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    found: dict[str, str] = {}
+    found: dict[str, None] = {}
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(1024):
                 for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                    for texts in _strings(column):
+                    for texts in _texts(column):
                         hits = pc.filter(texts, pc.match_substring_regex(texts, _RE2_SECRET)).to_pylist()
-                        if starts := [match.group()[:6] for text in hits if (match := SECRET.search(text))]:
-                            found.setdefault(name, starts[0])
+                        matches = (SECRET.search(_decoded(text)) for text in hits)
+                        starts = [f"a text in {name} looks like a secret ({m.group()[:6]}...)" for m in matches if m]
+                        found |= dict.fromkeys(starts[:1])
+                        for variable, value in _secrets_of_environment():
+                            if pc.any(pc.match_substring(texts, value)).as_py():
+                                found[f"a text in {name} holds the value of the environment variable {variable}"] = None
     except (pa.ArrowException, OSError) as error:
         yield f"not a Parquet file ({error})"
-    for name, start in found.items():
-        yield (
-            f"a text in {name} looks like a secret ({start}...); remove the row, or publish with --texts-checked once "
-            f"you have looked at it"
-        )
+    for sentence in found:
+        yield f"{sentence}; remove the row, or publish with --texts-checked once you have looked at it"
 
 
 _RE2_SECRET = SECRET.pattern.replace("(?<![A-Za-z0-9])", "")
 """The same without the look-behind, which Arrow's expressions lack."""
 
 
-def _strings(column: Any) -> Iterator[Any]:
-    """The texts of a column at any depth of lists and structs."""
-    import pyarrow as pa
+def _texts(column: Any) -> Iterator[Any]:
+    """The texts and bytes of a column at any depth of lists, maps, structs and dictionaries."""
+    from pyarrow import large_binary, types
 
-    if pa.types.is_string(column.type):
-        yield column.drop_null()
-    elif pa.types.is_list(column.type):
-        yield from _strings(column.flatten())
-    elif pa.types.is_struct(column.type):
+    if types.is_dictionary(column.type):
+        yield from _texts(column.dictionary)
+    elif types.is_struct(column.type):
         for part in column.flatten():
-            yield from _strings(part)
+            yield from _texts(part)
+    elif types.is_map(column.type):
+        yield from (*_texts(column.keys), *_texts(column.items))
+    elif types.is_nested(column.type):
+        yield from _texts(column.flatten())
+    elif any(is_one(column.type) for is_one in (types.is_string, types.is_large_string, types.is_string_view,
+                                                types.is_binary, types.is_large_binary, types.is_binary_view,
+                                                types.is_fixed_size_binary)):  # fmt: skip
+        yield column.cast(large_binary())
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
 
 
 def _problems_of_card(folder: Path, kind: str | None) -> Iterator[str]:

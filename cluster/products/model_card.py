@@ -16,7 +16,7 @@ from cluster.products import cards
 from cluster.products.cards import HUB
 from cluster.products.model_index import Product, judge_of, metadata
 from cluster.products.papers import papers_of
-from cluster.products.results import VersionResults, contamination, hub_data
+from cluster.products.results import Measurement, VersionResults, contamination, title_of
 from engine.config.run import RunConfig
 from engine.report.figures import MISSING, win_rate
 from engine.store.reader import RunReader
@@ -112,20 +112,31 @@ def _benchmark_sections(product: Product) -> list[tuple[str, list[tuple[list[Any
     names = {0: Markup("start model"), **{entry.version: _sibling(product, entry) for entry in product.entries}}
     found = []
     for benchmark, versions in product.measured.items():
-        every = [row for version in sorted(versions) for row in versions[version].rows]
-        values = {(version, row["metric"]): row for version in versions for row in versions[version].rows}
-        metrics = list(dict.fromkeys(row["metric"] for row in every))
-        tables = []
-        for first in range(0, len(metrics), MAX_METRICS):
-            shown = metrics[first : first + MAX_METRICS]
-            called = {v: names[v] if versions[v].of_policy else "the scorer" for v in versions}
-            rows = [[called[v], *(_number(values.get((v, metric))) for metric in shown)] for v in sorted(versions)]
-            tables.append((["model", *shown], rows))
-        facts = versions.get(product.policy.version, versions[max(versions)]).provenance
-        notes = [f"{row['metric']}: {row['note']}" for row in every if row["note"]]
-        notes += [f"{name}: {value}" for name, value in facts.items()]
-        found.append((hub_data(benchmark, "")[0].title, tables, list(dict.fromkeys(notes))))
+        alike: dict[str, dict[int, Measurement]] = {}  # numbers of another judge or other data have their own table
+        for version in sorted(versions):
+            alike.setdefault(json.dumps(versions[version].provenance, sort_keys=True), {})[version] = versions[version]
+        for number, group in enumerate(alike.values()):
+            title = title_of(benchmark) + (", measured in another way" if number else "")
+            found.append((title, *_benchmark_tables(group, names)))
     return found
+
+
+def _benchmark_tables(
+    versions: dict[int, Measurement], names: dict[int, Markup]
+) -> tuple[list[tuple[list[Any], list[list[Any]]]], list[str]]:
+    """Tables and notes of versions whose numbers rest on the same things."""
+    every = [row for measurement in versions.values() for row in measurement.rows]
+    values = {(version, row["metric"]): row for version in versions for row in versions[version].rows}
+    metrics = list(dict.fromkeys(row["metric"] for row in every))
+    called = {v: names[v] if measurement.of_policy else "the scorer" for v, measurement in versions.items()}
+    tables: list[tuple[list[Any], list[list[Any]]]] = []
+    for first in range(0, len(metrics), MAX_METRICS):
+        shown = metrics[first : first + MAX_METRICS]
+        rows = [[called[v], *(_number(values.get((v, metric))) for metric in shown)] for v in versions]
+        tables.append((["model", *shown], rows))
+    notes = [f"{row['metric']}: {row['note']}" for row in every if row["note"]]
+    notes += [f"{name}: {value}" for name, value in next(iter(versions.values())).provenance.items()]
+    return tables, list(dict.fromkeys(notes))
 
 
 def _number(row: dict[str, Any] | None) -> str:

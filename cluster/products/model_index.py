@@ -10,7 +10,15 @@ from typing import Any
 
 from cluster.products import cards
 from cluster.products.cards import Statement
-from cluster.products.results import HubData, Results, VersionResults, benchmark_results, hub_data, version_results
+from cluster.products.results import (
+    COUNTS,
+    HubData,
+    Results,
+    VersionResults,
+    benchmark_results,
+    hub_data,
+    version_results,
+)
 from engine.config.run import RunConfig
 from engine.errors import StoreError
 from engine.store.reader import Policy, RunReader
@@ -107,8 +115,8 @@ def _model_index(product: Product) -> list[Any]:
         name = "share of pairs whose chosen answer has the higher implicit reward"
         entries.append(result(data, "accuracy", product.own.accuracy.value, name))
     for row in product.rows:
-        data, metric = hub_data(row["benchmark"], row["metric"])
-        entries.append(result(data, metric, row["value"], row["metric"]))
+        if row["metric"] not in COUNTS:
+            entries.append(result(*hub_data(row), row["value"], row["metric"]))
     return entries
 
 
@@ -118,7 +126,7 @@ def leaderboard_entries(product: Product) -> list[dict[str, Any]]:
 
     entries: dict[str, EvalResultEntry] = {}
     for row in product.rows:
-        data, metric = hub_data(row["benchmark"], row["metric"])
+        data, metric = hub_data(row)
         if data.task and data.id not in entries:
             notes = f"{metric}, {row['num']} items"
             entries[data.id] = EvalResultEntry(data.id, data.task, float(f"{row['value']:.6g}"), notes=notes)

@@ -10,6 +10,10 @@ from typing import Any
 from cluster.products.checks import Publication
 from engine.errors import KumiteError, PublishError
 
+REPLACED = ("data/*", "*.safetensors", "*.safetensors.index.json")
+"""Files of an earlier export that an update deletes where the folder no longer has them. They would be mixed with the
+new ones: a data set reads every file in data/."""
+
 
 def upload(publication: Publication, public: bool, update: bool) -> str:
     """Create the repository and upload the folder in one commit; return the commit's address.
@@ -30,7 +34,11 @@ def upload(publication: Publication, public: bool, update: bool) -> str:
         if not update:
             api.create_repo(repo, repo_type=kind, private=not public)
         commit = api.upload_folder(
-            repo_id=repo, repo_type=kind, folder_path=publication.folder, commit_message="Export of a run of Kumite"
+            repo_id=repo,
+            repo_type=kind,
+            folder_path=publication.folder,
+            commit_message="Export of a run of Kumite",
+            delete_patterns=list(REPLACED) if update else None,
         )
     except KumiteError:
         raise

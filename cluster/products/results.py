@@ -46,7 +46,7 @@ class Measurement:
     """What one benchmark measured of one version."""
 
     rows: list[dict[str, Any]]
-    """Of engine.schema.BENCHMARK_RESULTS."""
+    """Of engine.schema.BENCHMARK_RESULTS, and `published`: whether the number rests on the benchmark's own data."""
     provenance: dict[str, str]
     """What is needed to compare the numbers with others: questions, judge, sampling, seeds."""
     of_policy: bool = True
@@ -83,6 +83,10 @@ HUB_DATA = {
     "reward_bench": HubData("allenai/reward-bench", "RewardBench"),
 }
 """By the name of a benchmark, or of a task of the evaluation harness."""
+
+COUNTS = {"truncated", "truncated_answers", "unasked_turns", "unreadable", "empty", "missing", "annotator_truncated",
+          "trained_on"}  # fmt: skip
+"""Numbers of benchmarks that say how it went, not how good the model is."""
 
 
 def version_results(store: RunReader, config: RunConfig) -> list[VersionResults]:
@@ -144,11 +148,15 @@ def _add(found: Results, store: RunReader, config: Setup, versions: dict[int, in
         name = stage.removesuffix(SUFFIX)
         for number, version in versions.items():
             if rows := [row for table in store.tables(number, stage, BENCHMARK_RESULTS) for row in table.to_pylist()]:
-                measurement = Measurement(rows, {})
-                if name in known:
-                    provenance = _provenance(store, known[name], number)
-                    measurement = Measurement(rows, provenance, known[name].depends_on_policy)
-                found.setdefault(name, {})[version] = measurement
+                found.setdefault(name, {})[version] = _measurement(rows, store, known.get(name), number)
+
+
+def _measurement(rows: list[dict[str, Any]], store: RunReader, benchmark: Benchmark | None, number: int) -> Measurement:
+    """benchmark: None if the config no longer has it."""
+    if benchmark is None:
+        return Measurement([row | {"published": False} for row in rows], {})
+    marked = [row | {"published": benchmark.is_published(row["metric"])} for row in rows]
+    return Measurement(marked, _provenance(store, benchmark, number), benchmark.depends_on_policy)
 
 
 def _provenance(store: RunReader, benchmark: Benchmark, number: int) -> dict[str, str]:
@@ -158,12 +166,20 @@ def _provenance(store: RunReader, benchmark: Benchmark, number: int) -> dict[str
         return {"provenance": f"not known, {type(error).__name__}"}
 
 
-def hub_data(benchmark: str, metric: str) -> tuple[HubData, str]:
-    """The data set behind a result and the metric on it.
+def title_of(benchmark: str) -> str:
+    return HUB_DATA[benchmark].title if benchmark in HUB_DATA else benchmark
 
-    The evaluation harness writes task/metric. Without an id on the hub the data set is called as the benchmark is.
+
+def hub_data(row: dict[str, Any]) -> tuple[HubData, str]:
+    """The data set behind a result (Measurement.rows) and the metric on it.
+
+    The evaluation harness writes task/metric. Only numbers on the whole published data get its id on the hub and a
+    place in the hub's leaderboards; others are filed under the benchmark's name.
     """
+    benchmark, metric = row["benchmark"], row["metric"]
     task, _, rest = metric.partition("/")
-    if rest and (data := HUB_DATA.get(task.removeprefix("leaderboard_"))):
-        return data, rest
-    return HUB_DATA.get(benchmark) or HubData(benchmark, benchmark), metric
+    known = HUB_DATA.get(task.removeprefix("leaderboard_")) if rest else None
+    data, metric = (known, rest) if known else (HUB_DATA.get(benchmark) or HubData(benchmark, benchmark), metric)
+    if row["published"]:
+        return data, metric
+    return HubData(task if known else benchmark, f"{data.title}, from files or in part"), metric

@@ -8,6 +8,7 @@ in the first iteration, and the reference log-probabilities of the same rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,10 @@ from engine.loop.spending import PAID
 from engine.store.reader import RunReader
 from engine.store.run import RunStore
 
-ENGINE = ("seed", "shard_size", "model", "sampling", "generator")
+SERVED = "served"
+"""Not a section: the rank of adapters and the length for which generators start their engines. Both follow from other
+sections, and either makes vLLM compute log-probabilities in another way."""
+ENGINE = ("seed", "shard_size", "model", "sampling", "generator", SERVED)
 """What decides the answers of a policy, beside its weights and the prompts."""
 TRAINING = ("learner.optimizer", "learner.schedule")
 """Parts of `learner` that change no log-probability of the start policy."""
@@ -76,7 +80,7 @@ def adopt(store: RunStore, config: RunConfig, siblings: Iterable[Path]) -> dict[
 
     The prompts and the start policy of `store` must be committed. A sibling that cannot be read is passed over.
     """
-    adopted: dict[str, int] = {}
+    adopted = Counter[str]()
     for folder in siblings:
         try:
             sibling, other = RunReader(folder), load(folder / "config.yaml")
@@ -87,9 +91,9 @@ def adopt(store: RunStore, config: RunConfig, siblings: Iterable[Path]) -> dict[
             continue
         for shareable in shareable_stages(config):
             if _equal(config, other, shareable.sections):
-                _count(adopted, shareable.stage, _adopt_stage(store, sibling, shareable))
+                adopted[shareable.stage] += _adopt_stage(store, sibling, shareable)
         for name in benchmark_names(config):
-            _adopt_benchmark(store, sibling, config, other, name, adopted)
+            adopted += _adopt_benchmark(store, sibling, config, other, name)
     return {stage: count for stage, count in adopted.items() if count}
 
 
@@ -127,20 +131,22 @@ def _adopt_stage(store: RunStore, sibling: RunReader, shareable: Shareable) -> i
 
 
 def _adopt_benchmark(
-    store: RunStore, sibling: RunReader, config: RunConfig, other: RunConfig, name: str, adopted: dict[str, int]
-) -> None:
-    """Adopt what a benchmark found about the start policy, as a whole or not at all."""
+    store: RunStore, sibling: RunReader, config: RunConfig, other: RunConfig, name: str
+) -> Counter[str]:
+    """Adopt what a benchmark found about the start policy, as a whole or not at all; {stage: shards adopted}."""
+    adopted = Counter[str]()
     results, read = f"{name}_results", f"{name}_input"
     numbers = store.shards(0, read)
     same = numbers == sibling.shards(0, read) and all(_same_shard(store, sibling, read, n) for n in numbers)
     if not same or not _equal(config, other, _benchmark_sections(name)) or store.has(0, results, 0):
-        return
+        return adopted
     stages = [stage for stage in sibling.stages("version") if stage.startswith(f"{name}_")]
     shards = [(stage, n) for stage in stages for n in sibling.shards(0, stage)]
     if (results, 0) in shards and all(sibling.has(0, stage, n) for stage, n in shards):
         for stage in stages:
             missing = [n for n in sibling.shards(0, stage) if not store.has(0, stage, n)]
-            _count(adopted, stage, _adopt_shards(store, sibling, stage, missing, (config.annotating_role,)))
+            adopted[stage] += _adopt_shards(store, sibling, stage, missing, (config.annotating_role,))
+    return adopted
 
 
 def _benchmark_sections(name: str) -> tuple[str, ...]:
@@ -150,7 +156,13 @@ def _benchmark_sections(name: str) -> tuple[str, ...]:
 def _adopt_shards(
     store: RunStore, sibling: RunReader, stage: str, numbers: Iterable[int], pins: tuple[str, ...]
 ) -> int:
-    """Adopt those that are undamaged; what their judge was paid for, the sibling has paid."""
+    """Adopt those that are undamaged; what their judge was paid for, the sibling has paid.
+
+    Nothing is adopted from a sibling whose scorer is another one than that which this run has used already.
+    """
+    used = {name: store.recorded(f"pinned {name}") for name in pins}
+    if any(record and not _same_pin(store, sibling, name) for name, record in used.items()):
+        return 0
     count = 0
     for number in numbers:
         if not sibling.has(0, stage, number):
@@ -168,16 +180,14 @@ def _same_shard(store: RunReader, sibling: RunReader, stage: str, number: int) -
     return ours is not None and theirs is not None and ours["sha256"] == theirs["sha256"]
 
 
-def _count(adopted: dict[str, int], stage: str, count: int) -> None:
-    adopted[stage] = adopted.get(stage, 0) + count
-
-
 def _equal(config: RunConfig, other: RunConfig, sections: Iterable[str]) -> bool:
     return all(_section(config, name) == _section(other, name) for name in sections)
 
 
 def _section(config: RunConfig, name: str) -> Any:
     """The values below a dotted name that decide results; null where there is none."""
+    if name == SERVED:
+        return config.served_rank, config.benchmarks.room
     value: Any = effective(config)
     for key in name.split("."):
         value = value.get(key) if isinstance(value, dict) else None

@@ -29,6 +29,7 @@ from engine.errors import ConfigError
 
 Values = Annotated[list[Any], Field(min_length=1)]
 MAX_RUNS = 1000
+SEED = "seed"
 MAX_NAME = 64
 """Characters of a run's name."""
 
@@ -85,6 +86,8 @@ class Sweep:
     runs: tuple[SweepRun, ...]
     keys: tuple[str, ...]
     """The varied keys."""
+    with_seed: tuple[str, ...] = ()
+    """Those linked with `seed`: they change with it, so that means over seeds are means over them too."""
 
 
 def read_sweep(file: Path, base: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -109,7 +112,9 @@ def read_sweep(file: Path, base: Path, overrides: Sequence[str] = ()) -> Sweep:
             problems += [f"{name}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return Sweep(sweep.name, output.resolve(), tuple(runs), tuple(points[0]))
+    groups = [tuple(group) for group in sweep.linked if SEED in group]
+    linked = groups[0] if groups else ()
+    return Sweep(sweep.name, output.resolve(), tuple(runs), tuple(points[0]), linked)
 
 
 def _read(file: Path) -> SweepFile:

@@ -110,7 +110,7 @@ class Runner:
         log = self._file(each, ".log")
         self._note(f"{each.name}: starts; what it prints is in {log}")
         siblings = [str(self._sweep.folder / other.name) for other in self._sweep.runs if other is not each]
-        command = [*COMMAND, str(self._file(each, ".yaml")), *siblings]
+        command = [*COMMAND, str(os.getpid()), str(self._file(each, ".yaml")), *siblings]
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command, stdout=output, stderr=output, env={**os.environ, **environment}, start_new_session=True
@@ -140,10 +140,12 @@ def num_parallel(sweep: Sweep, resources: Mapping[str, float]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Play one run of a sweep in this process: its config file, then the folders of its siblings."""
+    """Play one run of a sweep in this process: the sweep's process, the config file, the folders of the siblings."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a sweep that is killed leaves no run behind
+    if os.getppid() != int(arguments[0]):
+        return 1  # it was killed before that
     console = Console(width=160)
-    file, *siblings = map(Path, arguments)
+    file, *siblings = map(Path, arguments[1:])
     config, predicted = load(file), file.with_suffix(".prediction.json")
 
     def prepare(store: RunStore) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.sweep.grid import Sweep
+from cluster.sweep.grid import SEED, Sweep
 from cluster.sweep.runner import Outcome
 from engine.evaluation.gate import best_version
 from engine.evaluation.statistics import spread
@@ -25,8 +25,6 @@ from engine.report.run_data import read_run
 from engine.store.disk import write_atomically
 from engine.store.reader import RunReader
 from engine.text import markdown
-
-SEED = "seed"
 
 
 @dataclass(frozen=True)
@@ -98,16 +96,16 @@ def _runs(sweep: Sweep, rows: Sequence[Found]) -> Grid:
 
 def _means(sweep: Sweep, rows: Sequence[Found]) -> list[Grid]:
     """Means over seeds, with t-intervals, where a seed is varied."""
-    keys = [key for key in sweep.keys if key != SEED]
     if SEED not in sweep.keys:
         return []
+    keys = _beside_seeds(sweep)
     lines = [[*map(_value, point), text] for point, text in _over_seeds(keys, rows).items()]
     return [("means over seeds, with 95 % t-intervals", [*keys, "wins against start"], lines)]
 
 
 def _grid(sweep: Sweep, rows: Sequence[Found]) -> list[Grid]:
     """Win rates by two keys, where exactly two are varied beside the seed."""
-    keys = [key for key in sweep.keys if key != SEED]
+    keys = _beside_seeds(sweep)
     if len(keys) != 2:
         return []
     cells = _over_seeds(keys, rows)
@@ -118,6 +116,11 @@ def _grid(sweep: Sweep, rows: Sequence[Found]) -> list[Grid]:
     ]
     return [(f"wins against start: {keys[0]} (down) by {keys[1]} (across)",
              [keys[0], *(_value(json.loads(x)) for x in across)], lines)]  # fmt: skip
+
+
+def _beside_seeds(sweep: Sweep) -> list[str]:
+    """The varied keys without the seed and those linked with it."""
+    return [key for key in sweep.keys if key != SEED and key not in sweep.with_seed]
 
 
 def _over_seeds(keys: Sequence[str], rows: Sequence[Found]) -> dict[tuple[Any, ...], str]:

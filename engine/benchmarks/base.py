@@ -129,8 +129,15 @@ class Benchmark(ABC):
         raise DataError(f"{path}: {self.name} does not read answers from files; name a model or a run")
 
     def provenance(self, tables: BenchmarkTables) -> dict[str, str]:
-        """What is needed to compare its numbers with others' beside the input: sampling, seeds, id of the judge."""
+        """What is needed to compare its numbers with others' beside the input: sampling, seeds, id of the judge.
+
+        Files by their names alone: paths tell about the machine, and cards are published.
+        """
         return {}
+
+    def is_published(self, metric: str) -> bool:
+        """Whether the number rests on the whole data set of the hub that it is known by; else on a part or on files."""
+        return False
 
 
 def results_table(benchmark: Benchmark, results: list[Result]) -> pa.Table:

@@ -36,6 +36,11 @@ def dataset_file(source: str, key: str) -> str:
         ) from error
 
 
+def shown(source: str) -> str:
+    """A file by its name, and a hub id as it is."""
+    return Path(source).name if source.startswith(("/", ".", "~")) or Path(source).exists() else source
+
+
 def read_objects(
     source: str,
     parse: Callable[[dict[str, Any]], T],

@@ -185,6 +185,8 @@ def advice(path: Path) -> str:
         return "dots work on the command line; in a file write nested sections"
     if here:
         return here
+    if any(key.path == dotted for key in all_keys()):
+        return "it is a key of runs, which has no meaning here"
     names = _nearest(dotted, name, list(dict.fromkeys(key.path for key in all_keys())))
     return f"did you mean {' or '.join(names)}?" if names else ""
 

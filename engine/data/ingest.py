@@ -129,8 +129,8 @@ def ingest(
     ids depend neither on the file's name nor on the order of different prompts. Where one prompt brings several
     pairs, they are numbered in the order of the source.
     section: the key of `config` in the run's configuration, for messages.
-    Raises one DataError with all rows that on_malformed, on_duplicate, on_overlong, on_identical or on_long_answer treat
-    as errors; and DataError if no prompt is left.
+    Raises one DataError with all rows that on_malformed, on_duplicate, on_overlong, on_identical or on_long_answer
+    treat as errors; and DataError if no prompt is left.
     """
     return _Ingestion(config, source, chat, max_prompt_tokens, required, section).run()
 
@@ -260,7 +260,9 @@ class _Ingestion:
 
     def _raise_errors(self) -> None:
         if count := self.num_errors.total():
-            options = ", ".join(f"{self.section}.{RULES[rule]}: drop" for rule in self.policies if self.num_errors[rule])
+            options = ", ".join(
+                f"{self.section}.{RULES[rule]}: drop" for rule in self.policies if self.num_errors[rule]
+            )
             raise DataError(
                 f"{self.source}: {count} of {self.counts['rows']} rows cannot be used:\n"
                 f"{list_refused(self.errors, count)}\nCorrect them, or leave such rows out with {options}"

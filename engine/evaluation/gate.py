@@ -119,7 +119,10 @@ def best_version(run: RunReader) -> tuple[int, str]:
     decided = decisions(run)
     if not decided:
         last = max(run.versions, default=0)
-        return last, "the last one; versions are compared on held-out prompts (evaluation.prompts), and this run has none"
+        return (
+            last,
+            "the last one; versions are compared on held-out prompts (evaluation.prompts), and this run has none",
+        )
     promoted = [decision for decision in decided if decision.promoted]
     if not promoted:
         return 0, f"the start model: none of the {len(decided)} versions was promoted"

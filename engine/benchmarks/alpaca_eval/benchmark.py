@@ -46,7 +46,7 @@ from engine.benchmarks.alpaca_eval.length_control_files import (
 )
 from engine.benchmarks.answers import Answers, answered, prompt_rows, sampling_facts, truncated_result
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
-from engine.benchmarks.files import dataset_file
+from engine.benchmarks.files import dataset_file, shown
 from engine.config.benchmarks import AlpacaEvalConfig
 from engine.config.run import RoleName
 from engine.data.ingest import Renderer, shards
@@ -183,9 +183,9 @@ class AlpacaEval(Benchmark):
     def provenance(self, tables: BenchmarkTables) -> dict[str, str]:
         config, items = self._config, self._items(tables)
         content = repr([(item.instruction, item.baseline) for item in items]).encode("utf-8", "surrogatepass")
-        sources = {"official": config.gamed, "local": str(config.known), "none": "-"}
+        sources = {"official": shown(config.gamed), "local": shown(str(config.known)), "none": "-"}
         return {
-            "instructions": f"{len(items)} of {config.instructions}; with the baseline's answers, sha256 "
+            "instructions": f"{len(items)} of {shown(config.instructions)}; with the baseline's answers, sha256 "
             f"{hashlib.sha256(content).hexdigest()[:12]}",
             "baseline": items[0].row["baseline"] if items else "",
             "judge": ", ".join(sorted({item.annotator for item in items})),
@@ -197,6 +197,11 @@ class AlpacaEval(Benchmark):
                 self._seed,
             ),
         }
+
+    def is_published(self, metric: str) -> bool:
+        config = self._config
+        whole = config.limit is None and config.baseline is None
+        return whole and config.instructions == AlpacaEvalConfig.model_fields["instructions"].default
 
     def _baseline(self, instructions: Sequence[Instruction], count: int) -> tuple[str, list[str]]:
         """The baseline's name and its answers to the first `count` instructions."""

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
+from engine.benchmarks.files import shown
 from engine.config.benchmarks import HarnessConfig
 from engine.data.ingest import Renderer, shards
 from engine.errors import ConfigError, DataError, KumiteError
@@ -128,14 +129,22 @@ class Harness(Benchmark):
         digest = hashlib.sha256()
         for table in tables.input():
             digest.update(json.dumps(table["digests"].to_pylist()).encode())
+        data = self._config.data
         return {
             "lm_eval": __version__,
             "requests": digest.hexdigest()[:16],
             "seeds": "the harness's own: 0, and 1234 for few-shot examples",
             "max_length": str(self._config.max_length),
             "chat template": "applied" if self._config.apply_chat_template else "not applied",
-            "data": json.dumps(self._config.data) if self._config.data else "from the hub",
+            "data": json.dumps({task: _names(files) for task, files in data.items()}) if data else "from the hub",
         }
+
+    def is_published(self, metric: str) -> bool:
+        """A task's number counts if its data is the hub's and its definition the harness's."""
+        task, config = metric.partition("/")[0], self._config
+        changed = [t["task"] for t in config.tasks if isinstance(t, dict) and not set(t) <= {"task", "num_fewshot"}]
+        own = any(task == name or task.startswith(f"{name}_") or name.startswith(f"{task}_") for name in config.data)
+        return not own and task not in changed and config.limit is None and config.include_path is None
 
     def _requests(self, name: str, task: Any, model: Any) -> list[Any]:
         """The requests of one task, as `evaluate` of the harness has them made."""
@@ -211,3 +220,7 @@ def _cut_by_task(tables: BenchmarkTables) -> dict[str, int]:
         for row in table.select(["task", "num_cut"]).to_pylist():
             cut[row["task"]] = cut.get(row["task"], 0) + (row["num_cut"] > 0)
     return cut
+
+
+def _names(files: str | dict[str, str]) -> str | dict[str, str]:
+    return shown(files) if isinstance(files, str) else {split: shown(file) for split, file in files.items()}

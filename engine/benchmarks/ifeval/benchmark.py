@@ -148,6 +148,9 @@ class IFEval(Benchmark):
             "checkers": f"lm_eval {version('lm_eval')}",
         }
 
+    def is_published(self, metric: str) -> bool:
+        return self._config.prompts == "google/IFEval" and self._config.limit is None
+
     def _row(self, task: Task, chat: Renderer) -> dict[str, Any]:
         messages = [{"role": "user", "content": task.prompt}]
         text, token_ids = chat.render(messages)

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
+from engine.benchmarks.files import shown
 from engine.benchmarks.reward_bench.items import read_items
 from engine.benchmarks.reward_bench.scores import SECTIONS, TIES, Item, credit, sections, ties_score, utilities
 from engine.config.benchmarks import RewardBenchConfig
@@ -36,6 +37,7 @@ from engine.schema import COMPLETIONS, REWARD_BENCH_ITEMS, REWARD_BENCH_SCORES
 from engine.store.reader import Policy
 
 SCORES_STAGE = "reward_bench_scores"
+HUB_IDS = ("allenai/reward-bench", "allenai/reward-bench-2")
 ScoredRow = dict[str, Any]
 """A row of engine.schema.REWARD_BENCH_SCORES."""
 
@@ -112,9 +114,12 @@ class RewardBench(Benchmark):
             content.update(repr((row["item_id"], row["messages"], row["completions"], row["is_chosen"])).encode())
             count += 1
         return {
-            "items": f"{count} of {self._config.source}, sha256 {content.hexdigest()[:12]}",
+            "items": f"{count} of {shown(self._config.source)}, sha256 {content.hexdigest()[:12]}",
             "judge": ", ".join(sorted({row["scorer"] for row in _rows(tables)})),
         }
+
+    def is_published(self, metric: str) -> bool:
+        return self._config.source in HUB_IDS and self._config.items_per_subset is None
 
 
 def published_results(rows: Sequence[ScoredRow]) -> list[Result]:

@@ -28,7 +28,7 @@ from engine.benchmarks.answers import (
     truncated_result,
 )
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
-from engine.benchmarks.files import dataset_file, read_objects
+from engine.benchmarks.files import dataset_file, read_objects, shown
 from engine.benchmarks.side_by_side import comparison
 from engine.benchmarks.side_by_side.comparison import Answer, Comparison
 from engine.config.benchmarks import SideBySideConfig
@@ -155,7 +155,7 @@ class SideBySide(Benchmark):
         config = self._config
         scorers = {name for table in tables.of(SCORES, SIDE_BY_SIDE_SCORES) for name in table["scorer"].to_pylist()}
         return {
-            "instructions": config.prompts,
+            "instructions": shown(config.prompts),
             "judge": ", ".join(sorted(scorers)) or "none",
             **sampling_facts(_rows(tables), config.temperature, config.max_new_tokens, self._seed),
         }

@@ -106,6 +106,15 @@ def test_an_altered_manifest_ends_with_2_and_its_line(command, run, capsys):
     assert f"{path}:" in capsys.readouterr().err
 
 
+def test_ctrl_c_is_no_traceback(run, capsys, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.commands.inspect.Digest.run", stopped)
+    assert main(["digest", str(run)]) == 130
+    assert capsys.readouterr().err == "stopped; run the same command again to continue\n"
+
+
 def test_a_command_that_does_not_exist_ends_with_2(capsys):
     with pytest.raises(SystemExit) as end:
         main(["destroy", "x"])

@@ -48,6 +48,16 @@ def test_a_run_gives_all_its_versions_or_those_that_are_named(run: Path, tmp_pat
     assert [whole.name, one.name, best.name] == ["run", "run-1", "run-best"]
 
 
+def test_policies_of_one_name_are_numbered(run: Path, tmp_path: Path) -> None:
+    other = play(fake_config(tmp_path / "other"))
+    model = make_fake_policy(tmp_path / "run-1")
+    sources = read_sources([f"{run}@1", f"{other}@1", str(model), f"{run}@best", str(run)], tmp_path)
+    columns = [c.name for source in sources for c in source.candidates]
+    assert columns[:3] == ["run-1", "run-1-2", "run-1-3"]
+    assert len(set(columns)) == len(columns) == 7
+    assert len({source.name for source in sources}) == 5
+
+
 def test_everything_that_names_no_policy_is_told_at_once(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         read_sources([f"{run}@7", str(tmp_path / "answers.json")], tmp_path)

@@ -139,6 +139,14 @@ def test_what_was_not_measured_is_named(tmp_path: Path) -> None:
     assert prediction.lines()[-1].startswith("left out, because it was not measured: ")
 
 
+def test_what_a_run_adopted_at_its_start_is_named(tmp_path: Path) -> None:
+    run = measured(tmp_path / "earlier")
+    lines = (run / "timeline.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line).get("stage") != "heldout_completions"]
+    (run / "timeline.jsonl").write_text("\n".join(kept) + "\n")
+    assert predict(config(tmp_path), read_rates(run)).left_out == ("heldout_completions of the start policy",)
+
+
 def test_interrupted_iterations_and_adopted_shards_are_no_rates(tmp_path: Path) -> None:
     run = measured(tmp_path / "earlier", (180.0, 500.0, 160.0, 90.0))
     with (run / "timeline.jsonl").open("a") as timeline:

@@ -68,6 +68,10 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self._reply(200, {"id": match[2], "private": repository.private, "sha": "0" * 40, "siblings": []})
             return
+        if match := re.fullmatch(r"/api/(?:model|dataset)s/([^/]+/[^/]+)/tree/main", self._path):
+            files = self.server.repositories[match[1]].files
+            self._reply(200, [{"type": "file", "path": p, "oid": "0" * 40, "size": len(b)} for p, b in files.items()])
+            return
         self._reply(404, {"error": f"no GET {self.path}"})
 
     def do_POST(self) -> None:
@@ -133,23 +137,27 @@ class Handler(BaseHTTPRequestHandler):
         self._reply(200 if name in self.server.repositories else 404, {"files": files})
 
     def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
-        repository, files = self.server.repositories[name], {}
+        repository, files, deleted = self.server.repositories[name], {}, []
         for line in lines[1:]:
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                deleted.append(value["path"])
             elif value["oid"] in self.server.objects:
                 files[value["path"]] = self.server.objects[value["oid"]]
             else:
                 self._reply(400, {"error": f"LFS pointer of {value['path']} without its object"})
                 return
         repository.files |= files
+        for path in deleted:
+            del repository.files[path]
         repository.messages.append(lines[0]["value"]["summary"])
         oid = hashlib.sha1(json.dumps(sorted(repository.files)).encode()).hexdigest()
         answer = {"commitUrl": f"{self.server.endpoint}/{name}/commit/{oid}", "commitOid": oid, "success": True}
         self._reply(200, answer)
 
-    def _reply(self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+    def _reply(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         for name, value in {

@@ -25,6 +25,7 @@ from cluster.products.cards import Statement, base_model, is_hub_data
 from cluster.products.papers import OF_ALGORITHM
 from cluster.products.results import hub_data
 from engine.algorithms import ALGORITHMS
+from engine.benchmarks import benchmarks
 from engine.benchmarks.base import BenchmarkTables
 from engine.config.evaluate import EvaluateConfig
 from engine.config.load import dump
@@ -41,6 +42,7 @@ from tests.engine.benchmarks.letters import Letters
 from tests.runs import fake_config, play
 
 NAN = math.nan
+RULE = {"kind": "rule", "function": "actors.fakes:utility"}
 PAIRS = str(Path(__file__).parents[3] / "recipes/configs/smoke_preferences.jsonl")
 RESULTS = [
     # (benchmark, metric, value, stderr, note) of version 2
@@ -95,7 +97,26 @@ def test_the_folder_holds_the_version_and_nothing_else(measured: Path, tmp_path:
     assert {path.name for path in folder.iterdir()} == {"README.md", "SHA256SUMS", "config.json", "model.safetensors"}
 
 
-def test_the_model_index_holds_the_numbers_of_the_committed_tables(measured: Path, tmp_path: Path) -> None:
+class Whole(Letters):
+    """A benchmark on its published data, all of it."""
+
+    def __init__(self, name: str):
+        self.name = name  # type: ignore[misc]
+
+    def is_published(self, metric: str) -> bool:
+        return True
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every benchmark ran on its published data."""
+    names = ("alpaca_eval", "lm_eval", "ifeval")
+    monkeypatch.setattr(results, "benchmarks", lambda config: [Whole(name) for name in names])
+
+
+def test_the_model_index_holds_the_numbers_of_the_committed_tables(
+    measured: Path, tmp_path: Path, published: None
+) -> None:
     folder, text = exported(measured, tmp_path / "model", "--version", "2", "--repo", "me/mine-iter{version}")
     card = ModelCard(text)
     assert card.data.model_name == "mine-iter2"
@@ -110,6 +131,34 @@ def test_the_model_index_holds_the_numbers_of_the_committed_tables(measured: Pat
     assert all(isinstance(r, EvalResult) and r.task_type == "text-generation" for r in card.data.eval_results)
     (entry,) = parse_eval_result_entries(YAML(typ="safe").load(folder / ".eval_results/kumite.yaml"))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("openai/gsm8k", "gsm8k", 0.75625)
+
+
+def test_numbers_on_other_data_or_a_part_of_it_are_not_filed_under_the_hubs_data_set(
+    measured: Path, tmp_path: Path
+) -> None:
+    folder, text = exported(measured, tmp_path / "model", "--version", "2")
+    entries = ModelCard(text).data.eval_results
+    found = {(r.dataset_type, r.dataset_name, r.metric_type) for r in entries} - {
+        ("held-out-prompts", "Held-out prompts of the run", "win_rate")
+    }
+    assert found == {
+        ("alpaca_eval", "AlpacaEval, from files or in part", "win_rate"),
+        ("arc_challenge", "ARC Challenge, from files or in part", "acc_norm"),
+        ("gsm8k", "GSM8K, from files or in part", "exact_match"),
+    }
+    assert not (folder / ".eval_results").exists()
+
+
+def test_what_says_how_a_benchmark_went_is_no_result_of_the_model(
+    measured: Path, tmp_path: Path, published: None
+) -> None:
+    run = Path(shutil.copytree(measured, tmp_path / "run"))
+    commit_results(run, 2, [("ifeval", "prompt_level_strict_acc", 0.5, NAN, ""), ("ifeval", "truncated", 7.0, NAN, "")])
+    _, text = exported(run, tmp_path / "model", "--version", "2")
+    assert {r.metric_type for r in ModelCard(text).data.eval_results if r.dataset_type == "google/IFEval"} == {
+        "prompt_level_strict_acc"
+    }
+    assert "truncated" in text.partition("## IFEval")[2]
 
 
 def test_the_tables_show_every_iteration_and_mark_this_one(measured: Path, tmp_path: Path) -> None:
@@ -182,7 +231,9 @@ def test_the_card_holds_no_path_of_this_machine_and_no_name_of_it(measured: Path
     assert f"| Kumite | {facts['kumite']} |" in text and f"| {facts['code']} |" not in text
 
 
-def test_an_evaluation_of_the_same_weights_adds_its_results(measured: Path, tmp_path: Path, capsys) -> None:
+def test_an_evaluation_of_the_same_weights_adds_its_results(
+    measured: Path, tmp_path: Path, capsys, published: None
+) -> None:
     digest = RunReader(measured).recorded_digest(2)
     for name, weights in (("mine", digest), ("other", "0" * 64)):
         with RunStore(tmp_path / f"evaluations/{name}") as store:
@@ -209,6 +260,25 @@ class Judged(Letters):
         if tables.version == 1:
             raise DataError("its questions are gone")
         return {"judge": "<i>me</i>", "sampling": "greedy"}
+
+
+class Rejudged(Judged):
+    """Version 1 was judged by another judge."""
+
+    def provenance(self, tables: BenchmarkTables) -> dict[str, str]:
+        return {"judge": "another" if tables.version == 1 else "me"}
+
+
+def test_numbers_of_two_judges_stand_in_two_tables(measured: Path, tmp_path: Path, monkeypatch) -> None:
+    run = Path(shutil.copytree(measured, tmp_path / "run"))
+    for version in (1, 2):
+        commit_results(run, version, [("ifeval", "prompt_level_strict_acc", version / 4, NAN, "")])
+    monkeypatch.setattr(results, "benchmarks", lambda config: [Rejudged()])
+    _, text = exported(run, tmp_path / "two", "--version", "2")
+    first, second = (text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+                     for title in ("IFEval", "IFEval, measured in another way"))  # fmt: skip
+    assert "0.2500" in first and "* judge: another" in first and "0.5000" not in first
+    assert "0.5000" in second and "* judge: me" in second
 
 
 def test_what_the_numbers_rest_on_stands_beside_them(measured: Path, tmp_path: Path, monkeypatch) -> None:
@@ -242,8 +312,36 @@ def test_numbers_of_the_scorer_are_not_called_the_models(measured: Path, tmp_pat
     ],
 )
 def test_a_result_is_filed_under_the_data_set_that_it_was_measured_on(benchmark, metric, expected) -> None:
-    data, name = hub_data(benchmark, metric)
+    data, name = hub_data({"benchmark": benchmark, "metric": metric, "published": True})
     assert (data.id, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "config", "metric", "expected"),
+    [
+        ("alpaca_eval", {}, "win_rate", True),
+        ("alpaca_eval", {"limit": 10}, "win_rate", False),
+        ("alpaca_eval", {"instructions": "mine.json"}, "win_rate", False),
+        ("alpaca_eval", {"baseline": "other.json"}, "win_rate", False),
+        ("lm_eval", {"tasks": ["gsm8k"]}, "gsm8k/exact_match", True),
+        ("lm_eval", {"tasks": ["gsm8k"], "limit": 10}, "gsm8k/exact_match", False),
+        ("lm_eval", {"tasks": ["gsm8k", "mmlu"], "data": {"gsm8k": "g.parquet"}}, "gsm8k/exact_match", False),
+        ("lm_eval", {"tasks": ["gsm8k", "mmlu"], "data": {"gsm8k": "g.parquet"}}, "mmlu/acc", True),
+        ("lm_eval", {"tasks": ["mmlu"], "data": {"mmlu_law": "l.parquet"}}, "mmlu/acc", False),
+        ("lm_eval", {"tasks": [{"task": "gsm8k", "num_fewshot": 8}]}, "gsm8k/exact_match", True),
+        ("lm_eval", {"tasks": [{"task": "gsm8k", "doc_to_text": "{{x}}"}]}, "gsm8k/exact_match", False),
+        ("ifeval", {"prompts": "google/IFEval"}, "prompt_level_strict_acc", True),
+        ("ifeval", {"prompts": "mine.jsonl"}, "prompt_level_strict_acc", False),
+        ("reward_bench", {"source": "allenai/reward-bench"}, "score", True),
+        ("reward_bench", {"source": "allenai/reward-bench", "items_per_subset": 5}, "score", False),
+    ],
+)
+def test_a_number_is_the_published_one_only_on_the_whole_published_data(section, config, metric, expected) -> None:
+    setup = EvaluateConfig.model_validate(
+        {"name": "e", "model": {"path": "m"}, "evaluation": {"scorer": RULE, "benchmarks": {section: config}}}
+    )
+    (benchmark,) = benchmarks(setup)
+    assert benchmark.is_published(metric) is expected
 
 
 def test_best_is_the_version_that_kumite_best_names(measured: Path, tmp_path: Path, capsys) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -114,6 +115,15 @@ def test_a_repository_that_exists_is_changed_only_with_update(hub: LocalHub, tmp
     assert len(hub.repositories["me/model"].messages) == 2
 
 
+def test_an_update_replaces_data_and_weights_and_leaves_other_files(hub: LocalHub, tmp_path: Path) -> None:
+    folder = write_data(tmp_path / "data")
+    assert main(["publish", str(folder), "me/data"]) == 0
+    hub.repositories["me/data"].files["logo.svg"] = b"<svg/>"
+    (folder / "data/train-00000-of-00001.parquet").rename(folder / "data/train-00000-of-00002.parquet")
+    assert main(["publish", str(folder), "me/data", "--update"]) == 0
+    assert hub.repositories["me/data"].files == contents(folder) | {"logo.svg": b"<svg/>"}
+
+
 def test_a_private_folder_never_goes_to_a_public_repository_unasked(hub: LocalHub, tmp_path: Path, capsys) -> None:
     folder = write_model(tmp_path / "model")
     assert main(["publish", str(folder), "me/model", "--public"]) == 0
@@ -195,6 +205,32 @@ def test_a_secret_in_a_text_of_the_data_is_found_and_can_be_accepted(tmp_path: P
     error = capsys.readouterr().err
     assert "a text in chosen looks like a secret (hf_Ab1...)" in error and SECRET not in error
     assert main(["publish", str(folder), "me/data", "--dry-run", "--texts-checked"]) == 0
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string()),
+     pa.large_list(pa.string()), pa.map_(pa.string(), pa.string()), pa.struct([("a", pa.list_(pa.string()))])],
+    ids=str,
+)  # fmt: skip
+def test_a_secret_is_found_in_texts_of_every_type(tmp_path: Path, monkeypatch, capsys, kind: pa.DataType) -> None:
+    monkeypatch.setenv("MY_JUDGE_API_KEY", "correct-horse-battery")
+    for text, words in ((SECRET, "looks like a secret (hf_Ab1"), ("my correct-horse-battery", "MY_JUDGE_API_KEY")):
+        value: Any = text
+        if pa.types.is_binary(kind):
+            value = text.encode()
+        elif pa.types.is_large_list(kind):
+            value = [text]
+        elif pa.types.is_map(kind):
+            value = [("a", text)]
+        elif pa.types.is_struct(kind):
+            value = {"a": ["b", text]}
+        folder = write_data(tmp_path / words[:5])
+        table = pa.table({"found": pa.array([None, value], kind)})
+        pq.write_table(table, folder / "data/train-00000-of-00001.parquet")
+        assert main(["publish", str(folder), "me/data", "--dry-run"]) == 2
+        error = capsys.readouterr().err
+        assert "a text in found" in error and words in error
 
 
 def test_ordinary_words_are_no_secrets_and_no_paths(tmp_path: Path) -> None:

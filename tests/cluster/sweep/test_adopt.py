@@ -12,6 +12,7 @@ from actors.fakes import FakeEngines, FakeGenerator
 from cluster.commands.job import Job
 from cluster.sweep.adopt import adopt, is_computing
 from engine.config.run import RunConfig
+from engine.errors import StoreError
 from engine.store import inspection
 from engine.store.reader import RunReader
 from engine.store.run import RunStore
@@ -63,6 +64,37 @@ def test_another_algorithm_adopts_up_to_the_scores(first: Path, tmp_path: Path) 
 def test_what_decides_the_answers_is_never_adopted_across(first: Path, tmp_path: Path, changes: dict) -> None:
     _, adopted = run(fake_config(tmp_path / "second", **changes), first)
     assert adopted == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learner": rate(0.1) | {"lora": {"rank": 4}}},
+        {"evaluation": {"scorer": RULE, "benchmarks": {"ifeval": {"prompts": "p.jsonl", "max_prompt_tokens": 9000}}}},
+    ],
+    ids=["adapters", "longer prompts"],
+)
+def test_engines_of_another_shape_share_no_answers(tmp_path: Path, changes: dict) -> None:
+    plain = fake_config(tmp_path, evaluation={"scorer": RULE})
+    other = fake_config(tmp_path, **({"evaluation": {"scorer": RULE}} | changes))
+    assert is_computing(plain, plain, tmp_path / "not there")
+    assert not is_computing(other, plain, tmp_path / "not there")
+
+
+def test_no_scores_are_adopted_from_a_run_that_used_another_scorer(first: Path, tmp_path: Path) -> None:
+    adopted: dict[str, int] = {}
+    config = fake_config(tmp_path / "second", learner=rate(0.2))
+
+    def prepare(store: RunStore) -> None:
+        store.pin("scorer", "the rule as it was")
+        adopted.update(adopt(store, config, [first]))
+
+    with (
+        Job(config, Console(quiet=True), engines=FakeEngines()) as job,
+        pytest.raises(StoreError, match="was started with another scorer"),
+    ):
+        job.play(prepare)
+    assert "completions" in adopted and "scores" not in adopted
 
 
 def test_another_scorer_adopts_the_answers_alone(first: Path, tmp_path: Path) -> None:

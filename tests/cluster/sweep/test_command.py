@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def test_the_problems_of_all_plans_are_told_at_once(files: list[str], capsys: py
     said = capsys.readouterr().out
     assert said.count("CPUs needed") == 4
     assert "seed-1_iterations-3: " in said
+
+
+def test_a_missing_tracker_is_told_before_anything_starts(
+    files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    assert main("", [*files, "tracking.report_to=[trackio]"]) == 2
+    assert "trackio" in capsys.readouterr().out
 
 
 def test_rates_that_are_none_are_refused_before_anything_starts(

@@ -47,6 +47,11 @@ def test_linked_values_stay_together(sweep) -> None:
     assert len(result.runs) == 4
 
 
+def test_what_is_linked_with_the_seed_is_known(sweep) -> None:
+    assert sweep("linked:\n  - {seed: [0, 1], model.path: [a, b]}\n").with_seed == ("seed", "model.path")
+    assert sweep("vary: {seed: [0, 1]}\n").with_seed == ()
+
+
 def test_a_key_may_have_mappings_and_lists_as_values(sweep) -> None:
     result = sweep("vary:\n  learner.optimizer: [{name: adamw, lr: 1e-3}, {name: rmsprop, lr: 1e-4}]\n")
     assert [run.config.learner.optimizer.name for run in result.runs] == ["adamw", "rmsprop"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from cluster.sweep import runner
 from cluster.sweep.grid import Sweep, SweepRun
 from cluster.sweep.runner import Runner, num_parallel
 from engine.config.load import load
+from tests.conftest import ROOT
 from tests.runs import fake_config
 
 CHILD = """
 import pathlib, sys, time
-file, *siblings = map(pathlib.Path, sys.argv[1:])
+_, file, *siblings = map(pathlib.Path, sys.argv[1:])
 folder, name = file.parent, file.stem
 (folder / f"{name}.started").touch()
 print("siblings", *sorted(sibling.name for sibling in siblings))
@@ -109,6 +111,11 @@ def test_a_run_gets_its_prediction(tmp_path: Path) -> None:
     Runner(sweep(tmp_path, "a", "b"), Console(quiet=True), {"a": prediction}).play()
     assert '"seconds": 3.0' in (tmp_path / "sweep/a.prediction.json").read_text()
     assert not (tmp_path / "sweep/b.prediction.json").exists()
+
+
+def test_a_run_whose_sweep_is_gone_before_it_begins_plays_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cluster.sweep.runner", "1", str(tmp_path / "no.yaml")]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 1
 
 
 def test_an_interrupted_sweep_ends_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

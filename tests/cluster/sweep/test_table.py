@@ -45,6 +45,22 @@ def test_the_tables_of_a_sweep(tmp_path: Path) -> None:
     assert "eta-5_k-3_seed-1" not in page
 
 
+def test_keys_linked_with_the_seed_belong_to_it(tmp_path: Path) -> None:
+    keys = ("algorithm.eta", "seed", "model.path")
+    runs, outcomes = [], []
+    for eta in (1.0, 5.0):
+        for seed in (0, 1):
+            algorithm = {"name": "sppo", "eta": eta}
+            config = fake_config(tmp_path, name=f"{eta:g}-{seed}", algorithm=algorithm, seed=seed, iterations=1)
+            runs.append(SweepRun(config, dict(zip(keys, (eta, seed, f"worlds/{seed}"), strict=True))))
+            outcomes.append(Outcome(runs[-1], 0, tmp_path / "log"))
+            play(config)
+    write_table(Sweep("sweep", tmp_path, tuple(runs), keys, ("seed", "model.path")), outcomes, Console(quiet=True))
+    means = (tmp_path / "sweep.md").read_text().partition("**means over seeds")[2]
+    assert "| algorithm.eta | wins against start |" in means
+    assert means.count(", 2 seeds |") == 2
+
+
 @pytest.mark.parametrize("operations", [1, 2, 4, 30, 120])
 def test_runs_that_ended_early_are_listed_as_far_as_they_came(tmp_path: Path, operations: int) -> None:
     configs = [fake_config(tmp_path, name=f"seed-{seed}", seed=seed, iterations=1) for seed in (0, 1)]

@@ -202,7 +202,7 @@ def test_in_a_run_the_annotator_is_measured_once_for_all_versions(tmp_path: Path
     assert len(card["calibration"]) == 10
     lines = list(csv.DictReader(io.StringIO(files["verdicts.csv"])))
     assert [line["verdict"] for line in lines] == ["chosen", "rejected", "tie", "chosen"]
-    assert facts["items"].startswith(f"4 of {source}, sha256 ")
+    assert facts["items"].startswith("4 of pairs.jsonl, sha256 ")
 
 
 def test_kumite_eval_measures_a_scorer_without_any_policy(tmp_path: Path) -> None:
