@@ -9,7 +9,7 @@ from rich.console import Console
 
 from actors.factories import Engines
 from actors.fakes import FakeEngines
-from cluster.commands.job import Job
+from cluster.run.job import Job
 from engine.config.run import RunConfig
 from engine.store.disk import Disk
 

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RANK = {"engine": 0, "actors": 1, "cluster": 2, "recipes": 3}
+ROOMS = {"plan": 0, "runtime": 1, "run": 2, "products": 3, "evaluation": 3, "sweep": 3, "commands": 4}
+"""Of cluster/: a room imports from itself and from those below."""
 MAX_FUNCTION_LINES = 60
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {
@@ -51,8 +53,14 @@ def upward_imports(path: Path, tree: ast.AST) -> Iterator[str]:
             yield f"{line}: imports {module} from the tests"
         if top == "ray" and path.parts[:2] != ("cluster", "runtime"):
             yield f"{line}: imports {module} outside cluster/runtime/"
-        if path.parts[:2] == ("cluster", "plan") and top == "cluster" and not f"{module}.".startswith("cluster.plan."):
-            yield f"{line}: the plan imports {module}"
+        if home == top == "cluster" and path.parts[1] in ROOMS:
+            yield from misplaced(path.parts[1], line, module)
+
+
+def misplaced(room: str, line: int, module: str) -> Iterator[str]:
+    other = module.split(".")[1]
+    if other != room and ROOMS[other] >= ROOMS[room]:
+        yield f"{line}: cluster/{room} imports {module}, which does not lie below it"
 
 
 def unsafe(tree: ast.AST) -> Iterator[str]:
@@ -127,6 +135,8 @@ PLANTED = {
     "a long function": ("recipes/x.py", "def f():\n" + "    1\n" * MAX_FUNCTION_LINES),
     "Ray in a command": ("cluster/commands/x.py", "import ray"),
     "the plan imports the runtime": ("cluster/plan/x.py", "from cluster.runtime import pool"),
+    "products import commands": ("cluster/products/x.py", "from cluster.commands.train import main"),
+    "a sweep imports an evaluation": ("cluster/sweep/x.py", "from cluster.evaluation.results import write_results"),
 }
 
 INNOCENT = {

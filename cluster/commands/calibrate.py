@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.factories import Engines
+from cluster.plan.machines import nearest_folder
 from cluster.plan.rates import Rates, read_rates
 from engine.config.evaluation import GateConfig
 from engine.config.run import RunConfig, TrackingConfig
@@ -27,9 +28,9 @@ def calibrated(config: RunConfig, console: Console, engines: Engines | None = No
     Held-out prompts are as many as in the run, up to two shards. Benchmarks are left out. A remote judge is asked, and
     paid, for these prompts.
     """
-    from cluster.commands.job import Job
+    from cluster.run.job import Job
 
-    with tempfile.TemporaryDirectory(prefix="calibration-", dir=_existing(Path(config.output))) as folder:
+    with tempfile.TemporaryDirectory(prefix="calibration-", dir=nearest_folder(Path(config.output))) as folder:
         console.print("calibration: two iterations over a few prompts", markup=False)
         with Job(small(config, Path(folder)), Console(quiet=True), engines=engines) as job:
             job.play()
@@ -61,10 +62,3 @@ def small(config: RunConfig, output: Path) -> RunConfig:
 def _first(config: RunConfig) -> str:
     source = config.prompts.source
     return source[0] if isinstance(source, list) else source
-
-
-def _existing(path: Path) -> Path:
-    """The folder itself or the nearest one above it: on the storage that every node sees."""
-    while not path.is_dir():
-        path = path.resolve().parent
-    return path

@@ -17,7 +17,7 @@ class Merge(Command):
         _add_output(parser)
 
     def run(self, arguments: argparse.Namespace) -> int:
-        from cluster.commands.whole_models import merge_last
+        from cluster.run.whole_models import merge_last
 
         version = merge_last(arguments.run, arguments.output)
         print(f"{arguments.output}: version {version} of {arguments.run} as a whole model")
@@ -44,7 +44,7 @@ guarantee; evaluate it before you use it."""
         )
 
     def run(self, arguments: argparse.Namespace) -> int:
-        from cluster.commands.whole_models import average_versions
+        from cluster.run.whole_models import average_versions
 
         versions = average_versions(arguments.run, arguments.output, *arguments.versions)
         of = f"versions {versions[0]} to {versions[-1]} of {arguments.run}"

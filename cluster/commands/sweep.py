@@ -9,10 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.commands.train import WIDTH, add_rates, interrupt, rates_of, reported
+from cluster.commands.train import WIDTH, add_rates, rates_of
 from cluster.plan.cost import Prediction
 from cluster.plan.machines import machines
 from cluster.plan.plan import make_plan
+from cluster.run.play import interrupt, reported
 from cluster.sweep.grid import Sweep, read_sweep
 from engine.errors import PlanError
 from engine.metrics.progress import duration

@@ -8,9 +8,8 @@ No heavy library is imported before the plan is made, so `--help`, `--dry-run` a
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,19 +18,16 @@ from rich.console import Console
 
 from actors.factories import Engines
 from cluster.plan.plan import make_plan
+from cluster.run.play import reported, run
 from engine.config.keys import describe, describe_most_used
 from engine.config.load import load
 from engine.config.run import RunConfig
-from engine.errors import KumiteError
 from engine.metrics.services import check_installed
-from engine.text import printable
 
 if TYPE_CHECKING:
     from cluster.plan.cost import Prediction
     from cluster.plan.rates import Rates
-    from engine.store.run import RunStore
 
-Prepare = Callable[["RunStore"], None]
 WIDTH = 160
 """Columns of the output if it is no terminal: wide enough for the tables in a job's log."""
 
@@ -65,20 +61,6 @@ def main(base: dict[str, Any], description: str, argv: list[str] | None = None, 
     return reported(console, start)
 
 
-def reported(console: Console, command: Callable[[], int]) -> int:
-    """The exit code of `command`; an error that it raises is printed and becomes its exit code."""
-    try:
-        return command()
-    except KumiteError as error:
-        console.print(
-            f"error: {printable(str(error))}", markup=False, highlight=False, soft_wrap=True, style="bold red"
-        )
-        return error.exit_code
-    except KeyboardInterrupt as stop:
-        console.print("stopped; the same command continues from what is committed", markup=False)
-        return stop.args[0] if stop.args else 130
-
-
 @contextmanager
 def rates_of(
     config: RunConfig, arguments: argparse.Namespace, console: Console, engines: Engines | None = None
@@ -107,41 +89,6 @@ def _predict(
     for number, line in enumerate(prediction.lines()):
         console.print(f"{'time' if not number else '':<11}{line}", markup=False, highlight=False, soft_wrap=True)
     return prediction
-
-
-def run(
-    config: RunConfig,
-    console: Console,
-    engines: Engines | None = None,
-    prepare: Prepare = lambda store: None,
-    prediction: dict[str, Any] | None = None,
-) -> int:
-    """Run or resume `config`.
-
-    prepare: called with the store when prompts and start policy are committed. prediction: of its time and money, to
-    be compared with what it takes.
-    """
-    import pyarrow
-
-    from cluster.commands.job import Job
-
-    # While pyarrow reads or computes it handles SIGINT and SIGTERM itself, and loses a signal that comes as it ends.
-    pyarrow.enable_signal_handlers(False)
-    signal.signal(signal.SIGTERM, interrupt)
-    with Job(config, console, engines=engines) as job:
-        try:
-            job.play(prepare, prediction)
-        except (KumiteError, KeyboardInterrupt) as stop:
-            reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else stop
-            job.report(f"stopped: {reason}")
-            raise
-        job.show()
-    return 0
-
-
-def interrupt(number: int, frame: object) -> None:
-    """A signal handler that lets a command end in order."""
-    raise KeyboardInterrupt(128 + number)
 
 
 def _parser(base: dict[str, Any], description: str) -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.whole_models import read_config
+from cluster.run.whole_models import read_config
 from engine.errors import ConfigError, StoreError
 from engine.evaluation.gate import best_version
 from engine.store.disk import sha256_of

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.factories import Engines
-from cluster.commands.run_folder import begin, commit_inputs
 from cluster.evaluation.candidates import NO_MODEL, Candidate, Source
+from cluster.run.run_folder import begin, commit_inputs
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import Benchmark, BenchmarkTables
 from engine.benchmarks.measure import measure, record_overlaps

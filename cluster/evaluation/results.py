@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.evaluation.evaluation import Evaluation
-from engine.benchmarks.base import Benchmark, BenchmarkTables
+from cluster.run.benchmark_files import write_files, write_together
 from engine.schema import BENCHMARK_RESULTS
 from engine.store.disk import Disk
-from engine.store.reader import RunReader
 from engine.text import markdown, printable
 
 Row = dict[str, Any]
@@ -36,7 +35,7 @@ def write_results(folder: Path, evaluations: Sequence[Evaluation], console: Cons
         names = {candidate.policy.version: candidate.name for candidate in evaluation.source.candidates}
         write_files(folder / "files", evaluation.benchmarks, evaluation.store, names)
     _write_plots(folder / "files", evaluations, rows, disk)
-    _write_together(
+    write_together(
         folder / "files",
         [
             (benchmark, candidate.name, evaluation.tables(benchmark, candidate))
@@ -72,35 +71,6 @@ def _document(evaluations: Sequence[Evaluation], rows: list[Row]) -> dict[str, A
         },
         "results": rows,
     }
-
-
-def write_files(
-    folder: Path, benchmarks: Sequence[Benchmark], run: RunReader, names: Mapping[int, str], together: bool = False
-) -> None:
-    """Write the files of each benchmark that has results as folder/<benchmark>/<policy>/<file>.
-
-    names: of the policy in files, by version. together: also those that show all versions.
-    """
-    disk = Disk()
-    measured = [
-        (benchmark, name, BenchmarkTables(run, benchmark, version))
-        for version, name in names.items()
-        for benchmark in benchmarks
-        if run.shards(version, f"{benchmark.name}_results")
-    ]
-    for benchmark, name, tables in measured:
-        for file, text in benchmark.files(tables, name).items():
-            disk.write(folder / benchmark.name / name / file, text.encode("utf-8", "replace"))
-    if together:
-        _write_together(folder, measured)
-
-
-def _write_together(folder: Path, measured: Sequence[tuple[Benchmark, str, BenchmarkTables]]) -> None:
-    """Write the files that show several policies. measured: benchmark, name of the policy, what is committed."""
-    for benchmark in {benchmark.name: benchmark for benchmark, _, _ in measured}.values():
-        tables = {policy: of_policy for other, policy, of_policy in measured if other.name == benchmark.name}
-        for name, text in benchmark.together(tables).items():
-            Disk().write(folder / benchmark.name / name, text.encode("utf-8", "replace"))
 
 
 def _write_plots(folder: Path, evaluations: Sequence[Evaluation], rows: list[Row], disk: Disk) -> None:

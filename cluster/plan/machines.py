@@ -50,7 +50,7 @@ def machines(config: Setup, stated: StatedCluster | None) -> Machines:
         nodes = "1 node" if stated.nodes == 1 else f"{stated.nodes} nodes"
         return Machines(f"as stated, {nodes}", stated.nodes, float(stated.cpus), float(stated.gpus),
                         stated.gpu_gib or None, stated.memory_gib, stated.disk_gib)  # fmt: skip
-    free = shutil.disk_usage(_existing(Path(config.output))).free / GIB
+    free = shutil.disk_usage(nearest_folder(Path(config.output))).free / GIB
     if config.cluster.backend == "ray" and (address := config.cluster.address or os.environ.get("RAY_ADDRESS")):
         return Machines(f"{address}, asked when the run connects", 1, None, None, None, None, free)
     return Machines("this machine", 1, float(os.cpu_count() or 1), _visible_gpus(), None, _host_memory(), free)
@@ -68,8 +68,9 @@ def _host_memory() -> float:
     return total / GIB
 
 
-def _existing(path: Path) -> Path:
-    while not path.exists():
+def nearest_folder(path: Path) -> Path:
+    """The folder itself or the nearest one above it that exists: on the same storage."""
+    while not path.is_dir():
         path = path.resolve().parent
     return path
 

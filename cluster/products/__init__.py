@@ -1,0 +1,1 @@
+"""What is handed on: preference sets and models with their cards, and their upload."""

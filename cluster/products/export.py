@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from cluster.commands.whole_models import read_config
 from cluster.products.cards import Statement
 from cluster.products.dataset_card import dataset_card
 from cluster.products.model_folder import choose_version, intact_policy, write_model
 from cluster.products.preference_set import PreferenceSet
+from cluster.run.whole_models import read_config
 from engine.config.run import RunConfig
 from engine.errors import StoreError
 from engine.evaluation.gate import best_version

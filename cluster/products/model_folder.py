@@ -12,10 +12,10 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from cluster.commands.whole_models import merge_into
 from cluster.products.cards import Statement, base_model
 from cluster.products.model_card import model_card
 from cluster.products.model_index import Product, leaderboard_entries
+from cluster.run.whole_models import merge_into
 from engine.config.run import RunConfig
 from engine.errors import StoreError, WeightsError
 from engine.evaluation.gate import best_version

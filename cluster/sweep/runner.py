@@ -19,10 +19,10 @@ from threading import Thread
 
 from rich.console import Console
 
-from cluster.commands.train import reported, run
 from cluster.plan.cost import Prediction
 from cluster.plan.machines import num_fitting
 from cluster.plan.plan import needs
+from cluster.run.play import reported, run
 from cluster.sweep.adopt import adopt, is_computing
 from cluster.sweep.grid import Sweep, SweepRun
 from engine.config.load import dump, load

@@ -1,4 +1,4 @@
-"""Several runs side by side: which belong together, what varies, which differences are real."""
+"""Several runs side by side: which belong together, what varies, which differences are significant."""
 
 from __future__ import annotations
 

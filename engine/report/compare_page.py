@@ -80,8 +80,8 @@ def headline(best_first: Sequence[Group], compared: Sequence[Compared]) -> str:
     pair = next((c for c in compared if {c.one, c.other} == {best.name, after}), None)
     if pair is None or pair.corrected is None:
         return f"{text}; whether it is better than {after} is not known."
-    real = "significantly better than" if pair.corrected < LEVEL else "not shown to be better than"
-    return f"{text} and is {real} the next one, {after}."
+    verdict = "significantly better than" if pair.corrected < LEVEL else "not shown to be better than"
+    return f"{text} and is {verdict} the next one, {after}."
 
 
 def lead(found: Sequence[Group]) -> str:
@@ -121,7 +121,7 @@ def _mean(values: Sequence[float | None], form: str) -> str:
 
 def difference_table(compared: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
     """One line per pair, the surest first."""
-    headings = ["first", "second", "difference of win rates", "p-value", "corrected", "real?", "prompts"]
+    headings = ["first", "second", "difference of win rates", "p-value", "corrected", "significant", "prompts"]
     order = sorted(compared, key=lambda c: (c.corrected is None, c.corrected or 0.0))
     return headings, [_difference(c) for c in order]
 
@@ -132,8 +132,8 @@ def _difference(pair: Compared) -> list[str]:
         return [pair.one, pair.other, MISSING, MISSING, MISSING, f"not comparable: {pair.reason}", MISSING]
     interval = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
     prompts = f"{found.num_prompts:,} {'paired' if found.is_paired else 'unpaired'}"
-    real = "yes" if pair.corrected < LEVEL else "not shown"
-    return [pair.one, pair.other, interval, f"{found.p_value:.4f}", f"{pair.corrected:.4f}", real, prompts]
+    significant = "yes" if pair.corrected < LEVEL else "no"
+    return [pair.one, pair.other, interval, f"{found.p_value:.4f}", f"{pair.corrected:.4f}", significant, prompts]
 
 
 def charts(shown: Sequence[Group]) -> list[Chart]:

@@ -48,7 +48,7 @@ class Run:
 
     def play(self, console: Console) -> Summary:
         """Run or resume, and return what the report says."""
-        from cluster.commands.job import Job
+        from cluster.run.job import Job
 
         console.rule(self.name)
         with Job(load(self.config, [f"output={FOLDER}", f"name={self.name}", *self.overrides]), console) as job:

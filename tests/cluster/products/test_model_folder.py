@@ -19,11 +19,11 @@ from actors.chat import Chat
 from actors.fakes import letter_logps
 from actors.tiny_policy import make_tiny_policy
 from cluster.commands.cli import main
-from cluster.commands.whole_models import read_config
 from cluster.products import results
 from cluster.products.cards import Statement, base_model, is_hub_data
 from cluster.products.papers import OF_ALGORITHM
 from cluster.products.results import hub_data
+from cluster.run.whole_models import read_config
 from engine.algorithms import ALGORITHMS
 from engine.benchmarks import benchmarks
 from engine.benchmarks.base import BenchmarkTables

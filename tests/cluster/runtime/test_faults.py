@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from actors.factories import Engines
-from cluster.commands.job import Job
+from cluster.run.job import Job
 from cluster.runtime.session import ray_session
 from engine.config.run import ClusterConfig, RunConfig
 from engine.metrics.trackers import read_metrics

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from actors.fakes import FakeEngines
-from cluster.commands.job import Job
+from cluster.run.job import Job
 from cluster.runtime.replica import RayReplica
 from cluster.runtime.roles import ClusterRoles
 from engine.config.run import RunConfig

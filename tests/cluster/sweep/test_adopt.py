@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from actors.fakes import FakeEngines, FakeGenerator
-from cluster.commands.job import Job
+from cluster.run.job import Job
 from cluster.sweep.adopt import adopt, is_computing
 from engine.config.run import RunConfig
 from engine.errors import StoreError

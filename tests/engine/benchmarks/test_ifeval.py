@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from actors.fakes import FakeChat, FakeEngines
-from cluster.commands.job import Job
+from cluster.run.job import Job
 from engine.benchmarks.base import BenchmarkTables
 from engine.benchmarks.ifeval.benchmark import IFEval
 from engine.benchmarks.ifeval.checks import Task, followed, read_tasks

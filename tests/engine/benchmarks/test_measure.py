@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from actors.fakes import FakeEngines
-from cluster.commands.job import Job
+from cluster.run.job import Job
 from engine.schema import BENCHMARK_RESULTS
 from engine.store import inspection
 from engine.store.reader import RunReader
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Letters:
     benchmark = Letters()
-    for module in ("engine.loop.self_play", "cluster.commands.job"):
+    for module in ("engine.loop.self_play", "cluster.run.job"):
         monkeypatch.setattr(f"{module}.benchmarks", lambda config: [benchmark])
     return benchmark
 

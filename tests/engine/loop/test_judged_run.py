@@ -15,7 +15,7 @@ from rich.console import Console
 
 from actors.fakes import FakeJudge, letter_logps
 from actors.scorers.judge.judge import Question, Reply
-from cluster.commands.job import Job
+from cluster.run.job import Job
 from engine.config.run import RunConfig
 from engine.errors import StoreError
 from engine.metrics.trackers import read_metrics

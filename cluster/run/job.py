@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from actors.factories import Chat, Engines
-from cluster.commands.run_folder import begin, commit_inputs
-from cluster.evaluation.results import write_files
+from cluster.run.benchmark_files import write_files
+from cluster.run.run_folder import begin, commit_inputs
 from engine.benchmarks import benchmarks
 from engine.benchmarks.measure import record_overlaps
 from engine.config.run import RunConfig

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from actors.factories import Engines
 from actors.fakes import FakeChat, FakeEngines, FakeGenerator
-from cluster.commands.job import Job
+from cluster.run.job import Job
 from engine.config.run import RunConfig
 from engine.errors import ModelError, RoleError, StoreError
 from tests.runs import fake_config, play

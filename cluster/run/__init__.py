@@ -1,0 +1,1 @@
+"""One run as a folder: playing it, what every folder has, whole models out of it."""
