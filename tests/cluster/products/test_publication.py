@@ -21,7 +21,8 @@ from actors.fakes import make_fake_policy
 from cluster.commands.cli import main
 from engine.store.weights import write_checksums
 from tests.cluster.products.local_hub import TOKEN, LocalHub, invalid_metadata
-from tests.runs import fake_config, play
+from tests.engine.benchmarks.alpaca_world import RULE, section
+from tests.runs import PROMPTS, fake_config, play
 
 ROOT = Path(__file__).parents[3]
 
@@ -257,7 +258,8 @@ def test_an_adapter_must_name_its_base_by_hub_id(tmp_path: Path, capsys) -> None
 
 
 def test_what_a_run_exports_is_taken_by_the_hub_as_it_is(hub: LocalHub, tmp_path: Path) -> None:
-    run = play(fake_config(tmp_path / "run", iterations=1))
+    evaluation = {"prompts": PROMPTS, "scorer": RULE, "benchmarks": {"alpaca_eval": section(tmp_path / "files")}}
+    run = play(fake_config(tmp_path / "run", iterations=1, evaluation=evaluation))
     options = ["--version", "last", "--base", "me/base", "--license", "mit", "--language", "en"]
     assert main(["export", str(run), str(tmp_path / "out"), *options]) == 0
     for name in ("model", "preferences"):
@@ -265,7 +267,8 @@ def test_what_a_run_exports_is_taken_by_the_hub_as_it_is(hub: LocalHub, tmp_path
         assert hub.repositories[f"me/{name}"].files == contents(tmp_path / "out" / name)
     card = ModelCard(hub.repositories["me/model"].files["README.md"].decode())
     card.validate()
-    assert card.data.eval_results[0].metric_type == "win_rate"
+    kinds = {(result.dataset_name, result.metric_type) for result in card.data.eval_results}
+    assert ("AlpacaEval, from files or in part", "win_rate") in kinds
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.load import load
+from engine.config.evaluate import EvaluateConfig
+from engine.config.load import load, load_as
 from engine.errors import ConfigError
 
 BASE = {
@@ -22,6 +23,12 @@ def message(*overrides: str, path: Path | None = None, **sections: object) -> st
         load(path, overrides, BASE | sections)
     (problem,) = caught.value.problems
     return problem
+
+
+def test_a_key_of_runs_in_the_configuration_of_an_evaluation_is_called_that() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_as(EvaluateConfig, None, ["iterations=3"], {"name": "e", "model": {"path": "m"}, "evaluation": {}})
+    assert "iterations: unknown key; it is a key of runs, which has no meaning here" in str(caught.value)
 
 
 @pytest.mark.parametrize(
