@@ -9,7 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 SYSTEM_PYTHON := $(shell for p in python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 
-.PHONY: help setup demo experiments test test-fast lint format
+.PHONY: help setup demo experiments test test-fast test-real lint format
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -22,11 +22,13 @@ demo: $(STAMP)  ## self-play with real vLLM, PairRM and DeepSpeed on two CPU cor
 experiments: $(STAMP)  ## the measurements behind what README and docs claim
 	$(PYTHON) -m recipes.experiments.run
 
-test: $(STAMP)  ## every test, also those that start Ray, vLLM and DeepSpeed
-	$(PYTHON) -m pytest
+test: test-fast test-real  ## every test; with `make -j2 -O` both kinds at the same time
 
 test-fast: $(STAMP)  ## the tests without real engines
-	$(PYTHON) -m pytest -m "not real"
+	$(PYTHON) -m pytest -m "not real" --numprocesses auto --dist loadfile
+
+test-real: $(STAMP)  ## those that start Ray, vLLM and DeepSpeed
+	$(PYTHON) -m pytest -m real
 
 lint: $(STAMP)  ## style, formatting and types
 	$(PYTHON) -m ruff check .

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,21 @@ def play(config: RunConfig, disk: Disk | None = None, engines: Engines | None = 
     with Job(config, Console(quiet=True), disk, engines or FakeEngines()) as job:
         job.play()
     return Path(config.output) / config.name
+
+
+_FINISHED: dict[str, Path] = {}
+
+
+def finished(config: RunConfig) -> Path:
+    """The folder of a finished run, for tests of what is read from it; a run of the same config is copied."""
+    key = config.model_copy(update={"output": ""}).model_dump_json()
+    if key not in _FINISHED:
+        copy = Path(tempfile.mkdtemp(prefix="kumite-tests-"))
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        _FINISHED[key] = copy / "run"
+        shutil.copytree(play(config), _FINISHED[key])
+        return Path(config.output) / config.name
+    return Path(shutil.copytree(_FINISHED[key], Path(config.output) / config.name))
 
 
 class Killed(BaseException):

@@ -17,7 +17,7 @@ from cluster.plan.rates import read_rates
 from engine.config.run import RunConfig
 from engine.errors import PlanError
 from engine.store.run import RunStore
-from tests.runs import PROMPTS, fake_config, play
+from tests.runs import PROMPTS, fake_config, finished
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
@@ -38,7 +38,7 @@ def local(**changes: Any) -> dict[str, Any]:
 def measured(folder: Path, walls: Sequence[float] = (180.0, 160.0), busy: Any = BUSY, **changes: Any) -> Path:
     """A run whose times are set: 30 s to start, of which 4 answer held-out prompts; the first iteration also warms up,
     for which `completions` needs 20 s more."""
-    run = play(fake_config(folder, iterations=len(walls), **changes))
+    run = finished(fake_config(folder, iterations=len(walls), **changes))
     metrics, timeline, now = [], [{"kind": "process", "start": 0.0, "end": 0.0}], 30.0
     timeline.append(work("heldout_completions", None, 25.0, 29.0))
     for number, wall in enumerate(walls, start=1):

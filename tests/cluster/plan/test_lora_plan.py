@@ -11,7 +11,7 @@ from cluster.plan import estimates
 from cluster.plan.plan import make_plan
 from engine.config.run import RunConfig
 from tests.engine.store.test_adapters import WIDTH, make_base
-from tests.runs import fake_config, play
+from tests.runs import fake_config, finished
 
 
 def planned(base: Path, **lora) -> RunConfig:
@@ -56,7 +56,7 @@ def test_the_plan_says_what_learns(tmp_path: Path) -> None:
 
 
 def test_there_is_nothing_to_merge_in_a_run_of_whole_models(tmp_path: Path, capsys) -> None:
-    run = play(fake_config(tmp_path / "runs"))
+    run = finished(fake_config(tmp_path / "runs"))
     assert main(["merge", str(run), str(tmp_path / "whole")]) == 2
     assert "version 2 is a whole model already" in capsys.readouterr().err
     assert main(["merge", str(tmp_path), str(tmp_path / "whole")]) == 2

@@ -27,7 +27,7 @@ from engine.data.ingest import ingest
 from engine.schema import HELDOUT_WIN_RATES, SCORES, SELECTED
 from engine.store.reader import RunReader
 from tests.engine.loop.test_judged_run import POINTS, SELF
-from tests.runs import fake_config, play
+from tests.runs import fake_config, finished
 from tests.tables import rated, scored
 
 ROOT = Path(__file__).parents[3]
@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
     def played(**changes: Any) -> Path:
         if str(changes) not in runs:
-            runs[str(changes)] = play(fake_config(tmp_path_factory.mktemp("run"), **changes))
+            runs[str(changes)] = finished(fake_config(tmp_path_factory.mktemp("run"), **changes))
         return runs[str(changes)]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -18,7 +18,7 @@ from engine.store.reader import RunReader
 from engine.store.run import RunStore
 from tests.conftest import ROOT
 from tests.engine.benchmarks.alpaca_world import RULE, section
-from tests.runs import DyingDisk, Killed, fake_config, play
+from tests.runs import DyingDisk, Killed, fake_config, finished, play
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
@@ -37,7 +37,7 @@ def run(config: RunConfig, *siblings: Path) -> tuple[Path, dict[str, int]]:
 
 @pytest.fixture
 def first(tmp_path: Path) -> Path:
-    return play(fake_config(tmp_path / "first"))
+    return finished(fake_config(tmp_path / "first"))
 
 
 def test_another_learning_rate_adopts_everything_before_the_first_update(first: Path, tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def test_a_killed_sweep_continues_and_its_runs_are_those_of_runs_alone(tmp_path:
         first = folder / "lr-0.0001"
         until(lambda: committed(first, stage="completions"), "answers", lambda: driver.process.poll() is None)
         driver.kill()
-        until(lambda: not driver.descendants(), "the end of everything that the sweep had started")
-    with running(tmp_path / "again.log", *command) as driver:
-        assert driver.wait() == 0, driver.output
-        assert "lr-0.01: finished" in driver.output and "up to 1 at a time" in driver.output
+        with running(tmp_path / "again.log", *command) as again:
+            assert again.wait() == 0, again.output
+            assert "lr-0.01: finished" in again.output and "up to 1 at a time" in again.output
+        until(lambda: not driver.descendants(), "the end of everything that the killed sweep had started")
     log = (folder / "sweep/lr-0.01.log").read_text()
     for stage in ("heldout_completions", "completions", "scores", "selected", "ref_logps"):
         assert f"adopted from another run of the sweep: {stage}, 2 shards" in log

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import explain
@@ -417,6 +417,7 @@ def test_files_that_are_no_text_or_too_large_or_folders_are_refused(tmp_path):
 # Writing, comparing, naming
 
 
+@settings(max_examples=30)  # each writes, reads and compares a whole configuration
 @given(
     name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"),
     path=st.text(st.characters(codec="utf-8"), min_size=1),

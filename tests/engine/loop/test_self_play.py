@@ -96,7 +96,7 @@ def crash_points(config_folder: Path) -> int:
     return 10**9 - disk.left
 
 
-@pytest.mark.parametrize("every", [157, pytest.param(7, marks=pytest.mark.real)])
+@pytest.mark.parametrize("every", [311, pytest.param(19, marks=pytest.mark.real)])
 def test_a_driver_that_dies_at_any_file_operation_loses_nothing(undisturbed: Path, tmp_path: Path, every: int) -> None:
     total = crash_points(tmp_path)
     assert total > 400

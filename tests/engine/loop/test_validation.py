@@ -151,9 +151,9 @@ BOTH = {"keep_best_step": "accuracy", "early_stopping": {"patience": 2, "min_del
     ("learner", "every"),
     [
         (BOTH, 211),
-        pytest.param(BOTH, 7, marks=pytest.mark.real),
-        pytest.param({"keep_best_step": "loss"}, 7, marks=pytest.mark.real),
-        pytest.param({"early_stopping": {"patience": 1}, "checkpoint_every": 2}, 7, marks=pytest.mark.real),
+        pytest.param(BOTH, 29, marks=pytest.mark.real),
+        pytest.param({"keep_best_step": "loss"}, 29, marks=pytest.mark.real),
+        pytest.param({"early_stopping": {"patience": 1}, "checkpoint_every": 2}, 29, marks=pytest.mark.real),
     ],
 )
 def test_a_driver_that_dies_at_any_file_operation_keeps_and_stops_as_if_it_had_not(

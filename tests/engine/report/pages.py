@@ -14,7 +14,7 @@ from engine.report.render import write_report
 from engine.report.run_data import read_run
 from engine.schema import COMPLETIONS, SCORES
 from engine.store.run import RunStore
-from tests.runs import fake_config, play
+from tests.runs import fake_config, finished
 
 ATTACKS = (
     "<script>alert(1)</script>",
@@ -66,7 +66,7 @@ class Page(HTMLParser):
 
 def judged_run(folder: Path) -> Path:
     """A finished run of two iterations whose policy is its own judge, so that every part of a page has content."""
-    return play(fake_config(folder, scorer=JUDGE))
+    return finished(fake_config(folder, scorer=JUDGE))
 
 
 def poisoned_run(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from engine.report.compare import compare, grids, groups, incomparable, varied_k
 from engine.report.compare_page import content, write_comparison
 from engine.report.run_data import RunData, read_run
 from tests.engine.report.pages import ATTACKS, Page
-from tests.runs import PROMPTS, fake_config, play
+from tests.runs import PROMPTS, fake_config, finished
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
@@ -21,7 +21,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, memory_is_durable_enough: No
     """Two values of eta x two learning rates, and two more seeds of the first of them."""
     folder = tmp_path_factory.mktemp("sweep")
     cells = [(eta, lr, 0) for eta in (1.0, 1000.0) for lr in (0.0, 0.3)] + [(1.0, 0.0, 1), (1.0, 0.0, 2)]
-    return [read_run(play(small(folder, f"e{eta:g}-l{lr:g}-{seed}", eta, lr, seed))) for eta, lr, seed in cells]
+    return [read_run(finished(small(folder, f"e{eta:g}-l{lr:g}-{seed}", eta, lr, seed))) for eta, lr, seed in cells]
 
 
 def small(
@@ -75,7 +75,7 @@ def test_a_policy_that_does_not_learn_is_not_called_different_from_itself(sweep:
 
 
 def test_runs_whose_start_or_evaluator_differs_are_not_compared(sweep: list[RunData], tmp_path: Path):
-    other = read_run(play(small(tmp_path, "other", scorer="by_length")))
+    other = read_run(finished(small(tmp_path, "other", scorer="by_length")))
     one, two = groups(sweep[:1]), groups([other])
     assert "evaluators differ" in incomparable(one[0], two[0])
     [pair] = compare([*one, *two])
@@ -89,11 +89,11 @@ def by_length(messages: list[dict[str, str]], answers: list[str]) -> list[float]
     return [float(len(answer)) for answer in answers]
 
 
-def test_the_page_says_which_is_best_and_what_is_real(sweep: list[RunData], tmp_path: Path):
+def test_the_page_says_which_is_best_and_what_is_significant(sweep: list[RunData], tmp_path: Path):
     path = write_comparison(sweep, tmp_path / "new folder" / "page.html")
     text = Page(path.read_text()).text
     for words in (
-        "6 runs compared", "is best: it wins", "Which differences are real", "Holm's method", "Sweep",
+        "6 runs compared", "is best: it wins", "Which differences are significant", "Holm's method", "Sweep",
         "t-interval over its seeds", "rows: algorithm.eta", "held-out prompts that all runs answered",
     ):  # fmt: skip
         assert words in text, words

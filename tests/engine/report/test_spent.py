@@ -14,7 +14,7 @@ from engine.metrics.timeline import read_timeline
 from engine.report import cost
 from engine.store.reader import RunReader
 from engine.store.run import RunStore
-from tests.runs import fake_config, play
+from tests.runs import fake_config, finished
 
 pytestmark = pytest.mark.usefixtures("memory_is_durable_enough")
 
@@ -31,7 +31,7 @@ def lines_of(run: Path, **changes: Any) -> dict[str, list[str]]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run that took 100 s in its first process and 20 s in its second; 125 s were predicted."""
-    folder = play(fake_config(tmp_path))
+    folder = finished(fake_config(tmp_path))
     with RunStore(folder) as store:
         store.record("prediction", seconds=150.0, startup=10.0, iterations=[90.0, 50.0], cost=1.5,
                      stages={"completions": 30.0}, judges={"scorer": 0.01})  # fmt: skip
@@ -84,7 +84,7 @@ def test_the_end_of_a_run_says_how_far_the_prediction_was_off(run: Path) -> None
 
 
 def test_without_a_prediction_the_end_of_a_run_says_nothing(tmp_path: Path) -> None:
-    folder = play(fake_config(tmp_path))
+    folder = finished(fake_config(tmp_path))
     assert cost.in_words(cost.spent(RunReader(folder), fake_config(tmp_path), read_timeline(folder))) is None
 
 
