@@ -119,6 +119,15 @@ class Chat:
         end = next(i for i, token_id in enumerate(token_ids) if token_id in self.stop_ids)
         return token_ids[: end + 1]
 
+    def conversation_ids(self, messages: list[Message]) -> list[int]:
+        """Return the token ids of a whole conversation that ends with an answer, as reward models read it.
+
+        Control tokens that a text spells are defused. Raises ModelError for a conversation that the template refuses.
+        """
+        safe = [self.defuse(message) for message in messages]
+        self.num_defused += safe != messages
+        return self._ids(self._apply(safe, add_generation_prompt=False))
+
     def _turn(self, messages: list[Message], answer: str) -> list[int] | None:
         """Token ids of the assistant's turn by the template; None where the turn does not continue the prompt."""
         if self.template is None:

@@ -1,6 +1,6 @@
 """Scorers that turn K answers into a K x K table of pair logits: PairRM, a Python rule, llm_blender.
 
-LLM judges are in actors/scorers/judge/. Importing this module loads no torch.
+Reward models are in reward_model.py, LLM judges in judge/. Importing this module loads no torch.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.scorers.base import Logits, PairScores, Scorer, plain_text
-from engine.config.scorer import BlenderConfig, IFEvalScorerConfig, PairRMConfig, RuleConfig
+from engine.config.scorer import BlenderConfig, IFEvalScorerConfig, PairRMConfig, RewardModelConfig, RuleConfig
 from engine.errors import ConfigError, ModelError, RoleError
 
 if TYPE_CHECKING:
     from actors.scorers.pairrm.inputs import Candidates, PairInputs
 
 
-BuiltinConfig = PairRMConfig | RuleConfig | BlenderConfig | IFEvalScorerConfig
+BuiltinConfig = PairRMConfig | RewardModelConfig | RuleConfig | BlenderConfig | IFEvalScorerConfig
 
 
 def build_scorer(config: BuiltinConfig) -> Scorer:
     """Return the scorer that `config` describes, not yet started."""
     if isinstance(config, PairRMConfig):
         return PairRMScorer(config)
+    if isinstance(config, RewardModelConfig):
+        from actors.scorers.reward_model import RewardModelScorer
+
+        return RewardModelScorer(config)
     if isinstance(config, RuleConfig):
         return RuleScorer(config)
     if isinstance(config, IFEvalScorerConfig):
@@ -65,7 +69,7 @@ class PairRMScorer(Scorer):
 
     def sleep(self) -> None:
         del self._model
-        _free_gpu()
+        free_gpu()
 
     def _compare(self, rows: list[dict[str, Any]]) -> list[PairScores]:
         from actors.scorers.pairrm.model import score_candidates
@@ -153,7 +157,7 @@ class BlenderScorer(Scorer):
 
     def sleep(self) -> None:
         del self._blender
-        _free_gpu()
+        free_gpu()
 
     def _compare(self, rows: list[dict[str, Any]]) -> list[PairScores]:
         prompts = _candidates(rows, self._config.source)
@@ -265,7 +269,8 @@ def _excerpt(result: Any) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _free_gpu() -> None:
+def free_gpu() -> None:
+    """Return memory that nothing uses any more."""
     import gc
 
     import torch

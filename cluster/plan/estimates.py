@@ -13,7 +13,7 @@ from engine.config.judge import JudgeConfig, VLLMServer
 from engine.config.learner import OUTER
 from engine.config.prompts import PromptsConfig
 from engine.config.run import LearnerConfig, RunConfig
-from engine.config.scorer import IFEvalScorerConfig, PairRMConfig, RuleConfig, ScorerConfig
+from engine.config.scorer import IFEvalScorerConfig, PairRMConfig, RewardModelConfig, RuleConfig, ScorerConfig
 from engine.store.weights import tensor_shapes
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -132,7 +132,7 @@ def scorer_bytes(scorer: ScorerConfig) -> float | None:
         return judge_bytes(scorer.server) if isinstance(scorer.server, VLLMServer) else 0.0
     if isinstance(scorer, RuleConfig | IFEvalScorerConfig):
         return 0.0
-    width = BYTES[scorer.dtype] if isinstance(scorer, PairRMConfig) else BYTES["float32"]
+    width = BYTES[scorer.dtype] if isinstance(scorer, PairRMConfig | RewardModelConfig) else BYTES["float32"]
     return width * (count_parameters(scorer.path) or SCORER_PARAMETERS)
 
 
@@ -149,12 +149,14 @@ def answers_per_prompt(config: RunConfig) -> int:
 
 
 def num_verdicts(config: RunConfig, prompts: int, answers: int) -> tuple[int, str]:
-    """Number of verdicts on `prompts` prompts with `answers` answers each, and "comparisons" or "judgements"."""
+    """Number of verdicts on `prompts` prompts with `answers` answers each, and what they are called."""
     pairs = prompts * answers * (answers - 1)
     if isinstance(config.scorer, JudgeConfig):
         if config.scorer.mode == "pointwise":
             return prompts * answers * config.scorer.num_judgements, "judgements"
         return (pairs if config.scorer.orders == "both" else pairs // 2), "comparisons"
+    if isinstance(config.scorer, RewardModelConfig):
+        return prompts * answers, "rewards"
     return pairs, "comparisons"
 
 

@@ -42,6 +42,27 @@ class RuleConfig(ReplicasConfig):
     """Keyword arguments for the function."""
 
 
+class RewardModelConfig(ReplicasConfig):
+    """A reward model: a sequence classifier of transformers with one output; logits are differences of rewards."""
+
+    kind: Literal["reward_model"] = "reward_model"
+    """A sequence classifier with one output."""
+    path: str
+    """Folder or hub id of a model with safetensors weights, such as TRL's RewardTrainer writes."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Data type that the model computes in."""
+    chat_template: str | None = None
+    """File with a Jinja chat template; null: the tokenizer's own. Without one the model reads prompt and answer as a
+    pair of texts, as encoders do."""
+    max_tokens: PositiveInt | None = None
+    """Most tokens of a conversation; a longer one loses its beginning, and is counted. null: what the model can read,
+    at most 4096."""
+    batch_tokens: PositiveInt = 16384
+    """Tokens in one forward pass, padding included."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model; only for models whose code you have read."""
+
+
 class BlenderConfig(ReplicasConfig):
     """PairRM through the llm_blender package; slower, for comparison."""
 
@@ -70,5 +91,6 @@ class IFEvalScorerConfig(ReplicasConfig):
 
 
 ScorerConfig = Annotated[
-    PairRMConfig | RuleConfig | BlenderConfig | JudgeConfig | IFEvalScorerConfig, Field(discriminator="kind")
+    PairRMConfig | RewardModelConfig | RuleConfig | BlenderConfig | JudgeConfig | IFEvalScorerConfig,
+    Field(discriminator="kind"),
 ]
