@@ -154,3 +154,34 @@ def test_rewards_that_are_not_finite_name_their_prompt(tmp_path: Path):
     model.save_pretrained(path)
     with pytest.raises(RoleError, match=r"the reward of an answer to p\d is (nan|inf|-inf)"):
         scored(path)
+
+
+@pytest.mark.real
+def test_what_trls_reward_trainer_writes_is_a_scorer_that_prefers_what_it_was_trained_to(tmp_path: Path):
+    from datasets import Dataset
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    policy = make_tiny_policy(tmp_path / "policy", spread=0.05)
+    pairs = [
+        {
+            "prompt": [{"role": "user", "content": f"question {i}"}],
+            "chosen": [{"role": "assistant", "content": "good " * (1 + i % 3)}],
+            "rejected": [{"role": "assistant", "content": "evil " * (1 + i % 2)}],
+        }
+        for i in range(64)
+    ]
+    options = RewardConfig(
+        output_dir=str(tmp_path / "trained"), max_steps=30, per_device_train_batch_size=8, learning_rate=3e-3,
+        report_to=[], use_cpu=True, bf16=False, save_strategy="no", gradient_checkpointing=False, logging_steps=30,
+    )  # fmt: skip
+    trainer = RewardTrainer(model=str(policy), args=options, train_dataset=Dataset.from_list(pairs))
+    trainer.train()
+    trainer.save_model(str(tmp_path / "trained"))
+    answers = [["good good", "evil evil"]] * 5
+    rows = scored(str(tmp_path / "trained"), answers)
+    for number, row in enumerate(rows):
+        assert row["scores"] == pytest.approx(
+            [alone(str(tmp_path / "trained"), number, a) for a in answers[0]], abs=1e-4
+        )
+        assert row["scores"][0] > row["scores"][1]

@@ -13,6 +13,9 @@ def test_every_key_says_what_it_means() -> None:
 def test_the_short_help_has_the_default_and_the_meaning_of_the_most_used_keys() -> None:
     text = describe_most_used("dpo")
     assert "\nsampling.temperature    1.0           Sampling temperature" in text
-    assert "\nscorer.kind             null          pairrm or rule or llm_blender or judge or ifeval." in text
+    assert (
+        "\nscorer.kind             null          pairrm or reward_model or rule or llm_blender or judge or ifeval."
+        in text
+    )
     assert "\nalgorithm.name          dpo " in text
     assert "beta = null" in text

@@ -157,7 +157,8 @@ def test_the_name_of_a_run_is_no_variant(write):
 def test_a_key_of_another_kind_is_named_as_such(write):
     overrides = ["scorer.kind=rule", "scorer.function=a:b", "scorer.path=x"]
     assert problems(write(MINIMAL), overrides) == [
-        "scorer.path: unknown key; it belongs to another kind of scorer: pairrm, llm_blender (command line)"
+        "scorer.path: unknown key; it belongs to another kind of scorer: pairrm, reward_model, llm_blender "
+        "(command line)"
     ]
 
 
@@ -328,7 +329,7 @@ def test_what_is_missing_says_what_belongs_there():
 def test_a_section_without_its_kind_lists_the_kinds(write):
     path = write(MINIMAL.replace("  kind: pairrm\n", ""))
     assert problems(path) == [
-        f"scorer.kind: missing; expected one of pairrm, rule, llm_blender, judge, ifeval ({path}:5)"
+        f"scorer.kind: missing; expected one of pairrm, reward_model, rule, llm_blender, judge, ifeval ({path}:5)"
     ]
 
 
@@ -510,7 +511,7 @@ def test_the_help_has_every_key_with_its_range_its_default_and_its_meaning():
     assert "learner.optimizer.lr: a number at least 0; default 5e-07" in text
     assert "sampling.num_samples: a whole number from 1 to 256; default 5\n    K, the answers per prompt" in text
     assert "model.path: text; required" in text
-    assert "scorer: section, kind is one of pairrm, rule, llm_blender" in text
+    assert "scorer: section, kind is one of pairrm, reward_model, rule, llm_blender" in text
     assert "scorer.function  [rule]: text matching" in text
 
 
