@@ -147,7 +147,7 @@ class FakeGenerator:
         self._digest, self._logps = digest, letter_logps(Path(folder))
         if not learner_logps:
             return 0.0
-        logps = [[float(self._logps[token]) for token in tokens] for tokens in completion_token_ids]
+        logps = [[float(self._logps[token % END]) for token in tokens] for tokens in completion_token_ids]
         return compare_probe(learner_logps, logps, 1e-9, replica="fake generator")
 
     def generate(
@@ -248,8 +248,8 @@ class FakeLearner:
         self._step = 0
 
     def token_logps(self, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
-        logps = self._logits - np.logaddexp.reduce(self._logits)
-        return [[float(logps[token]) for token in answer] for answer in answers]
+        logps = self._logits - np.logaddexp.reduce(self._logits)  # characters of prompts stand for letters
+        return [[float(logps[token % END]) for token in answer] for answer in answers]
 
     def ref_logps(self, rows: pa.Table) -> list[list[float]]:
         rows = conform(rows, SELECTED, "fake learner")

@@ -26,9 +26,9 @@ class ProbeBatch:
     """B sequences on which generator and learner are compared."""
 
     prompt_token_ids: list[list[int]]
-    """[B][tokens] prompts of the run, cut at their end where they are too long."""
+    """[B][tokens] beginnings of prompts of the run."""
     completion_token_ids: list[list[int]]
-    """[B][num_tokens] pseudo-random ordinary tokens."""
+    """[B][at most num_tokens] how these prompts go on; pseudo-random ordinary tokens where nothing is left of them."""
 
 
 def probe_batch(
@@ -40,12 +40,14 @@ def probe_batch(
     num_prompts: int = 4,
     num_tokens: int = 16,
 ) -> ProbeBatch:
-    """Pick a few prompts of PROMPTS and give each `num_tokens` ids of `vocabulary` as its answer.
+    """Pick a few prompts of PROMPTS and divide each into a prompt and an answer of at most `num_tokens` tokens.
 
-    Depends on the arguments alone, so both sides and a resumed run get the same batch without sampling.
-    `vocabulary` holds the ids that may occur (no special ones). Prompt and answer together are at most
-    `max_length - 1` tokens (vLLM needs room for one more). Longer prompts are cut at their end, because any
-    text can be a probe. Raises ValueError if there is no prompt, no vocabulary or no room.
+    The answer is natural text, at most the second half of the prompt: two engines that compute in bfloat16 differ on
+    random tokens, which no model expects, by several times as much as on text, and hide there what wrong weights do.
+    A prompt of one token gets random ids of `vocabulary`, which holds the ids that may occur (no special ones).
+    Depends on the arguments alone, so both sides and a resumed run get the same batch without sampling. Prompt and
+    answer together are at most `max_length - 1` tokens (vLLM needs room for one more). Raises ValueError if there is no
+    prompt, no vocabulary or no room.
     """
     ids = sorted(vocabulary)
     room = max_length - 1 - num_tokens
@@ -56,7 +58,14 @@ def probe_batch(
     draw = random.Random(derive_seed(seed, "probe"))
     rows = sorted(draw.sample(range(prompts.num_rows), min(num_prompts, prompts.num_rows)))
     chosen = prompts["prompt_token_ids"].take(pa.array(rows, pa.int64())).to_pylist()
-    return ProbeBatch([prompt[:room] for prompt in chosen], [draw.choices(ids, k=num_tokens) for _ in rows])
+    parts = [_divided(prompt[: max_length - 1], num_tokens) for prompt in chosen]
+    return ProbeBatch([p for p, _ in parts], [answer or draw.choices(ids, k=num_tokens) for _, answer in parts])
+
+
+def _divided(tokens: list[int], num_tokens: int) -> tuple[list[int], list[int]]:
+    """The tokens without their last ones, and those: at most num_tokens, and at most half of them."""
+    start = len(tokens) - min(num_tokens, len(tokens) // 2)
+    return tokens[:start], tokens[start:]
 
 
 def probe_tolerance(configured: float | None, dtype: Literal["float32", "bfloat16"]) -> float:

@@ -55,11 +55,32 @@ def test_the_default_tolerance_follows_the_dtype_and_the_config_overrides_it() -
 
 
 def test_both_sides_pick_the_same_probe_from_the_runs_seed_alone() -> None:
-    table = prompts([5] * 100)
+    table = prompts([1] * 100)
     batch = probe_batch(table, range(10, 200), 7, max_length=64)
     assert batch == probe_batch(table, set(range(10, 200)), 7, max_length=64)
     assert batch != probe_batch(table, range(10, 200), 8, max_length=64)
-    assert [len(row) for row in batch.prompt_token_ids] == [5] * 4
+
+
+def test_the_answer_of_a_probe_is_how_the_prompt_goes_on() -> None:
+    table = pa.Table.from_pylist(
+        [
+            {"prompt_id": f"p{n}", "messages": [], "prompt_text": "", "prompt_token_ids": list(range(n))}
+            | NO_DATASET_COMPLETIONS
+            for n in (40, 7, 2)
+        ],
+        schema=PROMPTS,
+    )
+    batch = probe_batch(table, [999], 0, max_length=64)
+    parts = sorted(zip(batch.prompt_token_ids, batch.completion_token_ids, strict=True), key=lambda part: len(part[0]))
+    assert parts == [
+        ([0], [1]),
+        ([0, 1, 2, 3], [4, 5, 6]),
+        (list(range(24)), list(range(24, 40))),
+    ]
+
+
+def test_a_prompt_of_one_token_is_followed_by_random_ordinary_tokens() -> None:
+    batch = probe_batch(prompts([1] * 4), range(10, 200), 7, max_length=64)
     assert [len(row) for row in batch.completion_token_ids] == [16] * 4
     assert len({tuple(row) for row in batch.completion_token_ids}) == 4
     assert {token for row in batch.completion_token_ids for token in row} <= set(range(10, 200))
@@ -67,7 +88,8 @@ def test_both_sides_pick_the_same_probe_from_the_runs_seed_alone() -> None:
 
 def test_long_prompts_are_cut_so_that_the_generator_has_room_for_one_more_token() -> None:
     batch = probe_batch(prompts([50, 3]), [7, 8], 0, max_length=32)
-    assert sorted(len(row) for row in batch.prompt_token_ids) == [3, 15]
+    lengths = {len(p): len(a) for p, a in zip(batch.prompt_token_ids, batch.completion_token_ids, strict=True)}
+    assert lengths == {2: 1, 16: 15}
 
 
 @pytest.mark.parametrize(("lengths", "vocabulary", "max_length"), [([], [1], 64), ([5], [], 64), ([5], [1], 17)])
