@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from engine.benchmarks.answers import Answers
 from engine.benchmarks.base import Benchmark, BenchmarkTables, Result
 from engine.benchmarks.files import jsonl, read_objects
 from engine.benchmarks.ifeval.checks import STRICTNESSES, Task, followed, read_tasks
@@ -24,9 +24,8 @@ from engine.data.ingest import Renderer, content_id, shards
 from engine.data.values import RowError
 from engine.errors import DataError, ModelError
 from engine.evaluation.statistics import clustered_mean, clustered_stderr
-from engine.loop.roles import Generator, Roles, Timed
 from engine.loop.stages import Stage, require_weights
-from engine.schema import IFEVAL_ANSWERS, IFEVAL_PROMPTS, NO_DATASET_COMPLETIONS, PROMPTS, append
+from engine.schema import IFEVAL_ANSWERS, IFEVAL_PROMPTS, NO_DATASET_COMPLETIONS, append
 from engine.store.reader import Policy
 
 INPUT = "ifeval_input"
@@ -34,29 +33,14 @@ ANSWERS = "ifeval_answers"
 
 
 @dataclass
-class Answers(Stage[pa.Table]):
+class CheckedAnswers(Answers):
     """The policy's greedy answers, and which instructions each follows."""
 
     name = ANSWERS
-    of = "version"
     schema = IFEVAL_ANSWERS
-    role = "generator"
-    policy: Policy
-    max_new_tokens: int
+    purpose = "ifeval"
     reads = INPUT
     reads_schema = IFEVAL_PROMPTS
-    reads_iteration = 0
-
-    def submit(self, roles: Roles, table: pa.Table, shard: int) -> Future[Timed[pa.Table]]:
-        return roles.generator.submit(
-            Generator.generate,
-            table.select(PROMPTS.names),
-            iteration=0,
-            num_samples=1,
-            temperature=0.0,
-            purpose="ifeval",
-            max_new_tokens=self.max_new_tokens,
-        )
 
     def finish(self, table: pa.Table, result: pa.Table) -> pa.Table:
         require_weights(result, self.policy)
@@ -93,7 +77,7 @@ class IFEval(Benchmark):
         return shards(pa.Table.from_pylist(rows, IFEVAL_PROMPTS), self._shard_size)
 
     def stages(self, policy: Policy, chat: Renderer) -> list[Stage[Any]]:
-        return [Answers(policy, self._config.max_new_tokens)]
+        return [CheckedAnswers(policy, 0.0, self._config.max_new_tokens)]
 
     def results(self, tables: BenchmarkTables) -> list[Result]:
         rows = list(_rows(tables))
