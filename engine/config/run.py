@@ -73,7 +73,7 @@ class GeneratorConfig(ReplicasConfig):
     """More arguments of vllm.LLM, by its own names."""
     probe_tolerance: Annotated[PositiveFloat | None, WITHOUT_EFFECT] = None
     """Largest mean |difference| per token, in nats, between generator and learner on the probe batch after new weights
-    were loaded; null: 1e-3 in float32, 0.05 in bfloat16."""
+    were loaded; null: 1e-3 in float32, 0.1 in bfloat16."""
 
     @model_validator(mode="after")
     def _check_gpus_fit_tensor_parallel_size(self) -> GeneratorConfig:

@@ -17,8 +17,13 @@ import pyarrow as pa
 from engine.errors import WeightsError
 from engine.seeds import derive_seed
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
-"""Default bound of the mean |difference| per token, in nats."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+"""Default bound of the mean |difference| per token, in nats.
+
+Measured with SmolLM2-135M-Instruct in bfloat16, vLLM against the learner, five probes: 0.03 to 0.05 with the right
+weights, 0.09 to 0.11 with noise of 1 % on all of them, 0.3 to 0.8 with one matrix of one layer wrong. A change that is
+smaller than rounding, as that of one iteration at a small learning rate may be, is not found in bfloat16.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,12 @@ def probe_batch(
 ) -> ProbeBatch:
     """Pick a few prompts of PROMPTS and divide each into a prompt and an answer of at most `num_tokens` tokens.
 
-    The answer is natural text, at most the second half of the prompt: two engines that compute in bfloat16 differ on
-    random tokens, which no model expects, by several times as much as on text, and hide there what wrong weights do.
-    A prompt of one token gets random ids of `vocabulary`, which holds the ids that may occur (no special ones).
+    The answer is natural text, at most the second half of the prompt. On random tokens, which no model expects, two
+    engines in bfloat16 differ nearly twice as much with the right weights (0.06 to 0.09 nats per token). A prompt of
+    one token gets random ids of `vocabulary`, which holds the ids that may occur (no special ones).
     Depends on the arguments alone, so both sides and a resumed run get the same batch without sampling. Prompt and
-    answer together are at most `max_length - 1` tokens (vLLM needs room for one more). Raises ValueError if there is no
-    prompt, no vocabulary or no room.
+    answer together are at most `max_length - 1` tokens (vLLM needs room for one more). Raises ValueError if there is
+    no prompt, no vocabulary or no room.
     """
     ids = sorted(vocabulary)
     room = max_length - 1 - num_tokens
