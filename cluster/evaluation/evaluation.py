@@ -44,13 +44,15 @@ class Evaluation:
         self.folder = Path(config.output).resolve() / config.name / source.name
         self.store = RunStore(self.folder, note=lambda text: console.print(text, markup=False, highlight=False))
         try:
-            begin(self.store, config)
+            remarks = begin(self.store, config)
             for candidate in source.candidates:
                 self.store.pin(f"policy {candidate.policy.version}", candidate.policy.digest)
             self._monitor = Monitor(self.folder, console=console)
         except BaseException:
             self.store.close()
             raise
+        for remark in remarks:
+            self._monitor.note(remark)
 
     def run(self) -> list[str]:
         """Compute what is missing. Returns one sentence for each benchmark that failed."""

@@ -52,11 +52,13 @@ class Job:
         self.folder = Path(config.output).resolve() / config.name  # actors have other working directories
         self.store = RunStore(self.folder, disk, self.note)
         try:
-            begin(self.store, config)
+            remarks = begin(self.store, config)
             self._monitor = Monitor(self.folder, console=console, trackers=self._trackers())
         except BaseException:
             self.store.close()
             raise
+        for remark in remarks:
+            self.note(remark)
 
     def play(self, prepare: Callable[[RunStore], None] = lambda store: None, prediction: Record | None = None) -> None:
         """Compute what is missing of the run; nothing if it is finished.

@@ -37,24 +37,31 @@ PACKAGES = (
 """Packages whose versions are recorded."""
 
 
-def begin(store: RunStore, config: Setup) -> None:
-    """Write config.yaml and run.json of a new folder.
+def begin(store: RunStore, config: Setup) -> list[str]:
+    """Write config.yaml and run.json of a new folder; return what people should know about it.
 
-    Raises StoreError if the folder was begun with a config that gives other results.
+    The config of a folder in which nothing was computed, because its start failed, is replaced. Raises StoreError if
+    the folder was begun with a config that gives other results.
     """
     path = store.folder / "config.yaml"
-    if not path.exists():
-        store.disk.write(store.folder / "run.json", json.dumps(_provenance(), indent=2).encode())
-        store.disk.write(path, dump(config).encode())
-        return
-    before = load_as(type(config), path)
-    if config_digest(before) != config_digest(config):
-        changes = diff(before.model_dump(), config.model_dump())
-        raise StoreError(
-            f"{store.folder} was started with another configuration:\n"
-            + "\n".join(f"  - {change}" for change in changes)
-            + "\nSet another name= for a new run, or use the old values; nothing was changed"
-        )
+    changes: list[str] = []
+    if path.exists():
+        before = load_as(type(config), path)
+        if config_digest(before) == config_digest(config):
+            return []
+        changes = [f"  - {change}" for change in diff(before.model_dump(), config.model_dump())]
+        if store.is_computed:
+            raise StoreError(
+                f"{store.folder} was started with another configuration:\n"
+                + "\n".join(changes)
+                + "\nSet another name= for a new run, or use the old values; nothing was changed"
+            )
+        store.start_over()
+    store.disk.write(store.folder / "run.json", json.dumps(_provenance(), indent=2).encode())
+    store.disk.write(path, dump(config).encode())
+    if not changes:
+        return []
+    return ["an earlier start failed before anything was computed; its configuration is replaced:", *changes]
 
 
 def commit_inputs(

@@ -198,6 +198,17 @@ class RunStore(RunReader):
                 f"Restore it, or give the run another name="
             )
 
+    @property
+    def is_computed(self) -> bool:
+        """Whether anything was computed yet: tables other than the input, and all that follows from them."""
+        return any(record["kind"] == "shard" and record["of"] != "input" for record in self._index.values())
+
+    def start_over(self) -> None:
+        """Void every record of a folder in which nothing was computed. Its files are removed when it is opened next."""
+        for key, record in list(self._index.items()):
+            self._manifest.add(**{**record, "void": True})
+            del self._index[key]
+
     def complete(self, iteration: int) -> None:
         """Record that the iteration is done, with the shards that belong to it and to the version that it learned."""
         shards = [

@@ -12,7 +12,9 @@ from actors.factories import Engines
 from actors.fakes import FakeChat, FakeEngines, FakeGenerator
 from cluster.run.job import Job
 from engine.config.run import RunConfig
-from engine.errors import ModelError, RoleError, StoreError
+from engine.errors import DataError, ModelError, RoleError, StoreError
+from engine.metrics.trackers import read_metrics
+from engine.store import inspection, manifest
 from tests.runs import fake_config, play
 
 SECRET = "hf_secret123"
@@ -87,3 +89,34 @@ def test_a_refused_config_gives_the_folder_back_as_well(tmp_path):
         with pytest.raises(StoreError, match=r"seed: 0 -> 1"):
             play(fake_config(tmp_path, iterations=1, evaluation=None, seed=1))
     play(fake_config(tmp_path, iterations=1, evaluation=None))
+
+
+def test_a_start_that_failed_does_not_bind_its_configuration(tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "good"}\n{"prompt": 3}\n{"prompt": "also good"}\n')
+    source = {"source": str(prompts), "use": "all"}
+    with pytest.raises(DataError, match=r"prompts\.on_malformed: drop"):
+        play(fake_config(tmp_path, prompts=source))
+    run = play(fake_config(tmp_path, prompts={**source, "on_malformed": "drop"}))
+    notes = [r["text"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "note"]
+    assert "an earlier start failed before anything was computed; its configuration is replaced:" in notes
+    assert any("prompts.on_malformed: " in note for note in notes)
+    alone = play(fake_config(tmp_path / "alone", prompts={**source, "on_malformed": "drop"}))
+    assert inspection.run_digest(run) == inspection.run_digest(alone)
+    with pytest.raises(StoreError, match="was started with another configuration"):
+        play(fake_config(tmp_path, prompts=source))
+
+
+def test_engines_that_did_not_start_do_not_bind_the_configuration_either(tmp_path, monkeypatch):
+    def fail(self: FakeGenerator, *args: object, **options: object) -> None:
+        raise RoleError("no room for so many tokens")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeGenerator, "__init__", fail)
+        with pytest.raises(RoleError, match="no room"):
+            play(fake_config(tmp_path, seed=1))
+    kinds = {record["kind"] for record in manifest.read(tmp_path / "run/manifest.jsonl")[0]}
+    assert kinds == {"shard", "weights", "fact"}
+    run = play(fake_config(tmp_path, seed=2))
+    assert inspection.run_digest(run) == inspection.run_digest(play(fake_config(tmp_path / "alone", seed=2)))
+    assert inspection.damages(run) == []
