@@ -22,7 +22,7 @@ demo: $(STAMP)  ## self-play with real vLLM, PairRM and DeepSpeed on two CPU cor
 experiments: $(STAMP)  ## the measurements behind what README and docs claim
 	$(PYTHON) -m recipes.experiments.run
 
-test: test-fast test-real  ## every test; with `make -j2 -O` both kinds at the same time
+test: test-fast test-real  ## every test
 
 test-fast: $(STAMP)  ## the tests without real engines
 	$(PYTHON) -m pytest -m "not real" --numprocesses auto --dist loadfile
