@@ -74,15 +74,16 @@ class RewardModelScorer(Scorer):
         for row in rows:
             own = np.array([next(rewards) for _ in row["completions"]])
             cut = np.array([next(cuts) for _ in row["completions"]])
-            touched = cut[:, None] | cut[None, :]
-            np.fill_diagonal(touched, False)
-            results.append(PairScores(own[:, None] - own[None, :], int(touched.sum()), own.tolist()))
+            with_cut = cut[:, None] | cut[None, :]  # comparisons in which a text was cut
+            np.fill_diagonal(with_cut, False)
+            results.append(PairScores(own[:, None] - own[None, :], int(with_cut.sum()), own.tolist()))
         return results
 
     def _longest(self) -> int:
-        limits = [self._config.max_tokens, self._tokenizer.model_max_length]
-        limits.append(getattr(self._model.config, "max_position_embeddings", None))
-        return min(limit for limit in [*limits, LONGEST if self._config.max_tokens is None else None] if limit)
+        """Most tokens of a conversation: the config's limit or LONGEST, and never more than the model can read."""
+        positions = getattr(self._model.config, "max_position_embeddings", None)
+        wanted = self._config.max_tokens or LONGEST
+        return min(wanted, self._tokenizer.model_max_length, positions or wanted)
 
     def _encode(self, messages: list[dict[str, str]], answer: str) -> Encoded:
         """The conversation as the model reads it; one that is too long loses its beginning, after the first token."""

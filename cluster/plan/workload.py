@@ -30,7 +30,7 @@ class Load:
 
 
 def workload(config: RunConfig, t: int, prompts: int) -> dict[str, Load]:
-    """{stage: its work} in iteration `t`, counted from 0, with so many prompts; without benchmarks."""
+    """{stage: its work} in iteration `t`, counted from 0, with `prompts` prompts; without benchmarks."""
     k, algorithm, learner = config.sampling.num_samples, config.algorithm, config.learner
     stages = algorithm.stages(t)
     answers = k * max(1, ("completions" in stages) + ("start_completions" in stages))

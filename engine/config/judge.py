@@ -88,7 +88,7 @@ class OpenAIServer(Section):
         return urlsplit(self.base_url).netloc
 
     def usd(self, input_tokens: float, output_tokens: float) -> float | None:
-        """US dollars for so many tokens; None without both prices."""
+        """US dollars for these numbers of tokens; None without both prices."""
         price_in, price_out = self.usd_per_million_input_tokens, self.usd_per_million_output_tokens
         if price_in is None or price_out is None:
             return None

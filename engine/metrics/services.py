@@ -29,7 +29,7 @@ CLOSING_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told about a run."""
+    """What a tracker records about a run."""
 
     folder: Path
     name: str

@@ -105,7 +105,7 @@ def test_a_conversation_that_is_too_long_loses_its_beginning_and_is_counted(tmp_
     decoder, encoder = write_decoder(tmp_path / "decoder"), write_encoder(tmp_path / "encoder")
     long = "x" * 200
     (row,) = scored(decoder, [["a", f"{long}a", f"{long}ya"]], max_tokens=60)
-    assert row["num_truncated"] == 6  # of six comparisons each has a text that was cut, but for none
+    assert row["num_truncated"] == 6  # each of the six comparisons has a text that was cut
     assert len(set(row["scores"])) == 3
     (same,) = scored(decoder, [[f"{long}a", f"{long}{long}a"]], max_tokens=60)
     assert same["scores"][0] == same["scores"][1]
